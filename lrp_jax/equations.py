@@ -1,0 +1,119 @@
+"""What a single equation of a jaxpr is: a call, an elementwise function, a function that is zero at zero."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+}
+
+ELEMENTWISE = frozenset(
+    """
+    abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp copy cos cosh digamma div eq erf
+    erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max min
+    mul ne neg nextafter not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square
+    stop_gradient sub tan tanh xor convert_element_type
+    """.split()
+)
+
+
+def run(equation: Any, *values: Any) -> list[Any]:
+    """Applies an equation to values, with JAX's own derivative."""
+    primitive = equation.primitive
+    outputs = primitive.bind(*values, **primitive.get_bind_params(equation.params))
+    return outputs if primitive.multiple_results else [outputs]
+
+
+def location(equation: Any) -> str:
+    """The innermost line outside of installed packages that an equation comes from; empty if there is none."""
+    traceback = equation.source_info.traceback
+    for frame in traceback.frames if traceback is not None else ():
+        parts = Path(frame.file_name).parts
+        if "site-packages" not in parts and Path(frame.file_name).parent != Path(__file__).parent:
+            return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
+    return ""
+
+
+def literal_value(literal: Any) -> jax.Array:
+    """The number that stands in an equation, in its dtype."""
+    return jnp.asarray(literal.val, literal.aval.dtype)
+
+
+def called_jaxpr(equation: Any) -> core.ClosedJaxpr | None:
+    """The program that a call runs, or None if the equation is no call."""
+    key = _CALLS.get(equation.primitive.name)
+    if key is None:
+        return None
+    called = equation.params[key]
+    return called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ())
+
+
+def is_elementwise(equation: Any) -> bool:
+    """Whether every element of the output depends on the operands' elements at the same place alone."""
+    called = called_jaxpr(equation)
+    if called is None:
+        name = equation.primitive.name
+        return name in ELEMENTWISE or (name == "broadcast_in_dim" and equation.invars[0].aval.ndim == 0)
+    return len(called.out_avals) == 1 and all(is_elementwise(inner) for inner in called.jaxpr.eqns)
+
+
+def is_relu(equation: Any) -> bool:
+    """Whether the equation is max(x, 0), written plainly or as a call."""
+    called = called_jaxpr(equation)
+    if called is not None:
+        return len(called.jaxpr.eqns) == 1 and is_relu(called.jaxpr.eqns[0])
+    return equation.primitive.name == "max" and any(
+        isinstance(atom, core.Literal) and atom.val == 0 for atom in equation.invars
+    )
+
+
+def is_zero_at_zero(equation: Any, live: int, operands: Sequence[Any]) -> bool:
+    """Whether an elementwise function maps 0 to 0.
+
+    Args:
+        equation: The elementwise equation.
+        live: The position of the operand that is set to zero.
+        operands: The other operands; None for one whose value is not known before running.
+
+    Returns:
+        False also where it cannot be told: an operand is unknown, or more than one number.
+    """
+    with jax.ensure_compile_time_eval():
+        scalars = []
+        for i, (operand, atom) in enumerate(zip(operands, equation.invars, strict=True)):
+            if i == live:
+                scalars.append(jnp.zeros((), atom.aval.dtype))
+            elif operand is None or isinstance(operand, jax.core.Tracer) or operand.size != 1:
+                return False
+            else:
+                scalars.append(jnp.reshape(operand, ()))
+        return bool(_run_on_scalars(equation, scalars) == 0)
+
+
+def _run_on_scalars(equation: Any, scalars: Sequence[jax.Array]) -> jax.Array:
+    if equation.primitive.name == "broadcast_in_dim":
+        return scalars[0]
+    called = called_jaxpr(equation)
+    if called is None:
+        return run(equation, *scalars)[0]
+    values = dict(zip(called.jaxpr.invars, scalars, strict=True))
+    values.update(zip(called.jaxpr.constvars, called.consts, strict=True))
+
+    def read(atom: Any) -> Any:
+        return literal_value(atom) if isinstance(atom, core.Literal) else values[atom]
+
+    for inner in called.jaxpr.eqns:
+        values[inner.outvars[0]] = _run_on_scalars(inner, [read(atom) for atom in inner.invars])
+    return read(called.jaxpr.outvars[0])

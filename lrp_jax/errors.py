@@ -1,0 +1,53 @@
+"""The errors that lrp_jax raises. All derive from `LRPError`."""
+
+import importlib
+from types import ModuleType
+
+
+class LRPError(Exception):
+    """Base of every error that lrp_jax raises."""
+
+
+class MissingExtraError(LRPError, ImportError):
+    """An optional dependency is not installed. The message names the extra that brings it."""
+
+
+class ArrayError(LRPError, ValueError):
+    """An array has the wrong shape, or holds values that are not finite."""
+
+
+class DatasetError(LRPError):
+    """A data set is unknown, damaged, or can neither be found nor downloaded."""
+
+
+class CheckpointError(LRPError):
+    """A checkpoint cannot be written, or is damaged, incomplete or not the one asked for."""
+
+
+def import_extra(module: str, extra: str) -> ModuleType:
+    """Imports an optional dependency.
+
+    Args:
+        module: Dotted name of the module.
+        extra: The extra of lrp_jax that installs it.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingExtraError: If the module is not installed.
+
+    Example:
+        >>> import_extra("math", "book").sqrt(4.0)
+        2.0
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{module} is not installed. It comes with the extra {extra!r}: pip install 'lrp_jax[{extra}]'"
+        ) from error
+
+
+class UnsupportedOperationError(LRPError, NotImplementedError):
+    """Relevance reaches an operation that has no treatment."""

@@ -1,0 +1,95 @@
+"""The two forms in which relevance travels backwards, and the identities that convert between them.
+
+A cotangent c of a value a is either the relevance R itself or the ratio R / a. Ratios make every linear operation split
+relevance in proportion by its ordinary gradient; relevance is needed where a value of zero may carry some.
+"""
+
+import enum
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lrp_jax.errors import LRPError
+
+STABILIZER = 1e-6
+
+
+class Form(enum.Enum):
+    """The form of a cotangent."""
+
+    RATIO = "ratio"
+    RELEVANCE = "relevance"
+
+
+def stabilize(z: jax.Array, epsilon: float) -> jax.Array:
+    """Moves a denominator away from zero: z + epsilon * sign(z), with sign(0) = +1.
+
+    Args:
+        z: Real array of any shape.
+        epsilon: Distance by which every element moves.
+
+    Returns:
+        Array of the shape and dtype of `z`; nowhere zero if `epsilon` is positive.
+
+    Example:
+        >>> stabilize(jnp.array([2.0, 0.0, -2.0]), 0.5)
+        Array([ 2.5,  0.5, -2.5], dtype=float32)
+    """
+    return z + jnp.where(z < 0, -epsilon, epsilon).astype(z.dtype)
+
+
+def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """Divides with 0 / 0 = 0, and with 0 wherever the denominator is zero."""
+    is_zero = denominator == 0
+    return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))
+
+
+def convert(value: jax.Array, arriving: Form, wanted: Form) -> jax.Array:
+    """Returns `value`; on the way back its cotangent changes from the form `arriving` to `wanted`."""
+    if arriving is wanted:
+        return value
+    return _ratio_to_relevance(value) if wanted is Form.RELEVANCE else _relevance_to_ratio(value)
+
+
+@jax.custom_vjp
+def _ratio_to_relevance(value: jax.Array) -> jax.Array:
+    return value
+
+
+_ratio_to_relevance.defvjp(lambda value: (value, value), lambda value, ratio: (ratio * value,))
+
+
+@jax.custom_vjp
+def _relevance_to_ratio(value: jax.Array) -> jax.Array:
+    return value
+
+
+_relevance_to_ratio.defvjp(
+    lambda value: (value, value),
+    lambda value, relevance: (relevance / stabilize(value, STABILIZER),),
+)
+
+
+@jax.custom_vjp
+def begin(explained: Sequence[jax.Array], others: Sequence[jax.Array]) -> list[jax.Array]:
+    """Returns the explained arguments, and sees to it that nothing is differentiated with regard to the others.
+
+    Raises:
+        LRPError: If the function is differentiated with regard to one of `others`.
+    """
+    return list(explained)
+
+
+def _begin_forward(explained: Sequence[Any], others: Sequence[Any]) -> tuple[list[jax.Array], None]:
+    if any(other.perturbed for other in others):
+        raise LRPError(
+            "The derivative of an lrp() function is relevance, which is defined for the explained arguments (argnums) "
+            "alone. For a gradient with regard to parameters differentiate the original function, or a quantity "
+            "computed from the relevance."
+        )
+    return [argument.value for argument in explained], None
+
+
+begin.defvjp(_begin_forward, lambda _, cotangents: (list(cotangents), None), symbolic_zeros=True)

@@ -1,0 +1,138 @@
+"""Every rule on every kind of layer, against the dense oracle."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax import lax
+
+from lrp_jax import lrp, rules
+
+RULES = {
+    "zero": (rules.Zero(), oracle.zero),
+    "epsilon": (rules.Epsilon(1e-2), partial(oracle.epsilon, epsilon=1e-2)),
+    "epsilon default": (rules.Epsilon(), partial(oracle.epsilon, epsilon=1e-6)),
+    "z+": (rules.ZPlus(), partial(oracle.zplus, stabilizer=1e-6)),
+    "z+ stabilizer": (rules.ZPlus(stabilizer=0.1), partial(oracle.zplus, stabilizer=0.1)),
+    "flat": (rules.Flat(), partial(oracle.flat, stabilizer=1e-6)),
+}
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def dense(x, weight=(5, 4)):
+    return x @ normal(1, *weight)
+
+
+def conv(x, kernel, layout, **options):
+    return lax.conv_general_dilated(x, normal(1, *kernel), dimension_numbers=layout, **options)
+
+
+CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
+CHANNELS_FIRST = ("NCHW", "OIHW", "NCHW")
+
+# The linear map, the shape of its input, and the shape in which a bias for each output feature is added.
+LAYERS = {
+    "dense": (dense, (5,), (4,)),
+    "dense, weight first": (lambda x: normal(1, 4, 5) @ x, (5,), (4,)),
+    "dense, several axes": (lambda x: jnp.einsum("abc,cbd->ad", x, normal(1, 3, 2, 4)), (2, 2, 3), (4,)),
+    "dense, batch axis": (lambda x: jnp.einsum("abc,bcd->abd", x, normal(1, 2, 3, 4)), (2, 2, 3), (1, 2, 4)),
+    "conv 1-D": (
+        partial(conv, kernel=(3, 2, 4), layout=("NHC", "HIO", "NHC"), window_strides=(1,), padding="SAME"),
+        (1, 6, 2),
+        (4,),
+    ),
+    "conv 2-D": (
+        partial(conv, kernel=(3, 3, 2, 4), layout=CHANNELS_LAST, window_strides=(1, 1), padding="SAME"),
+        (1, 5, 5, 2),
+        (4,),
+    ),
+    "conv 2-D valid, strided": (
+        partial(conv, kernel=(3, 2, 2, 4), layout=CHANNELS_LAST, window_strides=(2, 1), padding="VALID"),
+        (1, 6, 5, 2),
+        (4,),
+    ),
+    "conv 2-D, channels first": (
+        partial(conv, kernel=(4, 2, 3, 3), layout=CHANNELS_FIRST, window_strides=(1, 1), padding=((1, 0), (0, 2))),
+        (1, 2, 5, 4),
+        (4, 1, 1),
+    ),
+    "conv 2-D, kernel dilated": (
+        partial(
+            conv, kernel=(2, 2, 2, 3), layout=CHANNELS_LAST, window_strides=(1, 1), padding="SAME", rhs_dilation=(2, 3)
+        ),
+        (1, 6, 6, 2),
+        (3,),
+    ),
+    "conv 2-D, grouped": (
+        partial(
+            conv,
+            kernel=(3, 3, 2, 6),
+            layout=CHANNELS_LAST,
+            window_strides=(1, 1),
+            padding="SAME",
+            feature_group_count=2,
+        ),
+        (1, 4, 4, 4),
+        (6,),
+    ),
+    "conv 2-D, depthwise": (
+        partial(
+            conv,
+            kernel=(3, 3, 1, 4),
+            layout=CHANNELS_LAST,
+            window_strides=(2, 2),
+            padding="SAME",
+            feature_group_count=4,
+        ),
+        (1, 5, 5, 4),
+        (4,),
+    ),
+    "conv 2-D, transposed": (
+        lambda x: lax.conv_transpose(x, normal(1, 3, 3, 2, 3), (2, 2), "SAME", dimension_numbers=CHANNELS_LAST),
+        (1, 3, 3, 2),
+        (3,),
+    ),
+    "conv 3-D": (
+        partial(
+            conv, kernel=(2, 2, 2, 2, 3), layout=("NDHWC", "DHWIO", "NDHWC"), window_strides=(1, 2, 1), padding="SAME"
+        ),
+        (1, 3, 4, 3, 2),
+        (3,),
+    ),
+}
+BIASES = {
+    "no bias": lambda z, bias: z,
+    "bias": lambda z, bias: z + bias,
+    "batch norm": lambda z, bias: (z + bias - 0.3 * bias) * (1 + bias) + 2 * bias,
+    "scaled and negated": lambda z, bias: -((bias - z) / (2 + bias)) * 3.0,
+}
+
+
+@pytest.mark.parametrize("bias_name", BIASES)
+@pytest.mark.parametrize("layer_name", LAYERS)
+def test_rule_agrees_with_dense_oracle(float64, layer_name, bias_name):
+    linear, input_shape, bias_shape = LAYERS[layer_name]
+    bias = normal(3, *bias_shape)
+    layer = lambda x: BIASES[bias_name](linear(x), bias)
+    x = normal(2, *input_shape)
+    x = x.at[tuple(0 for _ in input_shape)].set(0.0)
+
+    size = x.size
+    flat_layer = lambda v: layer(v.reshape(input_shape)).ravel()
+    jacobian = np.asarray(jax.jacobian(flat_layer)(jnp.zeros(size)))
+    shift = np.asarray(flat_layer(jnp.zeros(size)))
+
+    for name, (rule, naive) in RULES.items():
+        z, propagate = jax.vjp(lrp(layer, rule), x)
+        np.testing.assert_array_equal(z, layer(x))
+        seed = normal(4, *z.shape)
+        (relevance,) = propagate(seed)
+        expected = naive(jacobian, shift, np.asarray(x).ravel(), np.asarray(seed * z).ravel())
+        error = np.abs(np.asarray(relevance).ravel() - expected).max() / np.abs(expected).max()
+        assert error < 1e-9, f"{name}: {error}"
