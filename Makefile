@@ -1,0 +1,34 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help book test lint clean
+
+help:  ## Say what there is (the default)
+	@sed -n 's/^\([a-z]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+book: $(VENV)/installed-book  ## Execute the chapters and write the book to _build/html
+	@$(BIN)/jupyter-book build . -W --keep-going || { rm -rf _build/.doctrees; exit 1; }
+
+test: $(VENV)/installed-book,dev  ## Run the tests
+	@$(BIN)/pytest
+
+lint: $(VENV)/installed-book,dev  ## Check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy lrp_jax
+
+clean:  ## Remove what was built, the environment included
+	rm -rf _build $(VENV)
+
+# The file `complete` is missing while pip works, so an interrupted environment is built anew.
+$(VENV)/installed-%: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+		"lrp_jax needs Python 3.11 or newer as $(PYTHON). Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@test -e $(VENV)/complete || $(PYTHON) -m venv --clear $(VENV)
+	@rm -f $(VENV)/complete
+	@echo 'Installing lrp_jax[$*] into $(VENV), which takes about a minute ...'
+	@$(BIN)/pip install --quiet -c constraints.txt -e '.[$*]'
+	@touch $(VENV)/complete $(VENV)/installed-book $@

@@ -1,0 +1,142 @@
+"""Relevance maps are drawn with the right colours, labels and scales, and bad arrays are refused."""
+
+import sys
+
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from lrp_jax.errors import ArrayError, MissingExtraError
+from lrp_jax.plotting import grid, heatmap
+
+
+@pytest.fixture
+def ax():
+    return Figure().subplots()
+
+
+@pytest.fixture
+def images():
+    return np.linspace(0, 1, 2 * 4 * 3).reshape(2, 4, 3)
+
+
+def test_heatmap_is_centred_on_zero(ax):
+    image = heatmap([[0.5, -2.0], [0.0, 1.0]], ax)
+    assert image.get_clim() == (-2, 2)
+    red, green, blue, _ = image.to_rgba(0.0)
+    assert red == pytest.approx(green, abs=0.01) == pytest.approx(blue, abs=0.01)
+
+
+def test_heatmap_makes_positive_red_and_negative_blue(ax):
+    image = heatmap([[1.0, -1.0]], ax)
+    assert image.to_rgba(1.0)[0] > image.to_rgba(1.0)[2]
+    assert image.to_rgba(-1.0)[0] < image.to_rgba(-1.0)[2]
+
+
+def test_heatmap_takes_the_given_limit_and_colours(ax):
+    image = heatmap([[0.5, -2.0]], ax, limit=7.0, colormap="PuOr")
+    assert image.get_clim() == (-7, 7)
+    assert image.get_cmap().name == "PuOr"
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_heatmap_draws_the_sum_of_the_channels(ax, array):
+    relevance = np.arange(24.0).reshape(4, 2, 3) - 12
+    image = heatmap(array(relevance), ax)
+    np.testing.assert_allclose(image.get_array(), relevance.sum(axis=-1))
+
+
+def test_heatmap_of_one_channel_is_that_channel(ax):
+    relevance = np.arange(8.0).reshape(4, 2)
+    np.testing.assert_array_equal(heatmap(relevance[..., None], ax).get_array(), relevance)
+
+
+def test_heatmap_of_zeros_can_be_drawn(ax):
+    assert heatmap(np.zeros((2, 2)), ax).get_clim() == (-1, 1)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (1, 2, 3, 4)])
+def test_heatmap_refuses_other_shapes(ax, shape):
+    with pytest.raises(ArrayError, match=r"\(H, W\) or \(H, W, C\), but has"):
+        heatmap(np.zeros(shape), ax)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_heatmap_refuses_what_is_not_finite(ax, value):
+    with pytest.raises(ArrayError, match="finite"):
+        heatmap([[0.0, value]], ax)
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, np.nan])
+def test_heatmap_refuses_a_limit_that_is_not_positive(ax, limit):
+    with pytest.raises(ArrayError, match="limit"):
+        heatmap([[1.0]], ax, limit=limit)
+
+
+def test_grid_draws_images_labels_maps_and_a_labelled_colour_bar(images):
+    figure = grid(images, [images[0], -3 * images[1]], ["1", "8"], colorbar_label="share")
+    first, second, first_map, second_map, colorbar = figure.axes
+    np.testing.assert_array_equal(second.images[0].get_array(), images[1])
+    np.testing.assert_array_equal(second_map.images[0].get_array(), -3 * images[1])
+    assert [first.get_xlabel(), second.get_xlabel()] == ["1", "8"]
+    assert first_map.images[0].get_clim() == second_map.images[0].get_clim() == (-3, 3)
+    assert colorbar.get_ylabel() == "share"
+
+
+def test_grid_gives_each_named_row_a_scale_of_its_own(images):
+    figure = grid(images, {"LRP-0": images, "z+": 5 * images}, ["1", "8"])
+    limits = [ax.images[0].get_clim()[1] for ax in figure.axes[2:6]]
+    assert limits == pytest.approx([1, 1, 5, 5])
+    assert [figure.axes[2].get_ylabel(), figure.axes[4].get_ylabel()] == ["LRP-0", "z+"]
+    assert len(figure.axes) == 8
+
+
+def test_grid_takes_one_limit_for_all_rows(images):
+    figure = grid(images, {"LRP-0": images, "z+": 5 * images}, ["1", "8"], limit=2.0)
+    assert {ax.images[0].get_clim() for ax in figure.axes[2:6]} == {(-2, 2)}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_draws_images_with_channels(images, channels):
+    with_channels = jnp.repeat(images[..., None], channels, axis=-1)
+    figure = grid(with_channels, with_channels, ["1", "8"])
+    np.testing.assert_allclose(figure.axes[2].images[0].get_array(), channels * images[0], 1e-6)
+
+
+def test_grid_shows_integers_up_to_255(images):
+    figure = grid((200 * images).astype(np.uint8), images, ["1", "8"])
+    assert figure.axes[0].images[0].get_clim() == (0, 255)
+
+
+def test_grid_leaves_no_figure_open(images):
+    before = plt.get_fignums()
+    grid(images, images, ["1", "8"])
+    assert plt.get_fignums() == before
+
+
+@pytest.mark.parametrize(
+    ("relevance", "labels", "message"),
+    [
+        (np.zeros((3, 4, 3)), ["1", "8"], "2 images, but 3 maps"),
+        (np.zeros((2, 4, 3)), ["1"], "2 images, but 1 labels"),
+        ({"z+": np.zeros((2, 4))}, ["1", "8"], r"'z\+' needs the shape \(N, H, W\)"),
+        ({"z+": np.full((2, 4, 3), np.nan)}, ["1", "8"], r"'z\+' must be finite"),
+    ],
+)
+def test_grid_says_what_does_not_fit(images, relevance, labels, message):
+    with pytest.raises(ArrayError, match=message):
+        grid(images, relevance, labels)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 4, 3, 2)])
+def test_grid_refuses_images_of_other_shapes(shape):
+    with pytest.raises(ArrayError, match=r"images need the shape"):
+        grid(np.zeros(shape), np.zeros((2, 4, 3)), ["1", "8"])
+
+
+def test_grid_without_matplotlib_names_the_extra(images, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match=r"lrp_jax\[book\]"):
+        grid(images, images, ["1", "8"])
