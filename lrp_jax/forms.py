@@ -93,3 +93,16 @@ def _begin_forward(explained: Sequence[Any], others: Sequence[Any]) -> tuple[lis
 
 
 begin.defvjp(_begin_forward, lambda _, cotangents: (list(cotangents), None), symbolic_zeros=True)
+
+
+@jax.custom_vjp
+def hold(value: jax.Array) -> jax.Array:
+    """Returns `value`, through which no relevance flows back. Unlike `stop_gradient` it keeps second derivatives."""
+    return value
+
+
+def _no_cotangent(value: jax.Array, cotangent: Any) -> tuple[None]:
+    return (None,)
+
+
+hold.defvjp(lambda value: (value, value), _no_cotangent)

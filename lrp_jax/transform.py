@@ -1,20 +1,23 @@
 """`lrp`: the function transformation."""
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lrp_jax import forms
+from lrp_jax.composites import Rules, as_composite
 from lrp_jax.errors import LRPError
-from lrp_jax.forms import Form
-from lrp_jax.graph import Graph, read
+from lrp_jax.graph import Graph, Status, read
+from lrp_jax.operations import Call
 from lrp_jax.plan import Piece, Plan, make_plan
-from lrp_jax.rules import Rule
 
 
-def lrp(fun: Callable[..., Any], rules: Rule, argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
+def lrp(fun: Callable[..., Any], rules: Rules, argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
     """Transforms a function so that its vector-Jacobian product is layer-wise relevance propagation.
 
     The transformed function has the same value. Where JAX would propagate a gradient backwards, it propagates
@@ -26,7 +29,7 @@ def lrp(fun: Callable[..., Any], rules: Rule, argnums: int | Sequence[int] = 0) 
     Args:
         fun: A function of arrays (or pytrees of arrays) that JAX can trace: a bound Flax NNX module, the `apply` of a
             Linen module, a plain function; in inference mode.
-        rules: The rule for every layer.
+        rules: A rule for every layer, or a composite that says which rule where.
         argnums: The positions of the arguments that are explained.
 
     Returns:
@@ -49,11 +52,12 @@ def lrp(fun: Callable[..., Any], rules: Rule, argnums: int | Sequence[int] = 0) 
         >>> jax.grad(lrp(network, rules.Zero()))(jnp.array([3.0, 1.0]))
         Array([3., 2.], dtype=float32)
     """
+    composite = as_composite(rules)
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     def explained(*args: Any, **kwargs: Any) -> Any:
         graph, inputs, structure = _trace(fun, positions, args, kwargs)
-        outputs = rebind(graph, make_plan(graph, rules), inputs)
+        outputs = rebind(make_plan(graph, composite), _begin(graph, inputs))
         return jax.tree.unflatten(structure, outputs)
 
     explained.__name__ = getattr(fun, "__name__", type(fun).__name__)
@@ -61,55 +65,107 @@ def lrp(fun: Callable[..., Any], rules: Rule, argnums: int | Sequence[int] = 0) 
     return explained
 
 
-def rebind(graph: Graph, plan: Plan, inputs: Sequence[jax.Array]) -> list[jax.Array]:
+def _begin(graph: Graph, inputs: Sequence[jax.Array]) -> list[jax.Array]:
+    """Sees to it that nothing is differentiated but the explained inputs."""
+    values = dict(zip(graph.inputs, inputs, strict=True))
+    explained = [i for i in graph.inputs if graph.is_live(i)]
+    others = [value for i, value in (graph.constants | values).items() if i not in explained]
+    values.update(zip(explained, forms.begin([values[i] for i in explained], others), strict=True))
+    return [values[i] for i in graph.inputs]
+
+
+def rebind(plan: Plan, inputs: Sequence[jax.Array]) -> list[jax.Array]:
     """Runs a function piece by piece, each with the backward pass that the plan gives it.
 
     Args:
-        graph: The function.
-        plan: How relevance travels through it.
-        inputs: The inputs of the graph.
+        plan: The function, and how relevance travels through it.
+        inputs: Its inputs.
 
     Returns:
-        The outputs of the graph.
+        Its outputs.
     """
-    values = graph.constants | dict(zip(graph.inputs, inputs, strict=True))
-    explained = [i for i in graph.inputs if graph.is_live(i)]
-    others = [value for i, value in values.items() if i not in explained]
-    begun = forms.begin([values[i] for i in explained], others)
-    for i, value in zip(explained, begun, strict=True):
-        values[i] = forms.convert(value, plan.forms.get(i, Form.RATIO), Form.RELEVANCE)
+    graph = plan.graph
+    values = dict(graph.constants)
+    for i, value, wanted in zip(graph.inputs, inputs, plan.input_forms, strict=True):
+        values[i] = forms.convert(value, plan.form(i), wanted) if graph.is_live(i) else value
     for piece in plan.pieces:
         values.update(zip(piece.outputs, _run(plan, piece, values), strict=True))
-    return [forms.convert(values[i], Form.RATIO, plan.forms.get(i, Form.RATIO)) for i in graph.outputs]
-
-
-def _run(plan: Plan, piece: Piece, values: dict[int, jax.Array]) -> list[jax.Array]:
-    constants = [values[i] for i in piece.constants]
-    if piece.treatment is None:
-        return piece.run([values[i] for i in piece.live], constants)
-    live = [forms.convert(values[i], piece.returned, plan.forms[i]) for i in piece.live]
-    backward = piece.treatment.backward.get(piece.taken)
-    run = piece.run if backward is None else _with_backward(piece, backward)
     return [
-        forms.convert(output, plan.forms.get(i, piece.taken), piece.taken)
-        for i, output in zip(piece.outputs, run(live, constants), strict=True)
+        forms.convert(values[i], arriving, plan.form(i)) if graph.is_live(i) else values[i]
+        for i, arriving in zip(graph.outputs, plan.output_forms, strict=True)
     ]
 
 
-def _with_backward(piece: Piece, backward: Callable[..., Any]) -> Callable[..., Any]:
+def _run(plan: Plan, piece: Piece, values: dict[int, jax.Array]) -> list[jax.Array]:
+    live = [values[i] for i in piece.live]
+    constants = [values[i] for i in piece.constants]
+    if piece.treatment is None:
+        return piece.run(live, constants)
+    constants = [
+        value if plan.graph.status[i] is Status.CONSTANT else forms.hold(value)
+        for i, value in zip(piece.constants, constants, strict=True)
+    ]
+    live = [
+        forms.convert(value, returned, plan.form(i))
+        for i, value, returned in zip(piece.live, live, piece.returned, strict=True)
+    ]
+    outputs = _runner(piece)(live, constants)
+    return [
+        forms.convert(output, plan.form(i), taken) if plan.graph.is_live(i) else output
+        for i, output, taken in zip(piece.outputs, outputs, piece.taken, strict=True)
+    ]
+
+
+def _runner(piece: Piece) -> Callable[[Sequence[jax.Array], Sequence[jax.Array]], Sequence[jax.Array]]:
+    if piece.bodies:
+        return functools.partial(_run_bodies, piece)
+    if piece.backward is None:
+        return piece.run
+    backward = piece.backward
+    params = piece.operations[0].equation.params
+
     @jax.custom_vjp
-    def run(live, constants):
+    def run(live: list[jax.Array], constants: list[jax.Array]) -> list[jax.Array]:
         return piece.run(live, constants)
 
-    def forward(live, constants):
+    def forward(live: list[jax.Array], constants: list[jax.Array]) -> tuple[list[jax.Array], Any]:
         outputs = piece.run(live, constants)
         return outputs, (live, constants, outputs)
 
-    def back(residuals, cotangents):
-        return list(backward(*residuals, cotangents)), None
+    def back(residuals: Any, cotangents: list[jax.Array]) -> tuple[list[jax.Array], None]:
+        return list(backward(Call(piece.run, params, *residuals, cotangents))), None
 
     run.defvjp(forward, back)
     return run
+
+
+def _run_bodies(piece: Piece, live: Sequence[jax.Array], constants: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    """Runs a scan or a cond with transformed bodies."""
+    (operation,) = piece.operations
+    values = dict(zip(piece.live + piece.constants, (*live, *constants), strict=True))
+    operands = [values[i] for i in operation.inputs]
+    params = operation.equation.params
+    if operation.name == "cond":
+        return lax.switch(operands[0], [functools.partial(_run_branch, plan) for plan in piece.bodies], *operands[1:])
+    number, carries = params["num_consts"], params["num_carry"]
+
+    def body(carry: Sequence[jax.Array], x: Sequence[jax.Array]) -> tuple[Sequence[jax.Array], Sequence[jax.Array]]:
+        outputs = rebind(piece.bodies[0], [*operands[:number], *carry, *x])
+        return outputs[:carries], outputs[carries:]
+
+    carry, stacked = lax.scan(
+        body,
+        operands[number : number + carries],
+        operands[number + carries :],
+        length=params["length"],
+        reverse=params["reverse"],
+        unroll=params["unroll"],
+    )
+    return [*carry, *stacked]
+
+
+def _run_branch(plan: Plan, *operands: jax.Array) -> list[jax.Array]:
+    return rebind(plan, operands)
 
 
 def _trace(
@@ -142,5 +198,28 @@ def _trace(
 
     arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
     closed_jaxpr, output = jax.make_jaxpr(call, return_shape=True)(arrays)
-    arrays_live = [live for live, array in zip(is_live, is_array, strict=True) if array]
-    return read(closed_jaxpr, arrays_live), arrays, jax.tree.structure(output)
+    statuses = [
+        Status.LIVE if live else Status.CONSTANT for live, array in zip(is_live, is_array, strict=True) if array
+    ]
+    paths = [_name(path[2:]) for path, _ in jax.tree_util.tree_leaves_with_path((args, kwargs))]
+    array_paths = [path for path, array in zip(paths, is_array, strict=True) if array]
+    held = _paths_of_arrays(fun)
+    graph = read(closed_jaxpr, statuses, array_paths, lambda constant: held.get(id(constant), ""))
+    return graph, arrays, jax.tree.structure(output)
+
+
+def _paths_of_arrays(fun: Callable[..., Any]) -> dict[int, str]:
+    """The paths of the arrays that a function holds: as a module, as a partial, or in variables that it closes over."""
+    holders = [fun, getattr(fun, "__self__", None), getattr(fun, "args", None), getattr(fun, "keywords", None)]
+    function = inspect.unwrap(getattr(fun, "func", fun))
+    if inspect.isfunction(function):
+        variables = inspect.getclosurevars(function)
+        holders += [*variables.nonlocals.values(), *variables.globals.values()]
+    leaves = [leaf for holder in holders for leaf in jax.tree_util.tree_leaves_with_path(holder)]
+    return {id(leaf): _name(path) for path, leaf in leaves if hasattr(leaf, "dtype")}
+
+
+def _name(path: Sequence[Any]) -> str:
+    """The path of a parameter as a name: without the attribute that holds the array, and Linen's collection."""
+    name = jax.tree_util.keystr(tuple(path), simple=True, separator=".")
+    return name.removesuffix(".value").removeprefix("params.")
