@@ -59,3 +59,7 @@ class RuleError(LRPError, ValueError):
 
 class SelectorError(LRPError, ValueError):
     """A composite does not fit the layers of the function: a selector that matches none, or a layer without a rule."""
+
+
+class InputError(LRPError, ValueError):
+    """An argument of a call does not fit: its dtype, its shape, a target, a name that there is not."""

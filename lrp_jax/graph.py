@@ -21,7 +21,8 @@ class Status(enum.Enum):
     """What a value has to do with the explained arguments."""
 
     CONSTANT = "does not depend on them"
-    HELD = "depends on them behind a stop_gradient"
+    HELD = "depends on them, but not differentiably: behind a stop_gradient, a comparison, ..."
+    TOKEN = "depends on explained integers, which become live when an embedding is looked up"
     LIVE = "depends on them, and relevance flows through it"
 
 
@@ -78,6 +79,7 @@ class Graph:
         nonnegative: The values that are known not to be negative.
         producer: For every value that is computed, the operation that returns it.
         readers: For every value, the operations that read it.
+        embeddings: The values at which relevance ends, because they are looked up with explained integers.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -90,6 +92,7 @@ class Graph:
     nonnegative: set[int] = field(default_factory=set)
     producer: dict[int, Operation] = field(default_factory=dict)
     readers: dict[int, list[Operation]] = field(default_factory=dict)
+    embeddings: list[int] = field(default_factory=list)
 
     def new_value(self, aval: Any, status: Status) -> int:
         """Numbers a value."""
@@ -178,7 +181,7 @@ class _Reader:
             inputs = tuple(self._number(atom, numbers) for atom in equation.invars)
             location = equations.location(equation) or caller
             called = equations.called_jaxpr(equation)
-            live = [value for value in inputs if graph.is_live(value)]
+            live = [value for value in inputs if graph.status[value] in (Status.LIVE, Status.TOKEN)]
             is_unit = len(live) == 1 and equations.is_elementwise(equation)
             if called is not None and live and not is_unit:
                 outputs = self.read(called, inputs, location)
@@ -207,12 +210,15 @@ class _Reader:
             joined = _join(statuses)
             if joined is Status.LIVE and equation.primitive.name == "stop_gradient":
                 joined = Status.HELD
-            out = [joined] * len(equation.outvars)
+            is_embedding = equation.primitive.name == "gather" and statuses[:2] == [Status.CONSTANT, Status.TOKEN]
+            out = [Status.LIVE if is_embedding else joined] * len(equation.outvars)
         outputs = [
             graph.new_value(variable.aval, _if_real(variable.aval, status))
             for variable, status in zip(equation.outvars, out, strict=True)
         ]
         graph.add(Operation(equation, inputs, tuple(outputs), location, bodies))
+        if Status.LIVE in out and Status.LIVE not in statuses:
+            graph.embeddings.extend(outputs)
         return outputs
 
     def _read_body(self, closed: core.ClosedJaxpr, inputs: Sequence[int], statuses: Sequence[Status], caller: str) -> Graph:
@@ -245,7 +251,7 @@ class _Reader:
 
 
 def _join(statuses: Sequence[Status]) -> Status:
-    for status in (Status.LIVE, Status.HELD):
+    for status in (Status.LIVE, Status.TOKEN, Status.HELD):
         if status in statuses:
             return status
     return Status.CONSTANT

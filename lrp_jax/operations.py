@@ -174,7 +174,7 @@ deconvolved = Treatment("gradient where it is positive", {Form.RATIO: _rectified
 _STRUCTURAL = frozenset(
     """
     all_gather broadcast_in_dim concatenate convert_element_type copy copy_p cummax cummin dynamic_slice
-    dynamic_update_slice expand_dims gather optimization_barrier pad reduce_max reduce_min reduce_precision
+    dynamic_update_slice expand_dims gather name optimization_barrier pad reduce_max reduce_min reduce_precision
     reduce_window_max reduce_window_min reshape rev scatter select_and_gather_add select_n sharding_constraint slice
     sort split squeeze top_k transpose
     """.split()

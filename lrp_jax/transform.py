@@ -1,8 +1,8 @@
 """`lrp`: the function transformation."""
 
 import functools
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,10 +11,10 @@ from jax import lax
 
 from lrp_jax import forms
 from lrp_jax.composites import Rules, as_composite
-from lrp_jax.errors import LRPError
-from lrp_jax.graph import Graph, Status, read
+from lrp_jax.graph import Graph, Status
 from lrp_jax.operations import Call
-from lrp_jax.plan import Piece, Plan, make_plan
+from lrp_jax.planning import Piece, Plan, make_plan
+from lrp_jax.tracing import trace
 
 
 def lrp(fun: Callable[..., Any], rules: Rules, argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
@@ -38,7 +38,7 @@ def lrp(fun: Callable[..., Any], rules: Rules, argnums: int | Sequence[int] = 0)
     Raises:
         UnsupportedOperationError: (when called) relevance reaches an operation that has no treatment; the message names
             it and the line that it comes from.
-        LRPError: (when called) an explained argument is not real floating-point, `argnums` does not fit the call, or
+        InputError: (when called) an explained argument is not real floating-point, `argnums` does not fit the call, or
             the value is differentiated with regard to an argument that is not explained.
 
     Source: Bach et al. (2015), section "Layer-wise relevance propagation"; the backward pass as a gradient: Montavon et
@@ -56,16 +56,16 @@ def lrp(fun: Callable[..., Any], rules: Rules, argnums: int | Sequence[int] = 0)
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     def explained(*args: Any, **kwargs: Any) -> Any:
-        graph, inputs, structure = _trace(fun, positions, args, kwargs)
-        outputs = rebind(make_plan(graph, composite), _begin(graph, inputs))
-        return jax.tree.unflatten(structure, outputs)
+        traced = trace(fun, positions, args, kwargs)
+        outputs = rebind(make_plan(traced.graph, composite), begin(traced.graph, traced.inputs))
+        return jax.tree.unflatten(traced.structure, outputs)
 
     explained.__name__ = getattr(fun, "__name__", type(fun).__name__)
     explained.__doc__ = fun.__doc__
     return explained
 
 
-def _begin(graph: Graph, inputs: Sequence[jax.Array]) -> list[jax.Array]:
+def begin(graph: Graph, inputs: Sequence[jax.Array]) -> list[jax.Array]:
     """Sees to it that nothing is differentiated but the explained inputs."""
     values = dict(zip(graph.inputs, inputs, strict=True))
     explained = [i for i in graph.inputs if graph.is_live(i)]
@@ -74,12 +74,17 @@ def _begin(graph: Graph, inputs: Sequence[jax.Array]) -> list[jax.Array]:
     return [values[i] for i in graph.inputs]
 
 
-def rebind(plan: Plan, inputs: Sequence[jax.Array]) -> list[jax.Array]:
+Observer = Callable[[Piece, str, int, jax.Array], jax.Array]
+
+
+def rebind(plan: Plan, inputs: Sequence[jax.Array], observe: Observer | None = None) -> list[jax.Array]:
     """Runs a function piece by piece, each with the backward pass that the plan gives it.
 
     Args:
         plan: The function, and how relevance travels through it.
         inputs: Its inputs.
+        observe: Called as observe(piece, "operand" or "output", number, value) with every live value that goes into a
+            piece and comes out of it; what it returns takes the value's place.
 
     Returns:
         Its outputs.
@@ -89,14 +94,14 @@ def rebind(plan: Plan, inputs: Sequence[jax.Array]) -> list[jax.Array]:
     for i, value, wanted in zip(graph.inputs, inputs, plan.input_forms, strict=True):
         values[i] = forms.convert(value, plan.form(i), wanted) if graph.is_live(i) else value
     for piece in plan.pieces:
-        values.update(zip(piece.outputs, _run(plan, piece, values), strict=True))
+        values.update(zip(piece.outputs, _run(plan, piece, values, observe), strict=True))
     return [
         forms.convert(values[i], arriving, plan.form(i)) if graph.is_live(i) else values[i]
         for i, arriving in zip(graph.outputs, plan.output_forms, strict=True)
     ]
 
 
-def _run(plan: Plan, piece: Piece, values: dict[int, jax.Array]) -> list[jax.Array]:
+def _run(plan: Plan, piece: Piece, values: dict[int, jax.Array], observe: Observer | None) -> list[jax.Array]:
     live = [values[i] for i in piece.live]
     constants = [values[i] for i in piece.constants]
     if piece.treatment is None:
@@ -105,14 +110,21 @@ def _run(plan: Plan, piece: Piece, values: dict[int, jax.Array]) -> list[jax.Arr
         value if plan.graph.status[i] is Status.CONSTANT else forms.hold(value)
         for i, value in zip(piece.constants, constants, strict=True)
     ]
+    if observe is not None:
+        live = [observe(piece, "operand", i, value) for i, value in zip(piece.live, live, strict=True)]
     live = [
         forms.convert(value, returned, plan.form(i))
         for i, value, returned in zip(piece.live, live, piece.returned, strict=True)
     ]
-    outputs = _runner(piece)(live, constants)
-    return [
+    outputs = [
         forms.convert(output, plan.form(i), taken) if plan.graph.is_live(i) else output
-        for i, output, taken in zip(piece.outputs, outputs, piece.taken, strict=True)
+        for i, output, taken in zip(piece.outputs, _runner(piece)(live, constants), piece.taken, strict=True)
+    ]
+    if observe is None:
+        return outputs
+    return [
+        observe(piece, "output", i, output) if plan.graph.is_live(i) else output
+        for i, output in zip(piece.outputs, outputs, strict=True)
     ]
 
 
@@ -168,58 +180,51 @@ def _run_branch(plan: Plan, *operands: jax.Array) -> list[jax.Array]:
     return rebind(plan, operands)
 
 
-def _trace(
-    fun: Callable[..., Any], positions: Sequence[int], args: Sequence[Any], kwargs: dict[str, Any]
-) -> tuple[Graph, list[Any], Any]:
-    """Traces a call. Arrays become inputs of the graph; whatever else the arguments hold stays as it is."""
-    if any(not -len(args) <= position < len(args) for position in positions):
-        raise LRPError(
-            f"argnums={tuple(positions)} names a positional argument that the call does not have: "
-            f"{len(args)} were given. Pass the explained argument by position."
-        )
-    explained = {position % len(args) for position in positions}
-    is_live = [i in explained for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)] + [False] * len(
-        jax.tree.leaves(kwargs)
-    )
-    leaves, tree = jax.tree.flatten((args, kwargs))
-    for leaf, live in zip(leaves, is_live, strict=True):
-        if live and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise LRPError(
-                f"The explained argument holds {jnp.result_type(leaf)} values, and relevance needs real floating-point "
-                "numbers. Convert it first, for example with x.astype('float32')."
-            )
-    is_array = [live or hasattr(leaf, "dtype") for leaf, live in zip(leaves, is_live, strict=True)]
+@dataclass(frozen=True)
+class Probe:
+    """A place in a plan at which relevance is read: where a value leaves a piece, or where a piece reads it.
 
-    def call(arrays: list[Any]) -> Any:
-        given = iter(arrays)
-        merged = [next(given) if array else leaf for leaf, array in zip(leaves, is_array, strict=True)]
-        arguments, keywords = jax.tree.unflatten(tree, merged)
-        return fun(*arguments, **keywords)
+    Attributes:
+        piece: The piece.
+        side: "output" or "operand".
+        value: The number of the value.
+    """
 
-    arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
-    closed_jaxpr, output = jax.make_jaxpr(call, return_shape=True)(arrays)
-    statuses = [
-        Status.LIVE if live else Status.CONSTANT for live, array in zip(is_live, is_array, strict=True) if array
-    ]
-    paths = [_name(path[2:]) for path, _ in jax.tree_util.tree_leaves_with_path((args, kwargs))]
-    array_paths = [path for path, array in zip(paths, is_array, strict=True) if array]
-    held = _paths_of_arrays(fun)
-    graph = read(closed_jaxpr, statuses, array_paths, lambda constant: held.get(id(constant), ""))
-    return graph, arrays, jax.tree.structure(output)
+    piece: Piece
+    side: str
+    value: int
 
 
-def _paths_of_arrays(fun: Callable[..., Any]) -> dict[int, str]:
-    """The paths of the arrays that a function holds: as a module, as a partial, or in variables that it closes over."""
-    holders = [fun, getattr(fun, "__self__", None), getattr(fun, "args", None), getattr(fun, "keywords", None)]
-    function = inspect.unwrap(getattr(fun, "func", fun))
-    if inspect.isfunction(function):
-        variables = inspect.getclosurevars(function)
-        holders += [*variables.nonlocals.values(), *variables.globals.values()]
-    leaves = [leaf for holder in holders for leaf in jax.tree_util.tree_leaves_with_path(holder)]
-    return {id(leaf): _name(path) for path, leaf in leaves if hasattr(leaf, "dtype")}
+def propagator(
+    plan: Plan,
+    inputs: Sequence[jax.Array],
+    probes: Sequence[Probe] = (),
+    masks: Mapping[int, jax.Array] | None = None,
+) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], tuple[list[jax.Array], list[jax.Array]]]]:
+    """Runs a function forwards, and returns what propagates relevance back, through probes on the way.
 
+    Args:
+        plan: The function, and how relevance travels through it.
+        inputs: Its inputs.
+        probes: Where relevance is read.
+        masks: Factors for the relevance that goes on from a probe, by its position in `probes`.
 
-def _name(path: Sequence[Any]) -> str:
-    """The path of a parameter as a name: without the attribute that holds the array, and Linen's collection."""
-    name = jax.tree_util.keystr(tuple(path), simple=True, separator=".")
-    return name.removesuffix(".value").removeprefix("params.")
+    Returns:
+        The outputs, and a function that maps their cotangents to the relevance of the live inputs and of the probes.
+    """
+    graph = plan.graph
+    position = {(id(probe.piece), probe.side, probe.value): i for i, probe in enumerate(probes)}
+
+    def run(explained: list[jax.Array], relevance: list[jax.Array]) -> list[jax.Array]:
+        def observe(piece: Piece, side: str, value: int, array: jax.Array) -> jax.Array:
+            i = position.get((id(piece), side, value))
+            return array if i is None else forms.tap(array, relevance[i], plan.form(value), (masks or {}).get(i))
+
+        given = iter(explained)
+        arrays = [next(given) if graph.is_live(i) else value for i, value in zip(graph.inputs, inputs, strict=True)]
+        return rebind(plan, arrays, observe)
+
+    explained = [value for i, value in zip(graph.inputs, inputs, strict=True) if graph.is_live(i)]
+    zeros = [jnp.zeros(graph.shapes[probe.value].shape, graph.shapes[probe.value].dtype) for probe in probes]
+    outputs, transpose = jax.vjp(run, explained, zeros)
+    return outputs, lambda cotangents: transpose(list(cotangents))

@@ -124,6 +124,8 @@ class _Planner:
                 piece = self._treat(graph, piece, forms)
                 for value, form in zip(piece.live, piece.returned, strict=True):
                     _merge(forms, value, form)
+            else:
+                piece = replace(piece, treatment=None)
             pieces.append(piece)
         if input_form is None:
             wanted = tuple(forms.get(value, Form.RATIO) for value in graph.inputs)
@@ -158,7 +160,9 @@ class _Planner:
     def _single(self, graph: Graph, operation: Operation, held: set[int]) -> Piece:
         signal = operations.signal_of(graph, operation, held)
         if signal is not None:
-            live, treatment = (operation.inputs[signal],), operations.gated
+            is_elementwise = operation.name in {"mul", "div"}
+            live = (operation.inputs[signal],)
+            treatment = operations.gated if is_elementwise else operations.proportional
         else:
             live, treatment = tuple(dict.fromkeys(operation.inputs[i] for i in graph.live_inputs(operation))), None
         constants = tuple(dict.fromkeys(i for i in operation.inputs if i not in live))
