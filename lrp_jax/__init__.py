@@ -3,8 +3,9 @@
 `lrp(fun, rules)` has the value of `fun`, and its vector-Jacobian product is relevance propagation.
 """
 
-from lrp_jax import rules
+from lrp_jax import composites, operations, rules
+from lrp_jax.attribution import Explanation, relevance
 from lrp_jax.errors import LRPError
 from lrp_jax.transform import lrp
 
-__all__ = ["LRPError", "lrp", "rules"]
+__all__ = ["Explanation", "LRPError", "composites", "lrp", "operations", "relevance", "rules"]

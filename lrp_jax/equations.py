@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 _CALLS = {
@@ -46,9 +47,9 @@ def location(equation: Any) -> str:
     return ""
 
 
-def literal_value(literal: Any) -> jax.Array:
+def literal_value(literal: Any) -> np.ndarray:
     """The number that stands in an equation, in its dtype."""
-    return jnp.asarray(literal.val, literal.aval.dtype)
+    return np.asarray(literal.val, literal.aval.dtype)
 
 
 def called_jaxpr(equation: Any) -> core.ClosedJaxpr | None:
@@ -77,6 +78,39 @@ def is_relu(equation: Any) -> bool:
     return equation.primitive.name == "max" and any(
         isinstance(atom, core.Literal) and atom.val == 0 for atom in equation.invars
     )
+
+
+_NONNEGATIVE = frozenset("abs erfc exp exp2 logistic sqrt square softplus sigmoid relu relu6".split())
+_KEEPS_SIGN = frozenset(
+    """
+    add add_any broadcast_in_dim concatenate convert_element_type copy cumsum div dynamic_slice expand_dims expm1 gather
+    log1p min mul pad reduce_max reduce_min reduce_precision reduce_sum reduce_window_max reduce_window_min
+    reduce_window_sum reshape rev select_n slice sort split squeeze stop_gradient tanh transpose
+    """.split()
+)
+
+
+def is_nonnegative(equation: Any, known: Sequence[bool]) -> bool:
+    """Whether the outputs cannot be negative.
+
+    Args:
+        equation: The equation.
+        known: For each operand, whether it is known not to be negative.
+    """
+    name = name_of(equation)
+    if name in _NONNEGATIVE or (name == "integer_pow" and equation.params["y"] % 2 == 0):
+        return True
+    if name == "max":
+        return any(known)
+    return name in _KEEPS_SIGN and all(
+        is_known or not jnp.issubdtype(atom.aval.dtype, jnp.floating)
+        for is_known, atom in zip(known, equation.invars, strict=True)
+    )
+
+
+def name_of(equation: Any) -> str:
+    """The name of the primitive, or of the function that is called."""
+    return equation.params.get("name", "call") if called_jaxpr(equation) is not None else equation.primitive.name
 
 
 def is_zero_at_zero(equation: Any, live: int, operands: Sequence[Any]) -> bool:

@@ -51,3 +51,15 @@ def import_extra(module: str, extra: str) -> ModuleType:
 
 class UnsupportedOperationError(LRPError, NotImplementedError):
     """Relevance reaches an operation that has no treatment."""
+
+
+class RuleError(LRPError, ValueError):
+    """A rule has a parameter that makes no sense, or cannot be applied to a layer."""
+
+
+class SelectorError(LRPError, ValueError):
+    """A composite does not fit the layers of the function: a selector that matches none, or a layer without a rule."""
+
+
+class InputError(LRPError, ValueError):
+    """An argument of a call does not fit: its dtype, its shape, a target, a name that there is not."""

@@ -5,13 +5,14 @@ relevance in proportion by its ordinary gradient; relevance is needed where a va
 """
 
 import enum
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lrp_jax.errors import LRPError
+from lrp_jax.errors import InputError
 
 STABILIZER = 1e-6
 
@@ -77,14 +78,14 @@ def begin(explained: Sequence[jax.Array], others: Sequence[jax.Array]) -> list[j
     """Returns the explained arguments, and sees to it that nothing is differentiated with regard to the others.
 
     Raises:
-        LRPError: If the function is differentiated with regard to one of `others`.
+        InputError: If the function is differentiated with regard to one of `others`.
     """
     return list(explained)
 
 
 def _begin_forward(explained: Sequence[Any], others: Sequence[Any]) -> tuple[list[jax.Array], None]:
     if any(other.perturbed for other in others):
-        raise LRPError(
+        raise InputError(
             "The derivative of an lrp() function is relevance, which is defined for the explained arguments (argnums) "
             "alone. For a gradient with regard to parameters differentiate the original function, or a quantity "
             "computed from the relevance."
@@ -93,3 +94,42 @@ def _begin_forward(explained: Sequence[Any], others: Sequence[Any]) -> tuple[lis
 
 
 begin.defvjp(_begin_forward, lambda _, cotangents: (list(cotangents), None), symbolic_zeros=True)
+
+
+@jax.custom_vjp
+def hold(value: jax.Array) -> jax.Array:
+    """Returns `value`, through which no relevance flows back. Unlike `stop_gradient` it keeps second derivatives."""
+    return value
+
+
+def _no_cotangent(value: jax.Array, cotangent: Any) -> tuple[None]:
+    return (None,)
+
+
+hold.defvjp(lambda value: (value, value), _no_cotangent)
+
+
+def tap(value: jax.Array, relevance: jax.Array, form: Form, mask: jax.Array | None = None) -> jax.Array:
+    """Returns `value`; on the way back its relevance is also the cotangent of `relevance`.
+
+    Args:
+        value: Any value between two pieces.
+        relevance: Zeros in the shape of `value`.
+        form: The form in which the cotangent of `value` arrives.
+        mask: Factors for the relevance that goes on; broadcasts to `value`.
+    """
+    return _tap(form, value, relevance, jnp.ones((), value.dtype) if mask is None else mask)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tap(form: Form, value: jax.Array, relevance: jax.Array, mask: jax.Array) -> jax.Array:
+    return value
+
+
+def _tap_back(form: Form, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    value, mask = residuals
+    cotangent = (cotangent * mask).astype(value.dtype)
+    return cotangent, cotangent * value if form is Form.RATIO else cotangent, None
+
+
+_tap.defvjp(lambda form, value, relevance, mask: (value, (value, mask)), _tap_back)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from lrp_jax import equations
 from lrp_jax.graph import Graph, Operation, Status
 
 _KINDS = {"dot_general": "dense", "conv_general_dilated": "conv"}
@@ -15,28 +16,40 @@ _STRUCTURE = {"reshape", "transpose", "squeeze"}
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of the explained function.
+    """A layer of the explained function. This is what a selector sees.
 
     Attributes:
+        name: The path of its weight in the model or among the arguments, without the weight's own name, such as
+            "blocks.0.conv"; the module path that the program carries, or a number, where the weight has none.
         kind: "dense" (a `dot_general`) or "conv" (a `conv_general_dilated`).
+        index: Its position among the layers, from 0, in the order in which the function runs them.
+        count: How many layers there are.
+        reads_input: Whether it reads the explained input without another layer in between.
+        input_shape: The shape of x.
+        weight_shape: The shape of w.
+        output_shape: The shape of z.
         operations: The linear operation, then the affine ones that are folded into it.
         input: The number of the value that the layer reads.
         constants: The numbers of its constant operands, the weight first.
         output: The number of the value that it returns.
+        nonnegative: Whether the input is known to be non-negative.
+        rectified: Whether the output is known to be read through a relu alone.
     """
 
+    name: str
     kind: str
+    index: int
+    count: int
+    reads_input: bool
+    input_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
     operations: tuple[Operation, ...]
     input: int
     constants: tuple[int, ...]
     output: int
-
-    def run(self, x: jax.Array, constants: Sequence[jax.Array]) -> jax.Array:
-        """Applies the layer as the function itself does."""
-        values = {self.input: x, **dict(zip(self.constants, constants, strict=True))}
-        for operation in self.operations:
-            (values[operation.outputs[0]],) = operation.run(*(values[i] for i in operation.inputs))
-        return values[self.output]
+    nonnegative: bool
+    rectified: bool
 
     def linearize(self, x: jax.Array, constants: Sequence[jax.Array], z: jax.Array) -> "LinearMap":
         """The layer at one input as z = lin(x, w) + b, the affine operations folded into w and b."""
@@ -65,15 +78,24 @@ class Layer:
                     shift = _through(operation, shift)
                     permutation = _permuted(permutation, operation)
 
-        def linear(x: jax.Array, w: jax.Array) -> jax.Array:
-            (out,) = head.run(*(x if i == self.input else w for i in head.inputs))
+        def reshape(out: jax.Array) -> jax.Array:
             for operation in structure:
                 (out,) = operation.run(out)
             return out
 
+        def linear(x: jax.Array, w: jax.Array) -> jax.Array:
+            return reshape(head.run(*(x if i == self.input else w for i in head.inputs))[0])
+
+        def root_mean_square() -> jax.Array:
+            shape = head.equation.outvars[0].aval
+            (unshaped,) = jax.linear_transpose(reshape, shape)(z)
+            axes = _feature_axes(head, self.constants[0])
+            mean = jnp.sqrt((unshaped**2).mean(axes, keepdims=True))
+            return reshape(jnp.broadcast_to(mean, unshaped.shape))
+
         w = values[self.constants[0]]
         w = w * _along_weight(head, self.constants[0], scale).astype(w.dtype)
-        return LinearMap(x, w, shift, z, linear)
+        return LinearMap(x, w, shift, z, linear, root_mean_square, self.nonnegative, self.rectified)
 
 
 @dataclass(frozen=True)
@@ -85,55 +107,106 @@ class LinearMap:
         w: Its weight, with everything folded in that scales the output.
         b: Its bias, of a shape that broadcasts to `z`; zero where there is none.
         z: Its output.
-        linear: The map lin(x, w), linear in x and in w.
+        map: The map lin(x, w), linear in x and in w.
+        root_mean_square: Returns the root mean square of z over each sample's features, in the shape of `z`.
+        nonnegative: Whether x is known to be non-negative.
+        rectified: Whether z is known to be read through a relu alone, so that no relevance arrives where z <= 0.
     """
 
     x: jax.Array
     w: jax.Array
     b: jax.Array
     z: jax.Array
-    linear: Callable[[jax.Array, jax.Array], jax.Array]
+    map: Callable[[jax.Array, jax.Array], jax.Array]
+    root_mean_square: Callable[[], jax.Array]
+    nonnegative: bool = False
+    rectified: bool = False
+
+    @property
+    def x_positive(self) -> jax.Array:
+        """x+ = max(x, 0)."""
+        return self.x if self.nonnegative else jnp.maximum(self.x, 0)
+
+    @property
+    def x_negative(self) -> jax.Array | None:
+        """x- = min(x, 0); None where x is known to be non-negative."""
+        return None if self.nonnegative else jnp.minimum(self.x, 0)
+
+    def linear(self, x: jax.Array | None, w: jax.Array) -> jax.Array | float:
+        """lin(x, w), where None stands for an input of zeros."""
+        return 0.0 if x is None else self.map(x, w)
 
     def transpose(self, w: jax.Array, s: jax.Array) -> jax.Array:
         """The transpose of x -> lin(x, w), applied to `s`: for a dense layer, s times the transpose of w."""
-        (out,) = jax.linear_transpose(lambda x: self.linear(x, w), self.x)(s.astype(self.z.dtype))
+        (out,) = jax.linear_transpose(lambda x: self.map(x, w), self.x)(s.astype(self.z.dtype))
         return out
-
-
-class _Consumers:
-    """Which operations read each value of a graph."""
-
-    def __init__(self, graph: Graph):
-        self.readers: dict[int, list[Operation]] = {}
-        for operation in graph.operations:
-            for value in operation.inputs:
-                self.readers.setdefault(value, []).append(operation)
-        self.returned = set(graph.outputs)
-
-    def only_reader(self, value: int) -> Operation | None:
-        readers = self.readers.get(value, [])
-        return readers[0] if len(readers) == 1 and value not in self.returned else None
 
 
 def find_layers(graph: Graph) -> list[Layer]:
     """Finds the layers of a function, in the order in which it runs them."""
-    consumers = _Consumers(graph)
-    layers = []
-    for operation in graph.operations:
-        live = graph.live_inputs(operation)
-        if operation.name not in _KINDS or len(live) != 1:
-            continue
-        weight = operation.inputs[1 - live[0]]
-        if graph.status[weight] is Status.CONSTANT:
-            layers.append(_layer_from(graph, consumers, operation, operation.inputs[live[0]], weight))
+    found = [operation for operation in graph.operations if _weight_of(graph, operation) is not None]
+    near_input = _read_without_layer(graph, found)
+    layers, taken = [], set()
+    for index, head in enumerate(found):
+        weight = _weight_of(graph, head)
+        (x,) = (i for i in head.inputs if i != weight)
+        operations = _with_affine_tail(graph, head, weight)
+        output = operations[-1].outputs[0]
+        read = (i for operation in operations for i in operation.inputs)
+        produced = {operation.outputs[0] for operation in operations}
+        name = graph.name_of(weight).rpartition(".")[0] or head.module or f"{_KINDS[head.name]}_{index}"
+        while name in taken:
+            name += "'"
+        taken.add(name)
+        layers.append(
+            Layer(
+                name=name,
+                kind=_KINDS[head.name],
+                index=index,
+                count=len(found),
+                reads_input=x in near_input,
+                input_shape=graph.shapes[x].shape,
+                weight_shape=graph.shapes[weight].shape,
+                output_shape=graph.shapes[output].shape,
+                operations=operations,
+                input=x,
+                constants=tuple(dict.fromkeys([weight, *(i for i in read if i not in produced and i != x)])),
+                output=output,
+                nonnegative=x in graph.nonnegative,
+                rectified=_is_rectified(graph, output),
+            )
+        )
     return layers
 
 
-def _layer_from(graph: Graph, consumers: _Consumers, head: Operation, x: int, weight: int) -> Layer:
-    operations, constants = [head], [weight]
+def _weight_of(graph: Graph, operation: Operation) -> int | None:
+    live = graph.live_inputs(operation)
+    if operation.name not in _KINDS or len(live) != 1:
+        return None
+    weight = operation.inputs[1 - live[0]]
+    return weight if graph.status[weight] is Status.CONSTANT else None
+
+
+def _read_without_layer(graph: Graph, heads: Sequence[Operation]) -> set[int]:
+    """The values that depend on the explained input along a path on which there is no layer."""
+    near = {i for i in graph.inputs if graph.is_live(i)}
+    ids = {id(head) for head in heads}
+    for operation in graph.operations:
+        if id(operation) not in ids and near.intersection(operation.inputs):
+            near.update(operation.outputs)
+    return near
+
+
+def _is_rectified(graph: Graph, value: int) -> bool:
+    reader = graph.only_reader(value)
+    return reader is not None and equations.is_relu(reader.equation)
+
+
+def _with_affine_tail(graph: Graph, head: Operation, weight: int) -> tuple[Operation, ...]:
+    operations = [head]
     permutation = _identity(head)
     length = 1
-    while reader := consumers.only_reader(operations[-1].outputs[0]):
+    while reader := graph.only_reader(operations[-1].outputs[0]):
         others = [value for value in reader.inputs if value != operations[-1].outputs[0]]
         if any(graph.status[value] is not Status.CONSTANT for value in others):
             break
@@ -148,16 +221,7 @@ def _layer_from(graph: Graph, consumers: _Consumers, head: Operation, x: int, we
         else:
             break
         operations.append(reader)
-        constants.extend(others)
-    operations = operations[:length]
-    read = {value for operation in operations for value in operation.inputs}
-    return Layer(
-        kind=_KINDS[head.name],
-        operations=tuple(operations),
-        input=x,
-        constants=tuple(dict.fromkeys(value for value in constants if value in read)),
-        output=operations[-1].outputs[0],
-    )
+    return tuple(operations[:length])
 
 
 def _keeps_shape(graph: Graph, operation: Operation, value: int) -> bool:
@@ -175,7 +239,14 @@ def _permuted(permutation: list[int] | None, operation: Operation) -> list[int] 
     return [permutation[i] for i in operation.equation.params["permutation"]]
 
 
-def _folds(graph, head, weight, operation, others, permutation) -> bool:
+def _folds(
+    graph: Graph,
+    head: Operation,
+    weight: int,
+    operation: Operation,
+    others: Sequence[int],
+    permutation: list[int] | None,
+) -> bool:
     """Whether a factor can be moved into the weight: it varies along output features alone."""
     if operation.name == "div" and operation.inputs[0] in others:
         return False
@@ -202,6 +273,14 @@ def _weight_axes(head: Operation, weight: int) -> dict[int, int]:
     axes = dict(enumerate(batch[is_right]))
     axes.update({start + i: dimension for i, dimension in enumerate(free[is_right])})
     return axes
+
+
+def _feature_axes(head: Operation, weight: int) -> tuple[int, ...]:
+    """The dimensions of the linear operation's output that belong to one sample."""
+    if head.name == "conv_general_dilated":
+        batch = head.equation.params["dimension_numbers"].out_spec[0]
+        return tuple(axis for axis in range(head.equation.outvars[0].aval.ndim) if axis != batch)
+    return tuple(_weight_axes(head, weight))
 
 
 def _along_weight(head: Operation, weight: int, scale: jax.Array) -> jax.Array:

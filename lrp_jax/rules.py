@@ -1,159 +1,51 @@
 """The propagation rules of layer-wise relevance propagation.
 
 A rule says how the relevance of a layer's output is shared out among the layer's inputs. It is a small frozen dataclass
-whose method `propagate` is its formula. In all formulas x is the input of the layer, w its weight, b its bias,
+whose method `shares` is its formula. In all formulas x is the input of the layer, w its weight, b its bias,
 z = lin(x, w) + b its output, R the relevance of the output, T(w, s) the transpose of x -> lin(x, w) applied to s,
 a+ = max(a, 0), a- = min(a, 0), and stab(z) = z + stabilizer * sign(z) with sign(0) = +1.
+
+Every rule has a field `bias`:
+
+- "absorb": the bias stands in the denominator and keeps its share of the relevance.
+- "ignore": the bias is left out of the denominator; the inputs get everything.
+- "distribute": the bias stands in the denominator, and its share is spread evenly over the inputs that contributed to
+  the output, those with x_i w_ij != 0 (with w_ij != 0 for the rules that do not look at x).
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
+from lrp_jax.errors import RuleError
 from lrp_jax.forms import STABILIZER, Form, divide, stabilize
 from lrp_jax.layers import LinearMap
 
+__all__ = [
+    "AlphaBeta",
+    "Bias",
+    "Epsilon",
+    "Flat",
+    "Form",
+    "Gamma",
+    "Gradient",
+    "Norm",
+    "Pass",
+    "Rule",
+    "Share",
+    "WSquare",
+    "ZBox",
+    "ZPlus",
+    "Zero",
+    "negative",
+    "positive",
+    "stabilize",
+]
 
-class Rule:
-    """Base of all rules.
-
-    A rule of your own derives from this class, is a frozen dataclass, and defines `propagate`. Nothing has to be
-    registered.
-
-    Attributes:
-        form: What `propagate` returns: the relevance of the input (`Form.RELEVANCE`), or its ratio to the input
-            (`Form.RATIO`, R / x), which is cheaper and exact where the relevance is x times something.
-
-    Example:
-        >>> import dataclasses, jax, jax.numpy as jnp
-        >>> from lrp_jax import lrp
-        >>> from lrp_jax.rules import Rule, Form
-        >>> @dataclasses.dataclass(frozen=True)
-        ... class Uniform(Rule):
-        ...     form = Form.RELEVANCE
-        ...     def propagate(self, layer, relevance):
-        ...         return jnp.full_like(layer.x, relevance.sum() / layer.x.size)
-        >>> weight = jnp.array([[1.0], [3.0]])
-        >>> jax.grad(lambda x: lrp(lambda x: x @ weight, Uniform())(x)[0])(jnp.array([1.0, 1.0]))
-        Array([2., 2.], dtype=float32)
-    """
-
-    form: ClassVar[Form] = Form.RATIO
-
-    def propagate(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
-        """Propagates relevance through one layer.
-
-        Args:
-            layer: The layer at its input: x, w, b, z, lin and its transpose.
-            relevance: The relevance of the output, of the shape of `layer.z`.
-
-        Returns:
-            Array of the shape of `layer.x`, in the form `self.form`.
-        """
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Zero(Rule):
-    """LRP-0: relevance is shared in proportion to each input's part of the output.
-
-    R_i = sum_j x_i w_ij / z_j R_j, with 0 / 0 = 0; in ratio form T(w, R / z). The bias is part of z and keeps its
-    share.
-
-    Source: Bach et al. (2015), equation 56; Montavon et al. (2019), section 10.2.1.
-
-    Example:
-        >>> from lrp_jax import lrp
-        >>> weight = jnp.array([[1.0], [3.0]])
-        >>> jax.grad(lambda x: lrp(lambda x: x @ weight, Zero())(x)[0])(jnp.array([2.0, 1.0]))
-        Array([2., 3.], dtype=float32)
-    """
-
-    def propagate(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
-        return layer.transpose(layer.w, divide(relevance, layer.z))
-
-
-@dataclass(frozen=True)
-class Epsilon(Rule):
-    """LRP-epsilon: LRP-0 with a denominator that is kept away from zero and absorbs some relevance.
-
-    R_i = sum_j x_i w_ij / (z_j + epsilon sign(z_j)) R_j, with sign(0) = +1; in ratio form T(w, R / stab(z)). The bias
-    is part of z and keeps its share.
-
-    Source: Bach et al. (2015), equation 58; Montavon et al. (2019), section 10.2.1.
-
-    Attributes:
-        epsilon: Absolute, in units of z.
-
-    Example:
-        >>> from lrp_jax import lrp
-        >>> weight = jnp.array([[1.0], [3.0]])
-        >>> jax.grad(lambda x: lrp(lambda x: x @ weight, Epsilon(5.0))(x)[0])(jnp.array([2.0, 1.0]))
-        Array([1. , 1.5], dtype=float32)
-    """
-
-    epsilon: float = 1e-6
-
-    def propagate(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
-        return layer.transpose(layer.w, relevance / stabilize(layer.z, self.epsilon))
-
-
-@dataclass(frozen=True)
-class ZPlus(Rule):
-    """The z+ rule: only contributions that push the output up receive relevance.
-
-    With zp = lin(x+, w+) + lin(x-, w-) + b+ and s = R / stab(zp):
-    R_i = x_i+ T(w+, s)_i + x_i- T(w-, s)_i. It is the rule alpha-beta with alpha = 1 and beta = 0. Inputs of both signs
-    are treated; after a relu x- = 0 and the formula is the one of the deep Taylor decomposition.
-
-    Source: Montavon et al. (2017), section 4.2; Bach et al. (2015), equation 60.
-
-    Attributes:
-        stabilizer: Distance that the denominator keeps from zero, in units of z.
-
-    Example:
-        >>> from lrp_jax import lrp
-        >>> weight = jnp.array([[1.0], [-3.0]])
-        >>> jax.grad(lambda x: lrp(lambda x: x @ weight, ZPlus())(x)[0])(jnp.array([5.0, 1.0])).round(4)
-        Array([2., 0.], dtype=float32)
-    """
-
-    stabilizer: float = STABILIZER
-
-    def propagate(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
-        x, w, lin = layer.x, layer.w, layer.linear
-        zp = lin(positive(x), positive(w)) + lin(negative(x), negative(w)) + positive(layer.b)
-        s = relevance / stabilize(zp, self.stabilizer)
-        return jnp.where(x > 0, layer.transpose(positive(w), s), layer.transpose(negative(w), s))
-
-
-@dataclass(frozen=True)
-class Flat(Rule):
-    """The flat rule: relevance is shared evenly among all inputs of a neuron, whatever their values and weights.
-
-    R = T(1, R / stab(lin(1, 1))): x and w are replaced by ones, the bias by zero.
-
-    Source: Montavon et al. (2019), table 10.1.
-
-    Attributes:
-        stabilizer: Distance that the denominator keeps from zero.
-
-    Example:
-        >>> from lrp_jax import lrp
-        >>> weight = jnp.array([[1.0], [3.0]])
-        >>> jax.grad(lambda x: lrp(lambda x: x @ weight, Flat())(x)[0])(jnp.array([0.0, 2.0])).round(4)
-        Array([3., 3.], dtype=float32)
-    """
-
-    form: ClassVar[Form] = Form.RELEVANCE
-    stabilizer: float = STABILIZER
-
-    def propagate(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
-        ones = jnp.ones_like(layer.w)
-        z = layer.linear(jnp.ones_like(layer.x), ones)
-        return layer.transpose(ones, relevance / stabilize(z, self.stabilizer))
+Bias = Literal["absorb", "ignore", "distribute"]
 
 
 def positive(a: jax.Array) -> jax.Array:
@@ -164,3 +56,498 @@ def positive(a: jax.Array) -> jax.Array:
 def negative(a: jax.Array) -> jax.Array:
     """a- = min(a, 0)."""
     return jnp.minimum(a, 0)
+
+
+@dataclass(frozen=True)
+class Share:
+    """One term of a rule: the inputs receive x * T(w, s), and the bias keeps b * s.
+
+    Attributes:
+        x: Takes the place of the layer's input; None for zero everywhere.
+        w: Takes the place of its weight.
+        b: Takes the place of its bias; zero where another term has it.
+        s: Relevance divided by a denominator, of the shape of the layer's output.
+    """
+
+    x: jax.Array | None
+    w: jax.Array
+    b: jax.Array | float
+    s: jax.Array
+
+
+
+
+class Rule:
+    """Base of all rules.
+
+    A rule of your own is a frozen dataclass that derives from this class and defines `shares`. Nothing has to be
+    registered.
+
+    Attributes:
+        form: `Form.RATIO` if every x of the shares is the layer's input or zero, element by element: then the rule
+            returns R / x, and the factor x, which may be zero, is left to the layer below. `Form.RELEVANCE` otherwise.
+        bias: What happens to the share of the bias: "absorb", "ignore" or "distribute".
+
+    Example:
+        Every input gets relevance in proportion to the size of its weight:
+
+        >>> import dataclasses, jax, jax.numpy as jnp
+        >>> from lrp_jax import lrp
+        >>> from lrp_jax.rules import Form, Rule, Share, stabilize
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class AbsoluteWeight(Rule):
+        ...     form = Form.RELEVANCE
+        ...     def shares(self, layer, relevance):
+        ...         ones, w = jnp.ones_like(layer.x), jnp.abs(layer.w)
+        ...         return [Share(ones, w, 0.0, relevance / stabilize(layer.linear(ones, w), 1e-6))]
+        >>> weight = jnp.array([[-1.0], [3.0]])
+        >>> jax.grad(lambda x: lrp(lambda x: x @ weight, AbsoluteWeight())(x)[0])(jnp.array([0.0, 4.0])).round(4)
+        Array([3., 9.], dtype=float32)
+    """
+
+    form: ClassVar[Form] = Form.RATIO
+    bias: Bias = "absorb"
+
+    def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
+        """The terms of the rule's formula.
+
+        Args:
+            layer: The layer at its input.
+            relevance: The relevance of the output, of the shape of `layer.z`.
+
+        Returns:
+            The terms whose sum is the relevance of the input.
+        """
+        raise NotImplementedError
+
+    def propagate(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
+        """Propagates relevance through one layer.
+
+        Args:
+            layer: The layer at its input.
+            relevance: The relevance of the output, of the shape of `layer.z`.
+
+        Returns:
+            Array of the shape of `layer.x`, in the form `self.form`.
+        """
+        layer = self._with_bias(layer)
+        shares = [share for share in self.shares(layer, relevance) if share.x is not None]
+        parts = [self._in_form(layer, share.x, layer.transpose(share.w, share.s)) for share in shares]
+        if self.bias == "distribute":
+            parts += [self._spread(layer, share) for share in shares]
+        return sum(parts[1:], start=parts[0])
+
+    def bias_share(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
+        """The relevance that the bias keeps, of the shape of `layer.z`; zero unless `bias` is "absorb"."""
+        if self.bias != "absorb":
+            return jnp.zeros_like(layer.z)
+        kept = [share.b * share.s for share in self.shares(self._with_bias(layer), relevance)]
+        return sum(kept, start=jnp.zeros_like(layer.z))
+
+    def _with_bias(self, layer: LinearMap) -> LinearMap:
+        if self.bias != "ignore":
+            return layer
+        return replace(layer, b=jnp.zeros_like(layer.b), z=layer.linear(layer.x, layer.w))
+
+    def _in_form(self, layer: LinearMap, x: jax.Array, transposed: jax.Array) -> jax.Array:
+        if self.form is Form.RELEVANCE:
+            return x * transposed
+        return transposed if x is layer.x else jnp.where(x == 0, 0, transposed)
+
+    def _spread(self, layer: LinearMap, share: Share) -> jax.Array:
+        connected = (layer.w != 0).astype(layer.w.dtype)
+        counted = jnp.ones_like(layer.x) if self.form is Form.RELEVANCE else (layer.x != 0).astype(layer.x.dtype)
+        number = layer.linear(counted, connected)
+        spread = counted * layer.transpose(connected, divide(share.b * share.s, number))
+        return spread if self.form is Form.RELEVANCE else divide(spread, layer.x)
+
+
+@dataclass(frozen=True)
+class Zero(Rule):
+    """LRP-0: relevance is shared in proportion to each input's part of the output.
+
+    R_i = sum_j x_i w_ij / z_j R_j, with 0 / 0 = 0; in ratio form T(w, R / z).
+
+    Source: Bach et al. (2015), equation 56; Montavon et al. (2019), section 10.2.1.
+
+    Attributes:
+        bias: "absorb", "ignore" or "distribute".
+
+    Example:
+        >>> from lrp_jax import lrp
+        >>> weight = jnp.array([[1.0], [3.0]])
+        >>> jax.grad(lambda x: lrp(lambda x: x @ weight, Zero())(x)[0])(jnp.array([2.0, 1.0]))
+        Array([2., 3.], dtype=float32)
+    """
+
+    bias: Bias = "absorb"
+
+    def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
+        return [Share(layer.x, layer.w, layer.b, divide(relevance, layer.z))]
+
+
+@dataclass(frozen=True)
+class Epsilon(Rule):
+    """LRP-epsilon: LRP-0 with a denominator that is kept away from zero and absorbs some relevance.
+
+    R_i = sum_j x_i w_ij / (z_j + epsilon sign(z_j)) R_j, with sign(0) = +1; in ratio form T(w, R / stab(z)).
+
+    Source: Bach et al. (2015), equation 58; Montavon et al. (2019), section 10.2.1. Default values differ between
+    systems, from 1e-11 to 1e-6.
+
+    Attributes:
+        epsilon: In units of z.
+        relative: Multiply epsilon by the root mean square of z over the output features of each sample (all dimensions
+            that come from the weight).
+        bias: "absorb", "ignore" or "distribute".
+
+    Example:
+        >>> from lrp_jax import lrp
+        >>> weight = jnp.array([[1.0], [3.0]])
+        >>> jax.grad(lambda x: lrp(lambda x: x @ weight, Epsilon(5.0))(x)[0])(jnp.array([2.0, 1.0]))
+        Array([1. , 1.5], dtype=float32)
+    """
+
+    epsilon: float = 1e-6
+    relative: bool = False
+    bias: Bias = "absorb"
+
+    def __post_init__(self) -> None:
+        _check_not_negative("Epsilon", epsilon=self.epsilon)
+
+    def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
+        unit = layer.root_mean_square() if self.relative else 1.0
+        s = divide(relevance, stabilize(layer.z, self.epsilon * unit))
+        return [Share(layer.x, layer.w, layer.b, s)]
+
+
+@dataclass(frozen=True)
+class Gamma(Rule):
+    """LRP-gamma: positive contributions weigh more, and ever more as gamma grows; the limit is z+.
+
+    For signed inputs and outputs, with wp = w + gamma w+, wn = w + gamma w-, bp and bn alike:
+    dp = lin(x+, wp) + lin(x-, wn) + bp, dn = lin(x+, wn) + lin(x-, wp) + bn,
+    sp = [z > 0] R / stab(dp), sn = [z < 0] R / stab(dn),
+    R_i = x+ T(wp, sp) + x- T(wn, sp) + x+ T(wn, sn) + x- T(wp, sn).
+
+    Source: Montavon et al. (2019), section 10.2.1, for inputs and outputs that are not negative; Andéol et al. (2021) for
+    signed ones. Captum leaves the bias as it is.
+
+    Attributes:
+        gamma: How much more the favoured contributions weigh; 0 is LRP-epsilon.
+        stabilizer: Distance that the denominators keep from zero, in units of z.
+        bias: "absorb", "ignore" or "distribute".
+
+    Example:
+        >>> from lrp_jax import lrp
+        >>> weight = jnp.array([[1.0], [-1.0]])
+        >>> jax.grad(lambda x: lrp(lambda x: x @ weight, Gamma(1.0))(x)[0])(jnp.array([4.0, 2.0])).round(4)
+        Array([ 2.6667, -0.6667], dtype=float32)
+    """
+
+    gamma: float = 0.25
+    stabilizer: float = STABILIZER
+    bias: Bias = "absorb"
+
+    def __post_init__(self) -> None:
+        _check_not_negative("Gamma", gamma=self.gamma, stabilizer=self.stabilizer)
+
+    def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
+        xp, xn, lin = layer.x_positive, layer.x_negative, layer.linear
+        wp, wn = (layer.w + self.gamma * part(layer.w) for part in (positive, negative))
+        bp, bn = (layer.b + self.gamma * part(layer.b) for part in (positive, negative))
+        dp = lin(xp, wp) + lin(xn, wn) + bp
+        sp = divide(jnp.where(layer.z > 0, relevance, 0), stabilize(dp, self.stabilizer))
+        shares = [Share(xp, wp, bp, sp), Share(xn, wn, 0.0, sp)]
+        if layer.rectified:
+            return shares
+        dn = lin(xp, wn) + lin(xn, wp) + bn
+        sn = divide(jnp.where(layer.z < 0, relevance, 0), stabilize(dn, self.stabilizer))
+        return [*shares, Share(xp, wn, bn, sn), Share(xn, wp, 0.0, sn)]
+
+
+@dataclass(frozen=True)
+class AlphaBeta(Rule):
+    """LRP-alpha-beta: positive and negative contributions are propagated apart, weighted with alpha and -beta.
+
+    With zp = lin(x+, w+) + lin(x-, w-) + b+, zn = lin(x+, w-) + lin(x-, w+) + b-, sp = R / stab(zp), sn = R / stab(zn):
+    R_i = alpha (x+ T(w+, sp) + x- T(w-, sp)) - beta (x+ T(w-, sn) + x- T(w+, sn)).
+
+    Source: Bach et al. (2015), equation 60.
+
+    Attributes:
+        alpha: Weight of the positive contributions.
+        beta: Weight of the negative contributions; alpha - beta = 1.
+        stabilizer: Distance that the denominators keep from zero, in units of z.
+        bias: "absorb", "ignore" or "distribute".
+
+    Raises:
+        RuleError: If alpha - beta is not 1, or one of them is negative.
+
+    Example:
+        >>> from lrp_jax import lrp
+        >>> weight = jnp.array([[1.0], [-1.0]])
+        >>> jax.grad(lambda x: lrp(lambda x: x @ weight, AlphaBeta())(x)[0])(jnp.array([4.0, 2.0])).round(4)
+        Array([ 4., -2.], dtype=float32)
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    stabilizer: float = STABILIZER
+    bias: Bias = "absorb"
+
+    def __post_init__(self) -> None:
+        _check_not_negative("AlphaBeta", alpha=self.alpha, beta=self.beta, stabilizer=self.stabilizer)
+        if abs(self.alpha - self.beta - 1) > 1e-9:
+            raise RuleError(
+                f"AlphaBeta(alpha={self.alpha}, beta={self.beta}): alpha - beta must be 1, or relevance is multiplied by "
+                f"{self.alpha - self.beta:g} in every layer. For this alpha take beta={self.alpha - 1:g}."
+            )
+
+    def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
+        xp, xn, lin = layer.x_positive, layer.x_negative, layer.linear
+        wp, wn, bp, bn = positive(layer.w), negative(layer.w), positive(layer.b), negative(layer.b)
+        zp = lin(xp, wp) + lin(xn, wn) + bp
+        sp = self.alpha * divide(relevance, stabilize(zp, self.stabilizer))
+        shares = [Share(xp, wp, bp, sp), Share(xn, wn, 0.0, sp)]
+        if self.beta == 0:
+            return shares
+        zn = lin(xp, wn) + lin(xn, wp) + bn
+        sn = -self.beta * divide(relevance, stabilize(zn, self.stabilizer))
+        return [*shares, Share(xp, wn, bn, sn), Share(xn, wp, 0.0, sn)]
+
+
+@dataclass(frozen=True)
+class ZPlus(Rule):
+    """The z+ rule: only contributions that push the output up receive relevance. It is alpha-beta with (1, 0).
+
+    With zp = lin(x+, w+) + lin(x-, w-) + b+ and s = R / stab(zp): R_i = x+ T(w+, s) + x- T(w-, s). Inputs of both signs
+    are treated (captum ignores the negative ones); after a relu x- = 0, which is the rule of deep Taylor decomposition.
+
+    Source: Montavon et al. (2017), section 4.2; Bach et al. (2015), equation 60.
+
+    Attributes:
+        stabilizer: Distance that the denominator keeps from zero, in units of z.
+        bias: "absorb", "ignore" or "distribute".
+
+    Example:
+        >>> from lrp_jax import lrp
+        >>> weight = jnp.array([[1.0], [-3.0]])
+        >>> jax.grad(lambda x: lrp(lambda x: x @ weight, ZPlus())(x)[0])(jnp.array([5.0, 1.0])).round(4)
+        Array([2., 0.], dtype=float32)
+    """
+
+    stabilizer: float = STABILIZER
+    bias: Bias = "absorb"
+
+    def __post_init__(self) -> None:
+        _check_not_negative("ZPlus", stabilizer=self.stabilizer)
+
+    def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
+        return AlphaBeta(1.0, 0.0, self.stabilizer).shares(layer, relevance)
+
+
+@dataclass(frozen=True)
+class WSquare(Rule):
+    """The w^2 rule: relevance is shared in proportion to the squared weights, whatever the inputs.
+
+    R = T(w^2, R / stab(lin(1, w^2))).
+
+    Source: Montavon et al. (2017), section 4.1. Zennit keeps b^2 in the denominator, which is `bias="absorb"`.
+
+    Attributes:
+        stabilizer: Distance that the denominator keeps from zero.
+        bias: "ignore", or "absorb" or "distribute" with b^2 in the denominator.
+
+    Example:
+        >>> from lrp_jax import lrp
+        >>> weight = jnp.array([[1.0], [2.0]])
+        >>> jax.grad(lambda x: lrp(lambda x: x @ weight, WSquare())(x)[0])(jnp.array([0.0, 5.0])).round(4)
+        Array([2., 8.], dtype=float32)
+    """
+
+    form: ClassVar[Form] = Form.RELEVANCE
+    stabilizer: float = STABILIZER
+    bias: Bias = "ignore"
+
+    def __post_init__(self) -> None:
+        _check_not_negative("WSquare", stabilizer=self.stabilizer)
+
+    def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
+        ones, w, b = jnp.ones_like(layer.x), layer.w**2, layer.b**2
+        s = divide(relevance, stabilize(layer.linear(ones, w) + b, self.stabilizer))
+        return [Share(ones, w, b, s)]
+
+
+@dataclass(frozen=True)
+class Flat(Rule):
+    """The flat rule: relevance is shared evenly among all inputs of a neuron, whatever their values and weights.
+
+    R = T(1, R / stab(lin(1, 1))).
+
+    Source: Montavon et al. (2019), table 10.1.
+
+    Attributes:
+        stabilizer: Distance that the denominator keeps from zero.
+        bias: "ignore", or "absorb" or "distribute" with the bias as one more input.
+
+    Example:
+        >>> from lrp_jax import lrp
+        >>> weight = jnp.array([[1.0], [3.0]])
+        >>> jax.grad(lambda x: lrp(lambda x: x @ weight, Flat())(x)[0])(jnp.array([0.0, 2.0])).round(4)
+        Array([3., 3.], dtype=float32)
+    """
+
+    form: ClassVar[Form] = Form.RELEVANCE
+    stabilizer: float = STABILIZER
+    bias: Bias = "ignore"
+
+    def __post_init__(self) -> None:
+        _check_not_negative("Flat", stabilizer=self.stabilizer)
+
+    def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
+        ones, w = jnp.ones_like(layer.x), jnp.ones_like(layer.w)
+        b = 0.0 if self.bias == "ignore" else 1.0
+        s = divide(relevance, stabilize(layer.linear(ones, w) + b, self.stabilizer))
+        return [Share(ones, w, b, s)]
+
+
+@dataclass(frozen=True)
+class ZBox(Rule):
+    """The z-box rule, for inputs between known bounds, such as pixels.
+
+    With z = lin(x, w) - lin(low, w+) - lin(high, w-) and s = R / stab(z):
+    R = x T(w, s) - low T(w+, s) - high T(w-, s).
+
+    Source: Montavon et al. (2017), section 4.3. The bias has no part in it.
+
+    Attributes:
+        low: Smallest value of the input: a number, or nested tuples that broadcast to the input (per channel or pixel).
+        high: Its largest value, alike.
+        stabilizer: Distance that the denominator keeps from zero, in units of z.
+        bias: "ignore", or "absorb" or "distribute" with b in the denominator.
+
+    Raises:
+        RuleError: If low is larger than high anywhere.
+
+    Example:
+        >>> from lrp_jax import lrp
+        >>> weight = jnp.array([[1.0], [-1.0]])
+        >>> jax.grad(lambda x: lrp(lambda x: x @ weight, ZBox(0.0, 2.0))(x)[0])(jnp.array([2.0, 0.0])).round(4)
+        Array([1., 1.], dtype=float32)
+    """
+
+    form: ClassVar[Form] = Form.RELEVANCE
+    low: "float | tuple"
+    high: "float | tuple"
+    stabilizer: float = STABILIZER
+    bias: Bias = "ignore"
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            object.__setattr__(self, name, _as_tuples(getattr(self, name)))
+        _check_not_negative("ZBox", stabilizer=self.stabilizer)
+        if not bool((jnp.asarray(self.low) <= jnp.asarray(self.high)).all()):
+            raise RuleError(f"ZBox(low={self.low}, high={self.high}): low must not be larger than high. Swap them?")
+
+    def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
+        x, w, lin = layer.x, layer.w, layer.linear
+        low, high = (jnp.broadcast_to(jnp.asarray(bound, x.dtype), x.shape) for bound in (self.low, self.high))
+        z = lin(x, w) - lin(low, positive(w)) - lin(high, negative(w)) + (0.0 if self.bias == "ignore" else layer.b)
+        s = divide(relevance, stabilize(z, self.stabilizer))
+        return [Share(x, w, layer.b, s), Share(-low, positive(w), 0.0, s), Share(-high, negative(w), 0.0, s)]
+
+
+@dataclass(frozen=True)
+class Pass(Rule):
+    """Relevance is passed on unchanged, element by element: R_x = R_z, for layers whose input has the output's shape.
+
+    Attributes:
+        bias: Without effect: nothing is divided.
+
+    Raises:
+        RuleError: (when applied) if the shapes of input and output differ.
+
+    Example:
+        >>> from lrp_jax import lrp
+        >>> weight = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+        >>> jax.grad(lambda x: lrp(lambda x: x @ weight, Pass())(x)[0])(jnp.array([2.0, 1.0]))
+        Array([5., 0.], dtype=float32)
+    """
+
+    form: ClassVar[Form] = Form.RELEVANCE
+    bias: Bias = "absorb"
+
+    def propagate(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
+        if layer.x.shape != layer.z.shape:
+            raise RuleError(
+                f"Pass hands relevance on element by element, but the layer maps {layer.x.shape} to {layer.z.shape}. "
+                "Choose another rule for it."
+            )
+        return relevance
+
+    def bias_share(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
+        return jnp.zeros_like(layer.z)
+
+
+@dataclass(frozen=True)
+class Gradient(Rule):
+    """No rule: the cotangent is propagated by the layer's own derivative, as in ordinary backpropagation.
+
+    With the starting point v * f(x) it agrees with LRP-0 wherever z is not zero.
+
+    Attributes:
+        bias: Without effect: nothing is divided.
+
+    Example:
+        >>> from lrp_jax import lrp
+        >>> weight = jnp.array([[1.0], [3.0]])
+        >>> jax.grad(lambda x: lrp(lambda x: x @ weight, Gradient())(x)[0])(jnp.array([2.0, 1.0]))
+        Array([2., 3.], dtype=float32)
+    """
+
+    bias: Bias = "absorb"
+
+    def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
+        return Zero().shares(layer, relevance)
+
+
+@dataclass(frozen=True)
+class Norm(Rule):
+    """Proportional split: the operation's own contributions, normalised to sum to one.
+
+    R_i = sum_j x_i w_ij / stab(z_j) R_j, as LRP-epsilon; the name is zennit's for sums and average pooling, which here
+    split in proportion without any rule.
+
+    Attributes:
+        stabilizer: Distance that the denominator keeps from zero, in units of z.
+        bias: "absorb", "ignore" or "distribute".
+
+    Example:
+        >>> from lrp_jax import lrp
+        >>> mean = jnp.array([[0.5], [0.5]])
+        >>> jax.grad(lambda x: lrp(lambda x: x @ mean, Norm())(x)[0])(jnp.array([2.0, 4.0])).round(4)
+        Array([1., 2.], dtype=float32)
+    """
+
+    stabilizer: float = STABILIZER
+    bias: Bias = "absorb"
+
+    def __post_init__(self) -> None:
+        _check_not_negative("Norm", stabilizer=self.stabilizer)
+
+    def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
+        return Epsilon(self.stabilizer).shares(layer, relevance)
+
+
+def _check_not_negative(rule: str, **values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise RuleError(f"{rule}({name}={value}): {name} must be a number that is not negative.")
+
+
+def _as_tuples(bound: object) -> object:
+    """Turns an array into nested tuples, so that a rule can be compared and hashed."""
+    if isinstance(bound, tuple | list):
+        return tuple(_as_tuples(item) for item in bound)
+    return _as_tuples(bound.tolist()) if hasattr(bound, "tolist") else float(bound)  # type: ignore[arg-type]

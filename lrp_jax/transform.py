@@ -1,20 +1,23 @@
 """`lrp`: the function transformation."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lrp_jax import forms
-from lrp_jax.errors import LRPError
-from lrp_jax.forms import Form
-from lrp_jax.graph import Graph, read
-from lrp_jax.plan import Piece, Plan, make_plan
-from lrp_jax.rules import Rule
+from lrp_jax.composites import Rules, as_composite
+from lrp_jax.graph import Graph, Status
+from lrp_jax.operations import Call
+from lrp_jax.planning import Piece, Plan, make_plan
+from lrp_jax.tracing import trace
 
 
-def lrp(fun: Callable[..., Any], rules: Rule, argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
+def lrp(fun: Callable[..., Any], rules: Rules, argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
     """Transforms a function so that its vector-Jacobian product is layer-wise relevance propagation.
 
     The transformed function has the same value. Where JAX would propagate a gradient backwards, it propagates
@@ -26,7 +29,7 @@ def lrp(fun: Callable[..., Any], rules: Rule, argnums: int | Sequence[int] = 0) 
     Args:
         fun: A function of arrays (or pytrees of arrays) that JAX can trace: a bound Flax NNX module, the `apply` of a
             Linen module, a plain function; in inference mode.
-        rules: The rule for every layer.
+        rules: A rule for every layer, or a composite that says which rule where.
         argnums: The positions of the arguments that are explained.
 
     Returns:
@@ -35,7 +38,7 @@ def lrp(fun: Callable[..., Any], rules: Rule, argnums: int | Sequence[int] = 0) 
     Raises:
         UnsupportedOperationError: (when called) relevance reaches an operation that has no treatment; the message names
             it and the line that it comes from.
-        LRPError: (when called) an explained argument is not real floating-point, `argnums` does not fit the call, or
+        InputError: (when called) an explained argument is not real floating-point, `argnums` does not fit the call, or
             the value is differentiated with regard to an argument that is not explained.
 
     Source: Bach et al. (2015), section "Layer-wise relevance propagation"; the backward pass as a gradient: Montavon et
@@ -49,98 +52,179 @@ def lrp(fun: Callable[..., Any], rules: Rule, argnums: int | Sequence[int] = 0) 
         >>> jax.grad(lrp(network, rules.Zero()))(jnp.array([3.0, 1.0]))
         Array([3., 2.], dtype=float32)
     """
+    composite = as_composite(rules)
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     def explained(*args: Any, **kwargs: Any) -> Any:
-        graph, inputs, structure = _trace(fun, positions, args, kwargs)
-        outputs = rebind(graph, make_plan(graph, rules), inputs)
-        return jax.tree.unflatten(structure, outputs)
+        traced = trace(fun, positions, args, kwargs)
+        outputs = rebind(make_plan(traced.graph, composite), begin(traced.graph, traced.inputs))
+        return jax.tree.unflatten(traced.structure, outputs)
 
     explained.__name__ = getattr(fun, "__name__", type(fun).__name__)
     explained.__doc__ = fun.__doc__
     return explained
 
 
-def rebind(graph: Graph, plan: Plan, inputs: Sequence[jax.Array]) -> list[jax.Array]:
+def begin(graph: Graph, inputs: Sequence[jax.Array]) -> list[jax.Array]:
+    """Sees to it that nothing is differentiated but the explained inputs."""
+    values = dict(zip(graph.inputs, inputs, strict=True))
+    explained = [i for i in graph.inputs if graph.is_live(i)]
+    others = [value for i, value in (graph.constants | values).items() if i not in explained]
+    values.update(zip(explained, forms.begin([values[i] for i in explained], others), strict=True))
+    return [values[i] for i in graph.inputs]
+
+
+Observer = Callable[[Piece, str, int, jax.Array], jax.Array]
+
+
+def rebind(plan: Plan, inputs: Sequence[jax.Array], observe: Observer | None = None) -> list[jax.Array]:
     """Runs a function piece by piece, each with the backward pass that the plan gives it.
 
     Args:
-        graph: The function.
-        plan: How relevance travels through it.
-        inputs: The inputs of the graph.
+        plan: The function, and how relevance travels through it.
+        inputs: Its inputs.
+        observe: Called as observe(piece, "operand" or "output", number, value) with every live value that goes into a
+            piece and comes out of it; what it returns takes the value's place.
 
     Returns:
-        The outputs of the graph.
+        Its outputs.
     """
-    values = graph.constants | dict(zip(graph.inputs, inputs, strict=True))
-    explained = [i for i in graph.inputs if graph.is_live(i)]
-    others = [value for i, value in values.items() if i not in explained]
-    begun = forms.begin([values[i] for i in explained], others)
-    for i, value in zip(explained, begun, strict=True):
-        values[i] = forms.convert(value, plan.forms.get(i, Form.RATIO), Form.RELEVANCE)
+    graph = plan.graph
+    values = dict(graph.constants)
+    for i, value, wanted in zip(graph.inputs, inputs, plan.input_forms, strict=True):
+        values[i] = forms.convert(value, plan.form(i), wanted) if graph.is_live(i) else value
     for piece in plan.pieces:
-        values.update(zip(piece.outputs, _run(plan, piece, values), strict=True))
-    return [forms.convert(values[i], Form.RATIO, plan.forms.get(i, Form.RATIO)) for i in graph.outputs]
-
-
-def _run(plan: Plan, piece: Piece, values: dict[int, jax.Array]) -> list[jax.Array]:
-    constants = [values[i] for i in piece.constants]
-    if piece.treatment is None:
-        return piece.run([values[i] for i in piece.live], constants)
-    live = [forms.convert(values[i], piece.returned, plan.forms[i]) for i in piece.live]
-    backward = piece.treatment.backward.get(piece.taken)
-    run = piece.run if backward is None else _with_backward(piece, backward)
+        values.update(zip(piece.outputs, _run(plan, piece, values, observe), strict=True))
     return [
-        forms.convert(output, plan.forms.get(i, piece.taken), piece.taken)
-        for i, output in zip(piece.outputs, run(live, constants), strict=True)
+        forms.convert(values[i], arriving, plan.form(i)) if graph.is_live(i) else values[i]
+        for i, arriving in zip(graph.outputs, plan.output_forms, strict=True)
     ]
 
 
-def _with_backward(piece: Piece, backward: Callable[..., Any]) -> Callable[..., Any]:
+def _run(plan: Plan, piece: Piece, values: dict[int, jax.Array], observe: Observer | None) -> list[jax.Array]:
+    live = [values[i] for i in piece.live]
+    constants = [values[i] for i in piece.constants]
+    if piece.treatment is None:
+        return piece.run(live, constants)
+    constants = [
+        value if plan.graph.status[i] is Status.CONSTANT else forms.hold(value)
+        for i, value in zip(piece.constants, constants, strict=True)
+    ]
+    if observe is not None:
+        live = [observe(piece, "operand", i, value) for i, value in zip(piece.live, live, strict=True)]
+    live = [
+        forms.convert(value, returned, plan.form(i))
+        for i, value, returned in zip(piece.live, live, piece.returned, strict=True)
+    ]
+    outputs = [
+        forms.convert(output, plan.form(i), taken) if plan.graph.is_live(i) else output
+        for i, output, taken in zip(piece.outputs, _runner(piece)(live, constants), piece.taken, strict=True)
+    ]
+    if observe is None:
+        return outputs
+    return [
+        observe(piece, "output", i, output) if plan.graph.is_live(i) else output
+        for i, output in zip(piece.outputs, outputs, strict=True)
+    ]
+
+
+def _runner(piece: Piece) -> Callable[[Sequence[jax.Array], Sequence[jax.Array]], Sequence[jax.Array]]:
+    if piece.bodies:
+        return functools.partial(_run_bodies, piece)
+    if piece.backward is None:
+        return piece.run
+    backward = piece.backward
+    params = piece.operations[0].equation.params
+
     @jax.custom_vjp
-    def run(live, constants):
+    def run(live: list[jax.Array], constants: list[jax.Array]) -> list[jax.Array]:
         return piece.run(live, constants)
 
-    def forward(live, constants):
+    def forward(live: list[jax.Array], constants: list[jax.Array]) -> tuple[list[jax.Array], Any]:
         outputs = piece.run(live, constants)
         return outputs, (live, constants, outputs)
 
-    def back(residuals, cotangents):
-        return list(backward(*residuals, cotangents)), None
+    def back(residuals: Any, cotangents: list[jax.Array]) -> tuple[list[jax.Array], None]:
+        return list(backward(Call(piece.run, params, *residuals, cotangents))), None
 
     run.defvjp(forward, back)
     return run
 
 
-def _trace(
-    fun: Callable[..., Any], positions: Sequence[int], args: Sequence[Any], kwargs: dict[str, Any]
-) -> tuple[Graph, list[Any], Any]:
-    """Traces a call. Arrays become inputs of the graph; whatever else the arguments hold stays as it is."""
-    if any(not -len(args) <= position < len(args) for position in positions):
-        raise LRPError(
-            f"argnums={tuple(positions)} names a positional argument that the call does not have: "
-            f"{len(args)} were given. Pass the explained argument by position."
-        )
-    explained = {position % len(args) for position in positions}
-    is_live = [i in explained for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)] + [False] * len(
-        jax.tree.leaves(kwargs)
+def _run_bodies(piece: Piece, live: Sequence[jax.Array], constants: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    """Runs a scan or a cond with transformed bodies."""
+    (operation,) = piece.operations
+    values = dict(zip(piece.live + piece.constants, (*live, *constants), strict=True))
+    operands = [values[i] for i in operation.inputs]
+    params = operation.equation.params
+    if operation.name == "cond":
+        return lax.switch(operands[0], [functools.partial(_run_branch, plan) for plan in piece.bodies], *operands[1:])
+    number, carries = params["num_consts"], params["num_carry"]
+
+    def body(carry: Sequence[jax.Array], x: Sequence[jax.Array]) -> tuple[Sequence[jax.Array], Sequence[jax.Array]]:
+        outputs = rebind(piece.bodies[0], [*operands[:number], *carry, *x])
+        return outputs[:carries], outputs[carries:]
+
+    carry, stacked = lax.scan(
+        body,
+        operands[number : number + carries],
+        operands[number + carries :],
+        length=params["length"],
+        reverse=params["reverse"],
+        unroll=params["unroll"],
     )
-    leaves, tree = jax.tree.flatten((args, kwargs))
-    for leaf, live in zip(leaves, is_live, strict=True):
-        if live and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise LRPError(
-                f"The explained argument holds {jnp.result_type(leaf)} values, and relevance needs real floating-point "
-                "numbers. Convert it first, for example with x.astype('float32')."
-            )
-    is_array = [live or hasattr(leaf, "dtype") for leaf, live in zip(leaves, is_live, strict=True)]
+    return [*carry, *stacked]
 
-    def call(arrays: list[Any]) -> Any:
-        given = iter(arrays)
-        merged = [next(given) if array else leaf for leaf, array in zip(leaves, is_array, strict=True)]
-        arguments, keywords = jax.tree.unflatten(tree, merged)
-        return fun(*arguments, **keywords)
 
-    arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
-    closed_jaxpr, output = jax.make_jaxpr(call, return_shape=True)(arrays)
-    arrays_live = [live for live, array in zip(is_live, is_array, strict=True) if array]
-    return read(closed_jaxpr, arrays_live), arrays, jax.tree.structure(output)
+def _run_branch(plan: Plan, *operands: jax.Array) -> list[jax.Array]:
+    return rebind(plan, operands)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A place in a plan at which relevance is read: where a value leaves a piece, or where a piece reads it.
+
+    Attributes:
+        piece: The piece.
+        side: "output" or "operand".
+        value: The number of the value.
+    """
+
+    piece: Piece
+    side: str
+    value: int
+
+
+def propagator(
+    plan: Plan,
+    inputs: Sequence[jax.Array],
+    probes: Sequence[Probe] = (),
+    masks: Mapping[int, jax.Array] | None = None,
+) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], tuple[list[jax.Array], list[jax.Array]]]]:
+    """Runs a function forwards, and returns what propagates relevance back, through probes on the way.
+
+    Args:
+        plan: The function, and how relevance travels through it.
+        inputs: Its inputs.
+        probes: Where relevance is read.
+        masks: Factors for the relevance that goes on from a probe, by its position in `probes`.
+
+    Returns:
+        The outputs, and a function that maps their cotangents to the relevance of the live inputs and of the probes.
+    """
+    graph = plan.graph
+    position = {(id(probe.piece), probe.side, probe.value): i for i, probe in enumerate(probes)}
+
+    def run(explained: list[jax.Array], relevance: list[jax.Array]) -> list[jax.Array]:
+        def observe(piece: Piece, side: str, value: int, array: jax.Array) -> jax.Array:
+            i = position.get((id(piece), side, value))
+            return array if i is None else forms.tap(array, relevance[i], plan.form(value), (masks or {}).get(i))
+
+        given = iter(explained)
+        arrays = [next(given) if graph.is_live(i) else value for i, value in zip(graph.inputs, inputs, strict=True)]
+        return rebind(plan, arrays, observe)
+
+    explained = [value for i, value in zip(graph.inputs, inputs, strict=True) if graph.is_live(i)]
+    zeros = [jnp.zeros(graph.shapes[probe.value].shape, graph.shapes[probe.value].dtype) for probe in probes]
+    outputs, transpose = jax.vjp(run, explained, zeros)
+    return outputs, lambda cotangents: transpose(list(cotangents))

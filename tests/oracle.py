@@ -1,6 +1,7 @@
 """The rules once more, naively: on the dense matrix of a layer, in numpy and float64, without the library's code.
 
-A layer is z = J x + b with J of shape (outputs, inputs). Each function returns the relevance of the inputs.
+A layer is z = J x + b with J of shape (outputs, inputs). Each function returns the relevance of the inputs. `bias` is
+"absorb", "ignore" or "distribute", as in the library.
 """
 
 import numpy as np
@@ -10,28 +11,75 @@ def _stabilize(z, epsilon):
     return z + np.where(z >= 0, epsilon, -epsilon)
 
 
-def zero(jacobian, bias, x, relevance):
-    z = jacobian @ x + bias
-    out = np.zeros_like(x)
-    for j in range(len(z)):
-        for i in range(len(x)):
-            if z[j] != 0:
-                out[i] += x[i] * jacobian[j, i] / z[j] * relevance[j]
+def _share_out(terms, relevance, bias, contributed):
+    """Sums terms (contributions (outputs, inputs), bias contribution, weight, denominator, mask of outputs)."""
+    out = np.zeros(contributed.shape[1])
+    number = contributed.sum(1)
+    for contributions, bias_contribution, weight, denominator, mask in terms:
+        for j in range(len(relevance)):
+            if denominator[j] == 0 or not mask[j]:
+                continue
+            fraction = weight * relevance[j] / denominator[j]
+            out += contributions[j] * fraction
+            if bias == "distribute" and number[j] > 0:
+                out += contributed[j] / number[j] * bias_contribution[j] * fraction
     return out
 
 
-def epsilon(jacobian, bias, x, relevance, epsilon):
-    z = jacobian @ x + bias
-    contributions = jacobian * x[None, :]
-    return (contributions * (relevance / _stabilize(z, epsilon))[:, None]).sum(0)
+def zero(jacobian, b, x, relevance, bias="absorb"):
+    return epsilon(jacobian, b, x, relevance, epsilon=0.0, bias=bias)
 
 
-def zplus(jacobian, bias, x, relevance, stabilizer):
-    contributions = np.maximum(jacobian * x[None, :], 0)
-    z = contributions.sum(1) + np.maximum(bias, 0)
-    return (contributions * (relevance / _stabilize(z, stabilizer))[:, None]).sum(0)
+def epsilon(jacobian, b, x, relevance, epsilon, bias="absorb"):
+    b = b * (bias != "ignore")
+    contributions = jacobian * x
+    z = contributions.sum(1) + b
+    terms = [(contributions, b, 1.0, _stabilize(z, epsilon) if epsilon else z, np.ones_like(z))]
+    return _share_out(terms, relevance, bias, contributions != 0)
 
 
-def flat(jacobian, bias, x, relevance, stabilizer):
-    connected = (jacobian != 0).astype(float)
-    return (connected * (relevance / _stabilize(connected.sum(1), stabilizer))[:, None]).sum(0)
+def gamma(jacobian, b, x, relevance, gamma, stabilizer, bias="absorb"):
+    b = b * (bias != "ignore")
+    contributions = jacobian * x
+    z = contributions.sum(1) + b
+    favour = {sign: 1 + gamma * (np.sign(contributions) == sign) for sign in (1, -1)}
+    favour_bias = {sign: 1 + gamma * (np.sign(b) == sign) for sign in (1, -1)}
+    terms = []
+    for sign in (1, -1):
+        c, d = contributions * favour[sign], b * favour_bias[sign]
+        terms.append((c, d, 1.0, _stabilize(c.sum(1) + d, stabilizer), sign * z > 0))
+    return _share_out(terms, relevance, bias, contributions != 0)
+
+
+def alpha_beta(jacobian, b, x, relevance, alpha, beta, stabilizer, bias="absorb"):
+    b = b * (bias != "ignore")
+    contributions = jacobian * x
+    terms = []
+    for clip, weight in ((lambda a: np.maximum(a, 0), alpha), (lambda a: np.minimum(a, 0), -beta)):
+        c, d = clip(contributions), clip(b)
+        # The stabiliser takes the sign of the sum; a sum of nothing counts as positive.
+        terms.append((c, d, weight, _stabilize(c.sum(1) + d, stabilizer), np.ones_like(b)))
+    return _share_out(terms, relevance, bias, contributions != 0)
+
+
+def zplus(jacobian, b, x, relevance, stabilizer, bias="absorb"):
+    return alpha_beta(jacobian, b, x, relevance, 1.0, 0.0, stabilizer, bias)
+
+
+def wsquare(jacobian, b, x, relevance, stabilizer, bias="ignore"):
+    c, d = jacobian**2, b**2 * (bias != "ignore")
+    terms = [(c, d, 1.0, _stabilize(c.sum(1) + d, stabilizer), np.ones_like(b))]
+    return _share_out(terms, relevance, bias, jacobian != 0)
+
+
+def flat(jacobian, b, x, relevance, stabilizer, bias="ignore"):
+    c, d = (jacobian != 0).astype(float), np.full_like(b, bias != "ignore")
+    terms = [(c, d, 1.0, _stabilize(c.sum(1) + d, stabilizer), np.ones_like(b))]
+    return _share_out(terms, relevance, bias, jacobian != 0)
+
+
+def zbox(jacobian, b, x, relevance, low, high, stabilizer, bias="ignore"):
+    b = b * (bias != "ignore")
+    c = jacobian * x - np.maximum(jacobian, 0) * low - np.minimum(jacobian, 0) * high
+    terms = [(c, b, 1.0, _stabilize(c.sum(1) + b, stabilizer), np.ones_like(b))]
+    return _share_out(terms, relevance, bias, jacobian != 0)

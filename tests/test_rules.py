@@ -12,12 +12,18 @@ from jax import lax
 from lrp_jax import lrp, rules
 
 RULES = {
-    "zero": (rules.Zero(), oracle.zero),
-    "epsilon": (rules.Epsilon(1e-2), partial(oracle.epsilon, epsilon=1e-2)),
-    "epsilon default": (rules.Epsilon(), partial(oracle.epsilon, epsilon=1e-6)),
-    "z+": (rules.ZPlus(), partial(oracle.zplus, stabilizer=1e-6)),
-    "z+ stabilizer": (rules.ZPlus(stabilizer=0.1), partial(oracle.zplus, stabilizer=0.1)),
-    "flat": (rules.Flat(), partial(oracle.flat, stabilizer=1e-6)),
+    "zero": (rules.Zero, oracle.zero, {}),
+    "epsilon": (rules.Epsilon, oracle.epsilon, {"epsilon": 1e-2}),
+    "epsilon, default": (rules.Epsilon, partial(oracle.epsilon, epsilon=1e-6), {}),
+    "gamma": (rules.Gamma, oracle.gamma, {"gamma": 0.25, "stabilizer": 1e-6}),
+    "gamma, large": (rules.Gamma, oracle.gamma, {"gamma": 10.0, "stabilizer": 0.1}),
+    "alpha-beta": (rules.AlphaBeta, oracle.alpha_beta, {"alpha": 2.0, "beta": 1.0, "stabilizer": 1e-6}),
+    "alpha-beta, 1.5": (rules.AlphaBeta, oracle.alpha_beta, {"alpha": 1.5, "beta": 0.5, "stabilizer": 0.1}),
+    "z+": (rules.ZPlus, oracle.zplus, {"stabilizer": 1e-6}),
+    "w^2": (rules.WSquare, oracle.wsquare, {"stabilizer": 1e-6}),
+    "flat": (rules.Flat, oracle.flat, {"stabilizer": 1e-6}),
+    "z-box": (rules.ZBox, oracle.zbox, {"low": -3.0, "high": 4.0, "stabilizer": 1e-6}),
+    "norm": (rules.Norm, partial(oracle.epsilon, epsilon=1e-6), {}),
 }
 
 
@@ -116,23 +122,26 @@ BIASES = {
 
 @pytest.mark.parametrize("bias_name", BIASES)
 @pytest.mark.parametrize("layer_name", LAYERS)
-def test_rule_agrees_with_dense_oracle(float64, layer_name, bias_name):
+def test_rules_agree_with_dense_oracle(float64, layer_name, bias_name):
     linear, input_shape, bias_shape = LAYERS[layer_name]
     bias = normal(3, *bias_shape)
     layer = lambda x: BIASES[bias_name](linear(x), bias)
     x = normal(2, *input_shape)
     x = x.at[tuple(0 for _ in input_shape)].set(0.0)
 
-    size = x.size
     flat_layer = lambda v: layer(v.reshape(input_shape)).ravel()
-    jacobian = np.asarray(jax.jacobian(flat_layer)(jnp.zeros(size)))
-    shift = np.asarray(flat_layer(jnp.zeros(size)))
+    jacobian = np.asarray(jax.jacobian(flat_layer)(jnp.zeros(x.size)))
+    shift = np.asarray(flat_layer(jnp.zeros(x.size)))
+    z = layer(x)
+    seed = normal(4, *z.shape)
 
-    for name, (rule, naive) in RULES.items():
-        z, propagate = jax.vjp(lrp(layer, rule), x)
-        np.testing.assert_array_equal(z, layer(x))
-        seed = normal(4, *z.shape)
-        (relevance,) = propagate(seed)
-        expected = naive(jacobian, shift, np.asarray(x).ravel(), np.asarray(seed * z).ravel())
-        error = np.abs(np.asarray(relevance).ravel() - expected).max() / np.abs(expected).max()
-        assert error < 1e-9, f"{name}: {error}"
+    for name, (rule, naive, parameters) in RULES.items():
+        for treatment_of_bias in ("absorb", "ignore", "distribute"):
+            options = {**parameters, "bias": treatment_of_bias}
+            value, propagate = jax.vjp(lrp(layer, rule(**options)), x)
+            np.testing.assert_array_equal(value, z)
+            (relevance,) = propagate(seed)
+            expected = naive(jacobian, shift, np.asarray(x).ravel(), np.asarray(seed * z).ravel(), **options)
+            error = np.abs(np.asarray(relevance).ravel() - expected).max() / np.abs(expected).max()
+            assert error < 1e-9, f"{name}, bias {treatment_of_bias}: {error}"
+

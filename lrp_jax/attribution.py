@@ -1,0 +1,273 @@
+"""Explaining a model's output: the relevance of its input and of its hidden layers."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrp_jax.composites import Composite, EpsilonPlus, Rules, as_composite
+from lrp_jax.errors import InputError, import_extra
+from lrp_jax.planning import Plan, make_plan
+from lrp_jax.tracing import trace
+from lrp_jax.transform import Probe, propagator
+
+Target = int | str | Sequence[int] | jax.Array | np.ndarray | Callable[[Any], Any] | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The relevance of an input for a model's output.
+
+    Attributes:
+        output: The model's output.
+        relevance: The relevance of the input, in its structure and shape, in units of the explained output; with the
+            target "all" with one dimension for the classes in front. For integers, the sum over each one's embedding.
+        at: The relevance of the hidden values that were asked for, by name.
+    """
+
+    output: Any
+    relevance: Any
+    at: dict[str, jax.Array] = field(default_factory=dict)
+
+
+def relevance(
+    model: Callable[[Any], Any],
+    x: Any,
+    target: Target = None,
+    rules: Rules | None = None,
+    *,
+    at: Sequence[str] = (),
+    given: Mapping[str, jax.Array] | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Explanation:
+    """Explains a model's output by the relevance of its input.
+
+    The computation is compiled once per model structure, rules and shapes; parameters are passed to it as arguments.
+
+    Args:
+        model: A function of one argument whose output has the shape (samples, classes): a Flax NNX module, an Equinox
+            module under `jax.vmap`, `functools.partial(module.apply, variables)` for Linen, a plain function.
+        x: Its input: an array (or a pytree of arrays) with the samples in the first dimension. Floating-point numbers,
+            or integers that the model looks up in an embedding.
+        target: What is explained: a class index for all samples or one for each; "all" for every class, from one forward
+            pass; an array in the shape of the output whose entries multiply it; a function of the output (a difference
+            of two classes, say); None for the class with the largest output.
+        rules: A rule, a composite, or a list of (selector, rule) pairs; `EpsilonPlus()` if None.
+        at: Names of layers, or of values named with `jax.ad_checkpoint.checkpoint_name`, whose output's relevance is
+            wanted too.
+        given: By the same names, factors for the relevance of a hidden value, of a shape that broadcasts to it: with a
+            mask of channels, relevance passes through the chosen channels only (Achtibat et al. 2023).
+        batch_size: The number of samples that are explained at a time; all if None.
+        progress: Whether to show a progress bar, if there is more than one batch.
+
+    Returns:
+        The output, the relevance, and the relevance of the hidden values.
+
+    Raises:
+        InputError: If the target does not fit the output, a name does not exist, or `x` has a dtype without relevance.
+        SelectorError: If the rules do not fit the layers.
+        UnsupportedOperationError: If relevance reaches an operation that has no treatment.
+
+    Example:
+        >>> from lrp_jax import relevance, rules
+        >>> weight = jnp.array([[1.0, -1.0], [3.0, 2.0]])
+        >>> explanation = relevance(lambda x: x @ weight, jnp.array([[2.0, 1.0]]), 0, rules.Zero())
+        >>> explanation.relevance
+        Array([[2., 3.]], dtype=float32)
+    """
+    composite = EpsilonPlus() if rules is None else as_composite(rules)
+    arrays, static = split_model(model)
+    request = _Request(tuple(at), tuple(sorted(given or ())))
+    masks = [jnp.asarray((given or {})[name]) for name in request.given]
+    samples = {len(leaf) for leaf in jax.tree.leaves(x)}
+    if len(samples) != 1:
+        raise InputError(f"The arrays of x need the samples in their first dimension, but these differ: {samples}.")
+    (number,) = samples
+    output = jax.eval_shape(static.call, arrays, x)
+    kind, values = _target(target, output, number)
+    explain = functools.partial(_explain, static, composite, request, kind)
+    if batch_size is None or batch_size >= number:
+        return Explanation(*explain(arrays, x, values, masks))
+    starts = range(0, number, batch_size)
+    bar = import_extra("tqdm.auto", "book").tqdm(starts, desc="explaining", unit="batch", disable=not progress)
+    per_sample = kind in ("index", "mask")
+    parts = [
+        explain(
+            arrays,
+            jax.tree.map(lambda leaf, start=start: leaf[start : start + batch_size], x),
+            values[start : start + batch_size] if per_sample else values,
+            masks,
+        )
+        for start in bar
+    ]
+    outputs, maps, hidden = zip(*parts, strict=True)
+    axis = 1 if kind == "all" else 0
+    join = functools.partial(jax.tree.map, lambda *parts: jnp.concatenate(parts, axis))
+    return Explanation(jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs), join(*maps), join(*hidden))
+
+
+@dataclass(frozen=True)
+class _Request:
+    at: tuple[str, ...]
+    given: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Path:
+    """Stands where an array was taken out of a model."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Static:
+    """What remains of a model when its arrays are taken out: hashable, so that a compiled program can be found again."""
+
+    structure: Any
+    leaves: tuple[Any, ...]
+
+    def call(self, arrays: Mapping[str, Any], x: Any) -> Any:
+        """Calls the model with its arrays put back."""
+        leaves = [arrays[leaf.name] if isinstance(leaf, _Path) else leaf for leaf in self.leaves]
+        return jax.tree.unflatten(self.structure, leaves)(x)
+
+
+def split_model(model: Callable[[Any], Any]) -> tuple[dict[str, Any], _Static]:
+    """Takes a model apart into its arrays, by path, and the rest."""
+    if isinstance(model, functools.partial):
+        model = jax.tree_util.Partial(model.func, *model.args, **model.keywords)
+    with_paths, structure = jax.tree_util.tree_flatten_with_path(model)
+    arrays: dict[str, Any] = {}
+    leaves = []
+    for path, leaf in with_paths:
+        if hasattr(leaf, "dtype"):
+            leaf_path = _Path(jax.tree_util.keystr(path, simple=True, separator="."))
+            arrays[leaf_path.name] = leaf
+            leaves.append(leaf_path)
+        else:
+            leaves.append(leaf)
+    return arrays, _Static(structure, tuple(leaves))
+
+
+def _target(target: Target, output: Any, samples: int) -> tuple[Any, Any]:
+    """The kind of a target ("index", "all", "mask", or a function) and its array."""
+    if callable(target):
+        return target, None
+    if not hasattr(output, "shape") or len(output.shape) != 2:
+        shape = jax.tree.map(lambda leaf: leaf.shape, output)
+        if hasattr(output, "shape") and hasattr(target, "shape") and target.shape == output.shape:
+            return "mask", jnp.asarray(target)
+        raise InputError(
+            f"A target of this kind needs an output of shape (samples, classes), but the model returns {shape}. Pass a "
+            "function of the output that returns what is to be explained."
+        )
+    classes = output.shape[1]
+    if target is None:
+        return "largest", None
+    if isinstance(target, str):
+        if target != "all":
+            raise InputError(f"The target {target!r} is none: it is a class index, 'all', a mask or a function.")
+        return "all", None
+    array = jnp.asarray(target)
+    if array.ndim == 2:
+        if array.shape != output.shape:
+            raise InputError(f"A mask needs the output's shape {output.shape}, but it has {array.shape}.")
+        return "mask", array
+    if array.ndim > 1 or not jnp.issubdtype(array.dtype, jnp.integer):
+        raise InputError(f"A target is an integer for all samples or one for each, not {array.dtype} {array.shape}.")
+    if array.ndim == 1 and len(array) != samples:
+        raise InputError(f"There are {samples} samples, but {len(array)} targets.")
+    if not isinstance(array, jax.core.Tracer) and array.size and not (0 <= array.min() and array.max() < classes):
+        raise InputError(f"The target must be from 0 to {classes - 1}, for {classes} classes, but it is {target}.")
+    return "index", jnp.broadcast_to(array, (samples,))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _explain(
+    static: _Static,
+    composite: Composite,
+    request: _Request,
+    kind: Any,
+    arrays: dict[str, Any],
+    x: Any,
+    values: Any,
+    masks: list[jax.Array],
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    def fun(arrays: dict[str, Any], x: Any) -> tuple[Any, Any]:
+        output = static.call(arrays, x)
+        return output, kind(output) if callable(kind) else output
+
+    traced = trace(fun, (1,), (arrays, x), {}, tokens=True)
+    plan = make_plan(traced.graph, composite)
+    if not any(map(traced.graph.is_live, traced.graph.outputs)):
+        raise InputError("The model's output does not depend on x in a differentiable way: there is nothing to explain.")
+    named = _named_probes(plan, (*request.at, *request.given))
+    embeddings = _embedding_probes(plan)
+    given = {len(request.at) + i: mask for i, mask in enumerate(masks)}
+    outputs, propagate = propagator(plan, traced.inputs, [*named, *embeddings], given)
+    output, explained = jax.tree.unflatten(traced.structure, outputs)
+
+    def maps(seed: Any) -> tuple[Any, dict[str, jax.Array]]:
+        cotangents = jax.tree.leaves((jax.tree.map(jnp.zeros_like, output), seed))
+        explained_arrays, probed = propagate(cotangents)
+        return _in_structure_of(x, explained_arrays, probed[len(named) :]), dict(zip(request.at, probed, strict=False))
+
+    if kind == "all":
+        classes = explained.shape[1]
+        seeds = jnp.broadcast_to(jnp.eye(classes, dtype=explained.dtype)[:, None], (classes, *explained.shape))
+        return output, *jax.vmap(maps)(seeds)
+    return output, *maps(_seed(kind, values, explained))
+
+
+def _in_structure_of(x: Any, arrays: Sequence[jax.Array], embedded: Sequence[jax.Array]) -> Any:
+    """Puts relevance into the structure of x; that of integers is the sum over their embedding."""
+    given = iter(arrays)
+
+    def one(leaf: Any) -> jax.Array:
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            return next(given)
+        shape = jnp.shape(leaf)
+        found = [array for array in embedded if array.shape[: len(shape)] == shape]
+        return sum((array.reshape(*shape, -1).sum(-1) for array in found), start=jnp.zeros(shape))
+
+    return jax.tree.map(one, x)
+
+
+def _embedding_probes(plan: Plan) -> list[Probe]:
+    return [
+        Probe(piece, "output", value)
+        for piece in plan.pieces
+        for value in piece.outputs
+        if value in plan.graph.embeddings
+    ]
+
+
+def _named_probes(plan: Plan, names: Sequence[str]) -> list[Probe]:
+    """Finds the values that are asked for by name."""
+    probes = {}
+    for piece in plan.pieces:
+        (operation, *_) = piece.operations
+        if piece.layer is not None:
+            probes[piece.layer.name] = Probe(piece, "output", piece.layer.output)
+        elif operation.name == "name":
+            probes[operation.equation.params["name"]] = Probe(piece, "output", operation.outputs[0])
+    for name in names:
+        if name not in probes:
+            inside = any(piece.layer is not None and piece.layer.name == name for piece in plan.all_pieces())
+            reason = "is inside a scan or a cond, where its relevance cannot be read" if inside else "does not exist"
+            raise InputError(f"{name!r} {reason}. There are: {', '.join(probes) or 'no names'}.")
+    return [probes[name] for name in names]
+
+
+def _seed(kind: Any, values: Any, explained: Any) -> Any:
+    if callable(kind):
+        return jax.tree.map(jnp.ones_like, explained)
+    if kind == "mask":
+        return values.astype(explained.dtype)
+    classes = explained.argmax(-1) if kind == "largest" else values
+    return jax.nn.one_hot(classes, explained.shape[1], dtype=explained.dtype)

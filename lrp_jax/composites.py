@@ -1,0 +1,399 @@
+"""Which rule where: composites and the selectors that they are made of.
+
+A composite is a list of (selector, rule) pairs; each layer gets the rule of the first selector that matches it.
+
+    composite = Composite([(first, ZBox(0.0, 1.0)), (conv, Gamma(0.25)), (name(r"head"), Zero()), (any_layer, Epsilon())])
+
+A bare rule stands for the composite that gives it to every layer.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from lrp_jax import operations
+from lrp_jax.errors import SelectorError
+from lrp_jax.forms import Form
+from lrp_jax.layers import Layer
+from lrp_jax.operations import Treatment
+from lrp_jax.rules import AlphaBeta, Epsilon, Flat, Gamma, Gradient, Rule, WSquare, ZBox, Zero, ZPlus
+
+__all__ = [
+    "AttnLRP",
+    "CPLRP",
+    "Composite",
+    "Deconvnet",
+    "DeepTaylor",
+    "EpsilonAlpha2Beta1",
+    "EpsilonAlpha2Beta1Flat",
+    "EpsilonGammaBox",
+    "EpsilonPlus",
+    "EpsilonPlusFlat",
+    "ExcitationBackprop",
+    "GuidedBackprop",
+    "Selector",
+    "any_layer",
+    "as_composite",
+    "conv",
+    "dense",
+    "first",
+    "index",
+    "last",
+    "name",
+    "with_treatment",
+]
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A predicate on layers. Selectors combine with `&`, `|` and `~`.
+
+    Attributes:
+        matches: Whether a layer is selected.
+        description: The selector as one would write it.
+
+    Example:
+        >>> wide = Selector(lambda layer: layer.output_shape[-1] > 1000, "wide")
+        >>> conv & ~first | wide
+        conv & ~first | wide
+    """
+
+    matches: Callable[[Layer], bool]
+    description: str
+
+    def __and__(self, other: "Selector") -> "Selector":
+        return Selector(lambda layer: self.matches(layer) and other.matches(layer), f"{self} & {other}")
+
+    def __or__(self, other: "Selector") -> "Selector":
+        return Selector(lambda layer: self.matches(layer) or other.matches(layer), f"{self} | {other}")
+
+    def __invert__(self) -> "Selector":
+        inner = f"({self})" if " " in self.description else self.description
+        return Selector(lambda layer: not self.matches(layer), f"~{inner}")
+
+    def __repr__(self) -> str:
+        return self.description
+
+
+any_layer = Selector(lambda layer: True, "any_layer")
+"""Selects every layer."""
+
+conv = Selector(lambda layer: layer.kind == "conv", "conv")
+"""Selects convolutions."""
+
+dense = Selector(lambda layer: layer.kind == "dense", "dense")
+"""Selects dense layers."""
+
+first = Selector(lambda layer: layer.reads_input, "first")
+"""Selects the layers that read the explained input without another layer in between."""
+
+last = Selector(lambda layer: layer.index == layer.count - 1, "last")
+"""Selects the layer that runs last."""
+
+
+class _Index:
+    """`index[a]` and `index[a:b]` select layers by their position, from 0; negative numbers count from the end."""
+
+    def __getitem__(self, position: int | slice) -> Selector:
+        def matches(layer: Layer) -> bool:
+            chosen = range(layer.count)[position if isinstance(position, slice) else slice(position, position + 1 or None)]
+            return layer.index in chosen
+
+        if isinstance(position, slice):
+            parts = (position.start, position.stop) + (() if position.step is None else (position.step,))
+            text = ":".join("" if part is None else str(part) for part in parts)
+        else:
+            text = str(position)
+        return Selector(matches, f"index[{text}]")
+
+
+index = _Index()
+"""Selects by position: `index[0]`, `index[2:5]`, `index[-3:]`."""
+
+
+def name(pattern: str) -> Selector:
+    """Selects the layers in whose name (the path of their parameters) a regular expression is found.
+
+    Args:
+        pattern: The regular expression; `re.search` applies it.
+
+    Returns:
+        The selector.
+
+    Raises:
+        SelectorError: If the pattern is no regular expression.
+
+    Example:
+        >>> name(r"blocks\\.[0-3]\\.") & conv
+        name('blocks\\\\.[0-3]\\\\.') & conv
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise SelectorError(f"name({pattern!r}): this is no regular expression: {error}.") from error
+    return Selector(lambda layer: compiled.search(layer.name) is not None, f"name({pattern!r})")
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Which rule where.
+
+    Attributes:
+        rules: Pairs of a selector (or a predicate on layers) and a rule; the first that matches a layer wins.
+        treatments: What happens at other operations, by the name of the primitive or of the called function ("relu",
+            "softmax"), where it differs from `lrp_jax.operations.treatment_of`.
+        holds_attention: Whether the value of a softmax is held constant where it multiplies another value.
+        input_form: What arrives at the input: relevance, or for methods that are modified gradients the gradient.
+        strict: Whether a selector that matches no layer is an error.
+
+    Raises:
+        SelectorError: (when applied) if a selector matches no layer, or a layer has no rule; the message lists the layers.
+
+    Example:
+        >>> composite = Composite([(first, Flat()), (conv, ZPlus()), (any_layer, Epsilon())])
+    """
+
+    rules: Sequence[tuple[Selector | Callable[[Layer], bool], Rule]]
+    treatments: Mapping[str, Treatment] = field(default_factory=dict)
+    holds_attention: bool = False
+    input_form: Form = Form.RELEVANCE
+    strict: bool = True
+
+    def __post_init__(self) -> None:
+        pairs = tuple((_as_selector(selector), rule) for selector, rule in self.rules)
+        object.__setattr__(self, "rules", pairs)
+
+    def __hash__(self) -> int:
+        return hash((self.rules, tuple(self.treatments), self.holds_attention, self.input_form, self.strict))
+
+    def assign(self, layers: Sequence[Layer]) -> list[Rule]:
+        """Gives every layer its rule.
+
+        Args:
+            layers: All layers of a function.
+
+        Returns:
+            The rule of each.
+
+        Raises:
+            SelectorError: If a selector matches no layer, or a layer has no rule.
+        """
+        if self.strict:
+            for selector, _ in self.rules:
+                if layers and not any(selector.matches(layer) for layer in layers):
+                    raise SelectorError(f"{selector} matches no layer. {_list(layers)}")
+        assigned = []
+        for layer in layers:
+            rule = next((rule for selector, rule in self.rules if selector.matches(layer)), None)
+            if rule is None:
+                raise SelectorError(
+                    f"No rule for the layer {layer.name!r}. End the list with (any_layer, Epsilon()), for example. "
+                    f"{_list(layers)}"
+                )
+            assigned.append(rule)
+        return assigned
+
+
+Rules: TypeAlias = Rule | Composite | Sequence[tuple[Selector, Rule]]
+
+
+def as_composite(rules: Rules) -> Composite:
+    """Turns a rule, or a list of (selector, rule) pairs, into a composite.
+
+    Args:
+        rules: A rule, a list of pairs, or a composite.
+
+    Returns:
+        The composite.
+
+    Raises:
+        SelectorError: If it is something else.
+
+    Example:
+        >>> as_composite(Epsilon()).rules
+        ((any_layer, Epsilon(epsilon=1e-06, relative=False, bias='absorb')),)
+    """
+    if isinstance(rules, Composite):
+        return rules
+    if isinstance(rules, Rule):
+        return Composite([(any_layer, rules)])
+    if isinstance(rules, Sequence) and not isinstance(rules, str):
+        return Composite(rules)
+    hint = f" Did you mean {rules.__name__}()?" if isinstance(rules, type) else ""
+    raise SelectorError(f"rules must be a rule, a Composite or a list of (selector, rule) pairs, not {rules!r}.{hint}")
+
+
+def with_treatment(rules: Rules, primitive: str, treatment: Treatment) -> Composite:
+    """Says what happens to relevance at an operation: at one that has no treatment, or instead of the usual one.
+
+    Args:
+        rules: The rules of the layers.
+        primitive: The name of the primitive, as an error message or `plan` gives it, or of a called function: "relu".
+        treatment: One of those in `lrp_jax.operations`, or your own.
+
+    Returns:
+        A composite with the same rules.
+
+    Example:
+        Max pooling that splits relevance in proportion:
+
+        >>> from lrp_jax import operations
+        >>> rules = with_treatment(Epsilon(), "reduce_window_max", operations.pooled_in_proportion)
+        >>> rules.treatments["reduce_window_max"].summary
+        'split in proportion over the window'
+    """
+    composite = as_composite(rules)
+    return replace(composite, treatments={**composite.treatments, primitive: treatment})
+
+
+def _as_selector(selector: Selector | Callable[[Layer], bool]) -> Selector:
+    if isinstance(selector, Selector):
+        return selector
+    if callable(selector):
+        return Selector(selector, getattr(selector, "__name__", "predicate"))
+    raise SelectorError(f"{selector!r} selects no layers: it must be a selector or a function of a layer.")
+
+
+def _list(layers: Sequence[Layer]) -> str:
+    rows = (f"  {layer.index}: {layer.name} ({layer.kind}, weight {layer.weight_shape})" for layer in layers)
+    return "The layers are:\n" + "\n".join(rows)
+
+
+def _preset(*pairs: tuple[Selector, Rule], **options: object) -> Composite:
+    return Composite(pairs, strict=False, **options)  # type: ignore[arg-type]
+
+
+def EpsilonPlus(epsilon: float = 1e-6) -> Composite:  # noqa: N802
+    """Epsilon for dense layers, z+ for convolutions (Kohlbrenner et al. 2020, section III-B).
+
+    Example:
+        >>> EpsilonPlus().rules[0][1]
+        ZPlus(stabilizer=1e-06, bias='absorb')
+    """
+    return _preset((conv, ZPlus()), (any_layer, Epsilon(epsilon)))
+
+
+def EpsilonPlusFlat(epsilon: float = 1e-6) -> Composite:  # noqa: N802
+    """`EpsilonPlus`, and flat for the layers that read the input (Kohlbrenner et al. 2020, section III-B).
+
+    Example:
+        >>> EpsilonPlusFlat().rules[0]
+        (first, Flat(stabilizer=1e-06, bias='ignore'))
+    """
+    return _preset((first, Flat()), *EpsilonPlus(epsilon).rules)
+
+
+def EpsilonGammaBox(low: float | tuple, high: float | tuple, epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:  # noqa: N802
+    """Z-box for the layers that read the input, gamma for convolutions, epsilon for dense layers.
+
+    Source: Montavon et al. (2019), section 10.3.
+
+    Args:
+        low: Smallest value of the input, as for `ZBox`.
+        high: Largest value of the input.
+        epsilon: For the dense layers.
+        gamma: For the convolutions.
+
+    Example:
+        >>> [type(rule).__name__ for _, rule in EpsilonGammaBox(0.0, 1.0).rules]
+        ['ZBox', 'Gamma', 'Epsilon']
+    """
+    return _preset((first, ZBox(low, high)), (conv, Gamma(gamma)), (any_layer, Epsilon(epsilon)))
+
+
+def EpsilonAlpha2Beta1(epsilon: float = 1e-6) -> Composite:  # noqa: N802
+    """Epsilon for dense layers, alpha-beta with (2, 1) for convolutions (Kohlbrenner et al. 2020, section III-B).
+
+    Example:
+        >>> [type(rule).__name__ for _, rule in EpsilonAlpha2Beta1().rules]
+        ['AlphaBeta', 'Epsilon']
+    """
+    return _preset((conv, AlphaBeta(2.0, 1.0)), (any_layer, Epsilon(epsilon)))
+
+
+def EpsilonAlpha2Beta1Flat(epsilon: float = 1e-6) -> Composite:  # noqa: N802
+    """`EpsilonAlpha2Beta1`, and flat for the layers that read the input (Kohlbrenner et al. 2020, section III-B).
+
+    Example:
+        >>> [type(rule).__name__ for _, rule in EpsilonAlpha2Beta1Flat().rules]
+        ['Flat', 'AlphaBeta', 'Epsilon']
+    """
+    return _preset((first, Flat()), *EpsilonAlpha2Beta1(epsilon).rules)
+
+
+def DeepTaylor(low: float | tuple | None = None, high: float | tuple | None = None) -> Composite:  # noqa: N802
+    """Deep Taylor decomposition: z-box for the layers that read the input, z+ above; biases get no relevance.
+
+    Source: Montavon et al. (2017), section 4.
+
+    Args:
+        low: Smallest value of the input; w^2 takes the place of z-box if there are no bounds.
+        high: Largest value of the input.
+
+    Example:
+        >>> [type(rule).__name__ for _, rule in DeepTaylor(0.0, 1.0).rules]
+        ['ZBox', 'ZPlus']
+    """
+    at_input: Rule = WSquare() if low is None or high is None else ZBox(low, high)
+    return _preset((first, at_input), (any_layer, ZPlus(bias="ignore")))
+
+
+def AttnLRP(epsilon: float = 1e-6) -> Composite:  # noqa: N802
+    """For transformers: epsilon for layers; softmax by its Jacobian; half to each factor of a product.
+
+    Source: Achtibat et al. (2024).
+
+    Example:
+        >>> AttnLRP().holds_attention
+        False
+    """
+    return _preset((any_layer, Epsilon(epsilon)))
+
+
+def CPLRP(epsilon: float = 1e-6) -> Composite:  # noqa: N802
+    """For transformers: epsilon for layers; the attention weights are held constant, the values take all relevance.
+
+    Source: Ali et al. (2022).
+
+    Example:
+        >>> CPLRP().holds_attention
+        True
+    """
+    return _preset((any_layer, Epsilon(epsilon)), holds_attention=True)
+
+
+def ExcitationBackprop() -> Composite:  # noqa: N802
+    """Excitation backpropagation: z+ without biases in every layer (Zhang et al. 2018).
+
+    Example:
+        >>> ExcitationBackprop().rules[0][1].bias
+        'ignore'
+    """
+    return _preset((any_layer, ZPlus(bias="ignore")))
+
+
+def GuidedBackprop() -> Composite:  # noqa: N802
+    """Guided backpropagation: the gradient, passed through a relu only where input and gradient are positive.
+
+    What arrives at the input is a modified gradient, not relevance. Source: Springenberg et al. (2015).
+
+    Example:
+        >>> GuidedBackprop().treatments["relu"].summary
+        'gradient where input and gradient are positive'
+    """
+    treatments = {"relu": operations.guided}
+    return _preset((any_layer, Gradient()), treatments=treatments, input_form=Form.RATIO)
+
+
+def Deconvnet() -> Composite:  # noqa: N802
+    """The deconvolutional network: the gradient, passed through a relu where it is positive.
+
+    What arrives at the input is a modified gradient, not relevance. Source: Zeiler and Fergus (2014).
+
+    Example:
+        >>> Deconvnet().treatments["relu"].summary
+        'gradient where it is positive'
+    """
+    treatments = {"relu": operations.deconvolved}
+    return _preset((any_layer, Gradient()), treatments=treatments, input_form=Form.RATIO)
