@@ -6,6 +6,7 @@
 from lrp_jax import composites, operations, rules
 from lrp_jax.attribution import Explanation, relevance
 from lrp_jax.errors import LRPError
+from lrp_jax.inspection import Ledger, ledger, plan
 from lrp_jax.transform import lrp
 
-__all__ = ["Explanation", "LRPError", "composites", "lrp", "operations", "relevance", "rules"]
+__all__ = ["Explanation", "LRPError", "Ledger", "composites", "ledger", "lrp", "operations", "plan", "relevance", "rules"]

@@ -12,7 +12,7 @@ import numpy as np
 from lrp_jax.composites import Composite, EpsilonPlus, Rules, as_composite
 from lrp_jax.errors import InputError, import_extra
 from lrp_jax.planning import Plan, make_plan
-from lrp_jax.tracing import trace
+from lrp_jax.tracing import Traced, trace
 from lrp_jax.transform import Probe, propagator
 
 Target = int | str | Sequence[int] | jax.Array | np.ndarray | Callable[[Any], Any] | None
@@ -89,7 +89,7 @@ def relevance(
         raise InputError(f"The arrays of x need the samples in their first dimension, but these differ: {samples}.")
     (number,) = samples
     output = jax.eval_shape(static.call, arrays, x)
-    kind, values = _target(target, output, number)
+    kind, values = read_target(target, output, number)
     explain = functools.partial(_explain, static, composite, request, kind)
     if batch_size is None or batch_size >= number:
         return Explanation(*explain(arrays, x, values, masks))
@@ -125,7 +125,7 @@ class _Path:
 
 
 @dataclass(frozen=True)
-class _Static:
+class StaticModel:
     """What remains of a model when its arrays are taken out: hashable, so that a compiled program can be found again."""
 
     structure: Any
@@ -137,7 +137,7 @@ class _Static:
         return jax.tree.unflatten(self.structure, leaves)(x)
 
 
-def split_model(model: Callable[[Any], Any]) -> tuple[dict[str, Any], _Static]:
+def split_model(model: Callable[[Any], Any]) -> tuple[dict[str, Any], StaticModel]:
     """Takes a model apart into its arrays, by path, and the rest."""
     if isinstance(model, functools.partial):
         model = jax.tree_util.Partial(model.func, *model.args, **model.keywords)
@@ -151,10 +151,10 @@ def split_model(model: Callable[[Any], Any]) -> tuple[dict[str, Any], _Static]:
             leaves.append(leaf_path)
         else:
             leaves.append(leaf)
-    return arrays, _Static(structure, tuple(leaves))
+    return arrays, StaticModel(structure, tuple(leaves))
 
 
-def _target(target: Target, output: Any, samples: int) -> tuple[Any, Any]:
+def read_target(target: Target, output: Any, samples: int) -> tuple[Any, Any]:
     """The kind of a target ("index", "all", "mask", or a function) and its array."""
     if callable(target):
         return target, None
@@ -189,7 +189,7 @@ def _target(target: Target, output: Any, samples: int) -> tuple[Any, Any]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _explain(
-    static: _Static,
+    static: StaticModel,
     composite: Composite,
     request: _Request,
     kind: Any,
@@ -198,14 +198,8 @@ def _explain(
     values: Any,
     masks: list[jax.Array],
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
-    def fun(arrays: dict[str, Any], x: Any) -> tuple[Any, Any]:
-        output = static.call(arrays, x)
-        return output, kind(output) if callable(kind) else output
-
-    traced = trace(fun, (1,), (arrays, x), {}, tokens=True)
+    traced = trace_model(static, kind, arrays, x)
     plan = make_plan(traced.graph, composite)
-    if not any(map(traced.graph.is_live, traced.graph.outputs)):
-        raise InputError("The model's output does not depend on x in a differentiable way: there is nothing to explain.")
     named = _named_probes(plan, (*request.at, *request.given))
     embeddings = _embedding_probes(plan)
     given = {len(request.at) + i: mask for i, mask in enumerate(masks)}
@@ -213,7 +207,7 @@ def _explain(
     output, explained = jax.tree.unflatten(traced.structure, outputs)
 
     def maps(seed: Any) -> tuple[Any, dict[str, jax.Array]]:
-        cotangents = jax.tree.leaves((jax.tree.map(jnp.zeros_like, output), seed))
+        cotangents = cotangents_of(output, seed)
         explained_arrays, probed = propagate(cotangents)
         return _in_structure_of(x, explained_arrays, probed[len(named) :]), dict(zip(request.at, probed, strict=False))
 
@@ -221,7 +215,20 @@ def _explain(
         classes = explained.shape[1]
         seeds = jnp.broadcast_to(jnp.eye(classes, dtype=explained.dtype)[:, None], (classes, *explained.shape))
         return output, *jax.vmap(maps)(seeds)
-    return output, *maps(_seed(kind, values, explained))
+    return output, *maps(seed_of(kind, values, explained))
+
+
+def trace_model(static: StaticModel, kind: Any, arrays: Mapping[str, Any], x: Any) -> Traced:
+    """Traces a model as a function that returns its output and what is explained of it."""
+
+    def fun(arrays: Mapping[str, Any], x: Any) -> tuple[Any, Any]:
+        output = static.call(arrays, x)
+        return output, kind(output) if callable(kind) else output
+
+    traced = trace(fun, (1,), (arrays, x), {}, tokens=True)
+    if not any(map(traced.graph.is_live, traced.graph.outputs)):
+        raise InputError("The model's output does not depend on x in a differentiable way: there is nothing to explain.")
+    return traced
 
 
 def _in_structure_of(x: Any, arrays: Sequence[jax.Array], embedded: Sequence[jax.Array]) -> Any:
@@ -264,7 +271,13 @@ def _named_probes(plan: Plan, names: Sequence[str]) -> list[Probe]:
     return [probes[name] for name in names]
 
 
-def _seed(kind: Any, values: Any, explained: Any) -> Any:
+def cotangents_of(output: Any, seed: Any) -> list[jax.Array]:
+    """The cotangents of what a traced model returns: nothing for its output, the seed for what is explained of it."""
+    return jax.tree.leaves((jax.tree.map(jnp.zeros_like, output), seed))
+
+
+def seed_of(kind: Any, values: Any, explained: Any) -> Any:
+    """The cotangent from which relevance starts: it multiplies what is explained."""
     if callable(kind):
         return jax.tree.map(jnp.ones_like, explained)
     if kind == "mask":

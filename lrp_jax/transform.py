@@ -89,16 +89,22 @@ def rebind(plan: Plan, inputs: Sequence[jax.Array], observe: Observer | None = N
     Returns:
         Its outputs.
     """
+    values = run_pieces(plan, inputs, observe)
+    return [
+        forms.convert(values[i], arriving, plan.form(i)) if plan.graph.is_live(i) else values[i]
+        for i, arriving in zip(plan.graph.outputs, plan.output_forms, strict=True)
+    ]
+
+
+def run_pieces(plan: Plan, inputs: Sequence[jax.Array], observe: Observer | None = None) -> dict[int, jax.Array]:
+    """As `rebind`, but returns every value between the pieces, by number."""
     graph = plan.graph
     values = dict(graph.constants)
     for i, value, wanted in zip(graph.inputs, inputs, plan.input_forms, strict=True):
         values[i] = forms.convert(value, plan.form(i), wanted) if graph.is_live(i) else value
     for piece in plan.pieces:
         values.update(zip(piece.outputs, _run(plan, piece, values, observe), strict=True))
-    return [
-        forms.convert(values[i], arriving, plan.form(i)) if graph.is_live(i) else values[i]
-        for i, arriving in zip(graph.outputs, plan.output_forms, strict=True)
-    ]
+    return values
 
 
 def _run(plan: Plan, piece: Piece, values: dict[int, jax.Array], observe: Observer | None) -> list[jax.Array]:

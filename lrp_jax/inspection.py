@@ -1,0 +1,289 @@
+"""Looking into an explanation: the plan before it runs, and the ledger of where the relevance went."""
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from lrp_jax.attribution import Target, cotangents_of, read_target, seed_of, split_model, trace_model
+from lrp_jax.composites import EpsilonPlus, Rules, as_composite
+from lrp_jax.errors import InputError
+from lrp_jax.forms import Form
+from lrp_jax.planning import Piece, Plan, make_plan
+from lrp_jax.transform import Probe, propagator, run_pieces
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text that show themselves: as plain text, in a terminal with rich, and in Jupyter.
+
+    Attributes:
+        title: What the table is.
+        header: The names of the columns.
+        rows: The cells.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __str__(self) -> str:
+        cells = [self.header, *self.rows]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(self.header))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+        return "\n".join([self.title, *lines])
+
+    __repr__ = __str__
+
+    def __rich__(self) -> Any:
+        from rich.table import Table as RichTable
+
+        table = RichTable(*self.header, title=self.title)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def _repr_html_(self) -> str:
+        def line(cells: Sequence[str], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        body = "".join(line(row, "td") for row in self.rows)
+        head = line(self.header, "th")
+        return f"<table><caption>{html.escape(self.title)}</caption><thead>{head}</thead><tbody>{body}</tbody></table>"
+
+
+def plan(model: Callable[[Any], Any], x: Any, rules: Rules | None = None) -> Table:
+    """Shows what would happen to relevance in a model, before anything runs.
+
+    Args:
+        model: As for `relevance`.
+        x: Its input; only shapes and dtypes matter.
+        rules: As for `relevance`.
+
+    Returns:
+        A table with a row for every layer and every operation that relevance reaches, in the order in which they run:
+        path (of the layer's parameters, or the line of an operation), kind, shape of the output, rule or treatment, form in
+        which the cotangent of the output is taken, and sign of the input, where it is known.
+
+    Raises:
+        SelectorError: If the rules do not fit the layers.
+        UnsupportedOperationError: If relevance reaches an operation that has no treatment.
+
+    Example:
+        >>> from lrp_jax import plan, rules
+        >>> weight = jnp.array([[1.0, -1.0], [3.0, 2.0]])
+        >>> print(plan(lambda x: jax.nn.relu(x @ weight), jnp.ones((1, 2)), rules.Zero()))  # doctest: +ELLIPSIS
+        Plan: 1 layer, 2 rows
+        path     kind   shape   rule                form   input
+        dense_0  dense  (1, 2)  Zero(bias='absorb') ratio  any sign
+        ...      relu   (1, 2)  passed one to one   ratio  any sign
+    """
+    arrays, static = split_model(model)
+    composite = EpsilonPlus() if rules is None else as_composite(rules)
+    made = make_plan(trace_model(static, None, arrays, x).graph, composite)
+    pieces = [piece for piece in made.all_pieces() if piece.treatment is not None]
+    graphs = _graph_of_each_piece(made)
+    rows = tuple(_plan_row(graphs[id(piece)], piece) for piece in pieces)
+    layers = sum(piece.layer is not None for piece in pieces)
+    title = f"Plan: {layers} layer{'s' * (layers != 1)}, {len(rows)} rows"
+    return Table(title, ("path", "kind", "shape", "rule", "form", "input"), rows)
+
+
+def _graph_of_each_piece(made: Plan) -> dict[int, Plan]:
+    graphs = {id(piece): made for piece in made.pieces}
+    for piece in made.pieces:
+        for body in piece.bodies:
+            graphs.update(_graph_of_each_piece(body))
+    return graphs
+
+
+def _plan_row(made: Plan, piece: Piece) -> tuple[str, ...]:
+    assert piece.treatment is not None
+    form = piece.taken[0].value if piece.taken else Form.RATIO.value
+    nonnegative = bool(piece.live) and all(value in made.graph.nonnegative for value in piece.live)
+    shape = str(tuple(made.graph.shapes[piece.outputs[0]].shape))
+    rule = str(piece.rule) if piece.rule is not None else piece.treatment.summary
+    return _path(piece), _kind(piece), shape, rule, form, "not negative" if nonnegative else "any sign"
+
+
+def _path(piece: Piece) -> str:
+    return piece.layer.name if piece.layer is not None else piece.operations[0].module or piece.operations[0].location
+
+
+def _kind(piece: Piece) -> str:
+    return piece.layer.kind if piece.layer is not None else piece.operations[-1].function
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """What happened to relevance in one layer or operation.
+
+    Attributes:
+        path: The path of the layer's parameters, or the line of an operation.
+        kind: "dense", "conv", or the name of the operation.
+        rule: The rule, or the treatment in words.
+        arrived: The relevance of its outputs.
+        handed_on: The relevance that its operands received.
+        bias: What the bias kept.
+        stabilizer: What is missing besides: in a layer, absorbed by the stabiliser of the denominator.
+        dropped: What is missing in an operation that is no layer: relevance of constants that a sum, a concatenation or
+            a selection brings in, what a softmax does not conserve, the stabiliser of a division by its value.
+    """
+
+    path: str
+    kind: str
+    rule: str
+    arrived: float
+    handed_on: float
+    bias: float
+    stabilizer: float
+    dropped: float
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Where every unit of relevance went.
+
+    Attributes:
+        explained: The explained output, summed over the samples, from which relevance starts.
+        inputs: The relevance that arrived at the input.
+        rows: One for each layer and each operation that lost or gained relevance, from the output to the input.
+    """
+
+    explained: float
+    inputs: float
+    rows: tuple[LedgerRow, ...]
+
+    @property
+    def bias(self) -> float:
+        """What all biases kept."""
+        return sum(row.bias for row in self.rows)
+
+    @property
+    def stabilizer(self) -> float:
+        """What all stabilisers absorbed."""
+        return sum(row.stabilizer for row in self.rows)
+
+    @property
+    def dropped(self) -> float:
+        """What operations that are no layers did not hand on."""
+        return sum(row.dropped for row in self.rows)
+
+    @property
+    def unaccounted(self) -> float:
+        """The explained output less all of the above: zero up to rounding."""
+        return self.explained - self.inputs - self.bias - self.stabilizer - self.dropped
+
+    @property
+    def verdict(self) -> str:
+        """In words: how much arrived, and which layer lost most."""
+        if not self.rows:
+            return f"All of {self.explained:.6g} arrived at the input."
+        worst = max(self.rows, key=lambda row: abs(row.arrived - row.handed_on))
+        causes = {"the bias": worst.bias, "the stabilizer": worst.stabilizer, "the operation": worst.dropped}
+        cause = max(causes, key=lambda name: abs(causes[name]))
+        return (
+            f"Of {self.explained:.6g}, {self.inputs:.6g} arrived at the input. The biases kept {self.bias:.6g}, the "
+            f"stabilizers {self.stabilizer:.6g}, other operations {self.dropped:.6g}. Most was lost in {worst.path} "
+            f"({worst.kind}): {causes[cause]:.6g} to {cause}."
+        )
+
+    def table(self) -> Table:
+        """The rows and their sums as a table."""
+        rows = [
+            (row.path, row.kind, row.rule, *_numbers(row.arrived, row.handed_on, row.bias, row.stabilizer, row.dropped))
+            for row in self.rows
+        ]
+        total = ("sum", "", "", *_numbers(self.explained, self.inputs, self.bias, self.stabilizer, self.dropped))
+        header = ("path", "kind", "rule", "arrived", "handed on", "bias", "stabilizer", "dropped")
+        return Table(self.verdict, header, (*rows, total))
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def __rich__(self) -> Any:
+        return self.table().__rich__()
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def _numbers(*values: float) -> tuple[str, ...]:
+    return tuple(f"{value:.6g}" for value in values)
+
+
+def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Rules | None = None) -> Ledger:
+    """Accounts for relevance: what every layer took in, handed on, and lost, and to what.
+
+    It answers the question why a map does not sum to the output. Layers inside a `lax.scan` or a `lax.cond` are one row.
+
+    Args:
+        model: As for `relevance`.
+        x: Its input.
+        target: As for `relevance`, without "all".
+        rules: As for `relevance`.
+
+    Returns:
+        The ledger. Its columns add up to the explained output: `explained = inputs + bias + stabilizer + dropped`, up to
+        rounding.
+
+    Raises:
+        InputError: If the target does not fit the output.
+        SelectorError: If the rules do not fit the layers.
+        UnsupportedOperationError: If relevance reaches an operation that has no treatment.
+
+    Example:
+        >>> from lrp_jax import ledger, rules
+        >>> weight, bias = jnp.array([[1.0], [3.0]]), jnp.array([2.0])
+        >>> book = ledger(lambda x: x @ weight + bias, jnp.array([[2.0, 1.0]]), 0, rules.Zero())
+        >>> book.explained, book.inputs, book.bias
+        (7.0, 5.0, 2.0)
+    """
+    composite = EpsilonPlus() if rules is None else as_composite(rules)
+    arrays, static = split_model(model)
+    output = jax.eval_shape(static.call, arrays, x)
+    kind, values = read_target(target, output, len(jax.tree.leaves(x)[0]))
+    if kind == "all":
+        raise InputError("A ledger is kept for one target at a time: pass a class index instead of 'all'.")
+    traced = trace_model(static, kind, arrays, x)
+    made = make_plan(traced.graph, composite)
+    pieces = [piece for piece in reversed(made.pieces) if piece.treatment is not None]
+    probes = [
+        Probe(piece, side, value)
+        for piece in pieces
+        for side, numbers in (("output", piece.outputs), ("operand", piece.live))
+        for value in numbers
+        if made.graph.is_live(value)
+    ]
+    outputs, propagate = propagator(made, traced.inputs, probes)
+    returned, explained = jax.tree.unflatten(traced.structure, outputs)
+    seed = seed_of(kind, values, explained)
+    inputs, probed = propagate(cotangents_of(returned, seed))
+    arrived = {(id(probe.piece), probe.side, probe.value): array for probe, array in zip(probes, probed, strict=True)}
+    numbers = run_pieces(made, traced.inputs)
+    rows = tuple(_ledger_row(piece, arrived, numbers) for piece in pieces)
+    start = sum(float((s * e).sum()) for s, e in zip(jax.tree.leaves(seed), jax.tree.leaves(explained), strict=True))
+    embedded = [arrived[key] for key in arrived if key[1] == "output" and key[2] in made.graph.embeddings]
+    end = sum(float(array.sum()) for array in (*inputs, *embedded))
+    return Ledger(start, end, tuple(row for row in rows if _matters(row)))
+
+
+def _matters(row: LedgerRow) -> bool:
+    return row.kind in ("dense", "conv") or row.dropped != 0
+
+
+def _ledger_row(piece: Piece, arrived: dict[Any, jax.Array], values: dict[int, jax.Array]) -> LedgerRow:
+    outputs = {value: arrived[id(piece), "output", value] for value in piece.outputs if (id(piece), "output", value) in arrived}
+    total = sum(float(array.sum()) for array in outputs.values())
+    handed_on = sum(float(arrived[id(piece), "operand", value].sum()) for value in piece.live)
+    assert piece.treatment is not None
+    if piece.layer is None or piece.rule is None:
+        dropped = total - handed_on if piece.live else 0.0
+        return LedgerRow(_path(piece), _kind(piece), piece.treatment.summary, total, handed_on, 0.0, 0.0, dropped)
+    constants = [values[i] for i in piece.layer.constants]
+    linear = piece.layer.linearize(values[piece.layer.input], constants, values[piece.layer.output])
+    bias = float(piece.rule.bias_share(linear, outputs[piece.layer.output]).sum())
+    stabilizer = total - handed_on - bias
+    return LedgerRow(_path(piece), _kind(piece), str(piece.rule), total, handed_on, bias, stabilizer, 0.0)
