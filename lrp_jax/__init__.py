@@ -9,4 +9,15 @@ from lrp_jax.errors import LRPError
 from lrp_jax.inspection import Ledger, ledger, plan
 from lrp_jax.transform import lrp
 
-__all__ = ["Explanation", "LRPError", "Ledger", "composites", "ledger", "lrp", "operations", "plan", "relevance", "rules"]
+__all__ = [
+    "Explanation",
+    "LRPError",
+    "Ledger",
+    "composites",
+    "ledger",
+    "lrp",
+    "operations",
+    "plan",
+    "relevance",
+    "rules",
+]

@@ -54,9 +54,9 @@ def relevance(
             module under `jax.vmap`, `functools.partial(module.apply, variables)` for Linen, a plain function.
         x: Its input: an array (or a pytree of arrays) with the samples in the first dimension. Floating-point numbers,
             or integers that the model looks up in an embedding.
-        target: What is explained: a class index for all samples or one for each; "all" for every class, from one forward
-            pass; an array in the shape of the output whose entries multiply it; a function of the output (a difference
-            of two classes, say); None for the class with the largest output.
+        target: What is explained: a class index for all samples or one for each; "all" for every class, from one
+            forward pass; an array in the shape of the output whose entries multiply it; a function of the output (a
+            difference of two classes, say); None for the class with the largest output.
         rules: A rule, a composite, or a list of (selector, rule) pairs; `EpsilonPlus()` if None.
         at: Names of layers, or of values named with `jax.ad_checkpoint.checkpoint_name`, whose output's relevance is
             wanted too.
@@ -126,7 +126,7 @@ class _Path:
 
 @dataclass(frozen=True)
 class StaticModel:
-    """What remains of a model when its arrays are taken out: hashable, so that a compiled program can be found again."""
+    """What remains of a model without its arrays: hashable, so that a compiled program can be found again."""
 
     structure: Any
     leaves: tuple[Any, ...]
@@ -160,7 +160,7 @@ def read_target(target: Target, output: Any, samples: int) -> tuple[Any, Any]:
         return target, None
     if not hasattr(output, "shape") or len(output.shape) != 2:
         shape = jax.tree.map(lambda leaf: leaf.shape, output)
-        if hasattr(output, "shape") and hasattr(target, "shape") and target.shape == output.shape:
+        if hasattr(output, "shape") and np.shape(target) == output.shape:  # type: ignore[arg-type]
             return "mask", jnp.asarray(target)
         raise InputError(
             f"A target of this kind needs an output of shape (samples, classes), but the model returns {shape}. Pass a "
@@ -182,7 +182,7 @@ def read_target(target: Target, output: Any, samples: int) -> tuple[Any, Any]:
         raise InputError(f"A target is an integer for all samples or one for each, not {array.dtype} {array.shape}.")
     if array.ndim == 1 and len(array) != samples:
         raise InputError(f"There are {samples} samples, but {len(array)} targets.")
-    if not isinstance(array, jax.core.Tracer) and array.size and not (0 <= array.min() and array.max() < classes):
+    if not isinstance(array, jax.core.Tracer) and array.size and not (array.min() >= 0 and array.max() < classes):
         raise InputError(f"The target must be from 0 to {classes - 1}, for {classes} classes, but it is {target}.")
     return "index", jnp.broadcast_to(array, (samples,))
 
@@ -227,7 +227,7 @@ def trace_model(static: StaticModel, kind: Any, arrays: Mapping[str, Any], x: An
 
     traced = trace(fun, (1,), (arrays, x), {}, tokens=True)
     if not any(map(traced.graph.is_live, traced.graph.outputs)):
-        raise InputError("The model's output does not depend on x in a differentiable way: there is nothing to explain.")
+        raise InputError("The model's output does not depend on x in a differentiable way: nothing is to explain.")
     return traced
 
 

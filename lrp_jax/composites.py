@@ -2,7 +2,7 @@
 
 A composite is a list of (selector, rule) pairs; each layer gets the rule of the first selector that matches it.
 
-    composite = Composite([(first, ZBox(0.0, 1.0)), (conv, Gamma(0.25)), (name(r"head"), Zero()), (any_layer, Epsilon())])
+    composite = Composite([(first, ZBox(0.0, 1.0)), (name(r"head"), Zero()), (conv, Gamma()), (any_layer, Epsilon())])
 
 A bare rule stands for the composite that gives it to every layer.
 """
@@ -10,18 +10,18 @@ A bare rule stands for the composite that gives it to every layer.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from lrp_jax import operations
 from lrp_jax.errors import SelectorError
 from lrp_jax.forms import Form
 from lrp_jax.layers import Layer
 from lrp_jax.operations import Treatment
-from lrp_jax.rules import AlphaBeta, Epsilon, Flat, Gamma, Gradient, Rule, WSquare, ZBox, Zero, ZPlus
+from lrp_jax.rules import AlphaBeta, Epsilon, Flat, Gamma, Gradient, Rule, WSquare, ZBox, ZPlus
 
 __all__ = [
-    "AttnLRP",
     "CPLRP",
+    "AttnLRP",
     "Composite",
     "Deconvnet",
     "DeepTaylor",
@@ -97,8 +97,9 @@ class _Index:
 
     def __getitem__(self, position: int | slice) -> Selector:
         def matches(layer: Layer) -> bool:
-            chosen = range(layer.count)[position if isinstance(position, slice) else slice(position, position + 1 or None)]
-            return layer.index in chosen
+            if isinstance(position, slice):
+                return layer.index in range(layer.count)[position]
+            return layer.index == position or layer.index == position + layer.count
 
         if isinstance(position, slice):
             parts = (position.start, position.stop) + (() if position.step is None else (position.step,))
@@ -113,7 +114,7 @@ index = _Index()
 
 
 def name(pattern: str) -> Selector:
-    """Selects the layers in whose name (the path of their parameters) a regular expression is found.
+    r"""Selects the layers in whose name (the path of their parameters) a regular expression is found.
 
     Args:
         pattern: The regular expression; `re.search` applies it.
@@ -125,8 +126,8 @@ def name(pattern: str) -> Selector:
         SelectorError: If the pattern is no regular expression.
 
     Example:
-        >>> name(r"blocks\\.[0-3]\\.") & conv
-        name('blocks\\\\.[0-3]\\\\.') & conv
+        >>> name(r"blocks.[0-3]") & conv
+        name('blocks.[0-3]') & conv
     """
     try:
         compiled = re.compile(pattern)
@@ -140,7 +141,8 @@ class Composite:
     """Which rule where.
 
     Attributes:
-        rules: Pairs of a selector (or a predicate on layers) and a rule; the first that matches a layer wins.
+        rules: Pairs of a selector and a rule; the first that matches a layer wins. In place of a selector may stand any
+            function of a `Layer` that says whether it is meant.
         treatments: What happens at other operations, by the name of the primitive or of the called function ("relu",
             "softmax"), where it differs from `lrp_jax.operations.treatment_of`.
         holds_attention: Whether the value of a softmax is held constant where it multiplies another value.
@@ -148,13 +150,13 @@ class Composite:
         strict: Whether a selector that matches no layer is an error.
 
     Raises:
-        SelectorError: (when applied) if a selector matches no layer, or a layer has no rule; the message lists the layers.
+        SelectorError: (when applied) if a selector matches no layer, or a layer has no rule; it lists the layers.
 
     Example:
         >>> composite = Composite([(first, Flat()), (conv, ZPlus()), (any_layer, Epsilon())])
     """
 
-    rules: Sequence[tuple[Selector | Callable[[Layer], bool], Rule]]
+    rules: Sequence[tuple[Selector, Rule]]
     treatments: Mapping[str, Treatment] = field(default_factory=dict)
     holds_attention: bool = False
     input_form: Form = Form.RELEVANCE
@@ -247,7 +249,7 @@ def with_treatment(rules: Rules, primitive: str, treatment: Treatment) -> Compos
     return replace(composite, treatments={**composite.treatments, primitive: treatment})
 
 
-def _as_selector(selector: Selector | Callable[[Layer], bool]) -> Selector:
+def _as_selector(selector: Any) -> Selector:
     if isinstance(selector, Selector):
         return selector
     if callable(selector):

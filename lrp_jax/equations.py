@@ -62,12 +62,16 @@ def called_jaxpr(equation: Any) -> core.ClosedJaxpr | None:
 
 
 def is_elementwise(equation: Any) -> bool:
-    """Whether every element of the output depends on the operands' elements at the same place alone."""
+    """Whether every element of the output depends on the operands' elements at the same place alone.
+
+    A call counts if the function is the same for every element: it holds no arrays.
+    """
     called = called_jaxpr(equation)
     if called is None:
         name = equation.primitive.name
         return name in ELEMENTWISE or (name == "broadcast_in_dim" and equation.invars[0].aval.ndim == 0)
-    return len(called.out_avals) == 1 and all(is_elementwise(inner) for inner in called.jaxpr.eqns)
+    is_one_function = len(called.out_avals) == 1 and all(np.size(constant) == 1 for constant in called.consts)
+    return is_one_function and all(is_elementwise(inner) for inner in called.jaxpr.eqns)
 
 
 def is_relu(equation: Any) -> bool:
@@ -110,7 +114,12 @@ def is_nonnegative(equation: Any, known: Sequence[bool]) -> bool:
 
 def name_of(equation: Any) -> str:
     """The name of the primitive, or of the function that is called."""
-    return equation.params.get("name", "call") if called_jaxpr(equation) is not None else equation.primitive.name
+    called = called_jaxpr(equation)
+    if called is None:
+        return equation.primitive.name
+    if "name" in equation.params:
+        return equation.params["name"]
+    return name_of(called.jaxpr.eqns[0]) if len(called.jaxpr.eqns) == 1 else equation.primitive.name
 
 
 def is_zero_at_zero(equation: Any, live: int, operands: Sequence[Any]) -> bool:

@@ -24,7 +24,7 @@ class Form(enum.Enum):
     RELEVANCE = "relevance"
 
 
-def stabilize(z: jax.Array, epsilon: float) -> jax.Array:
+def stabilize(z: jax.Array, epsilon: float | jax.Array) -> jax.Array:
     """Moves a denominator away from zero: z + epsilon * sign(z), with sign(0) = +1.
 
     Args:

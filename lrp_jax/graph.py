@@ -115,6 +115,21 @@ class Graph:
         if equations.is_nonnegative(operation.equation, [value in self.nonnegative for value in operation.inputs]):
             self.nonnegative.update(operation.outputs)
 
+    def drop_unused(self) -> None:
+        """Removes the operations whose outputs nobody reads, but for those with a side effect."""
+        used = set(self.outputs)
+        kept = []
+        for operation in reversed(self.operations):
+            if operation.equation.effects or used.intersection(operation.outputs):
+                used.update(operation.inputs)
+                kept.append(operation)
+        self.operations = kept[::-1]
+        ids = set(map(id, kept))
+        self.readers = {
+            value: [operation for operation in readers if id(operation) in ids]
+            for value, readers in self.readers.items()
+        }
+
     def is_live(self, value: int) -> bool:
         """Whether relevance flows through the value."""
         return self.status[value] is Status.LIVE
@@ -161,6 +176,7 @@ def read(
         graph.inputs.append(graph.new_value(variable.aval, status))
     graph.paths = {value: path for value, path in zip(graph.inputs, paths, strict=False) if path}
     graph.outputs = _Reader(graph, path_of).read(closed_jaxpr, graph.inputs, caller)
+    graph.drop_unused()
     return graph
 
 
@@ -182,7 +198,8 @@ class _Reader:
             location = equations.location(equation) or caller
             called = equations.called_jaxpr(equation)
             live = [value for value in inputs if graph.status[value] in (Status.LIVE, Status.TOKEN)]
-            is_unit = len(live) == 1 and equations.is_elementwise(equation)
+            others_are_numbers = all(graph.shapes[value].size == 1 for value in inputs if value not in live)
+            is_unit = len(live) == 1 and others_are_numbers and equations.is_elementwise(equation)
             if called is not None and live and not is_unit:
                 outputs = self.read(called, inputs, location)
             else:
@@ -213,7 +230,7 @@ class _Reader:
             is_embedding = equation.primitive.name == "gather" and statuses[:2] == [Status.CONSTANT, Status.TOKEN]
             out = [Status.LIVE if is_embedding else joined] * len(equation.outvars)
         outputs = [
-            graph.new_value(variable.aval, _if_real(variable.aval, status))
+            graph.new_value(variable.aval, _if_continuous(variable.aval, status))
             for variable, status in zip(equation.outvars, out, strict=True)
         ]
         graph.add(Operation(equation, inputs, tuple(outputs), location, bodies))
@@ -221,7 +238,9 @@ class _Reader:
             graph.embeddings.extend(outputs)
         return outputs
 
-    def _read_body(self, closed: core.ClosedJaxpr, inputs: Sequence[int], statuses: Sequence[Status], caller: str) -> Graph:
+    def _read_body(
+        self, closed: core.ClosedJaxpr, inputs: Sequence[int], statuses: Sequence[Status], caller: str
+    ) -> Graph:
         return read(closed, statuses, [self.graph.name_of(value) for value in inputs], self.path_of, caller)
 
     def _read_scan(self, equation: Any, inputs: Sequence[int], caller: str) -> tuple[tuple[Graph, ...], list[Status]]:
@@ -232,20 +251,20 @@ class _Reader:
             out = [body.status[value] for value in body.outputs]
             carried = statuses[constants : constants + carries]
             joined = [
-                _if_real(body.shapes[value], _join(pair))
+                _if_continuous(body.shapes[value], _join(pair))
                 for value, *pair in zip(body.outputs, carried, out, strict=False)
             ]
             if joined == carried:
                 return (body,), [*joined, *out[carries:]]
             statuses[constants : constants + carries] = joined
 
-    def _read_branches(self, equation: Any, inputs: Sequence[int], caller: str) -> tuple[tuple[Graph, ...], list[Status]]:
+    def _read_branches(
+        self, equation: Any, inputs: Sequence[int], caller: str
+    ) -> tuple[tuple[Graph, ...], list[Status]]:
         operands = inputs[1:]
         statuses = [self.graph.status[value] for value in operands]
-        bodies = tuple(
-            self._read_body(branch, operands, statuses, caller) for branch in equation.params["branches"]
-        )
-        index = _if_real(self.graph.shapes[inputs[0]], self.graph.status[inputs[0]])
+        bodies = tuple(self._read_body(branch, operands, statuses, caller) for branch in equation.params["branches"])
+        index = _if_continuous(self.graph.shapes[inputs[0]], self.graph.status[inputs[0]])
         outs = zip(*([body.status[value] for value in body.outputs] for body in bodies), strict=True)
         return bodies, [_join([index, *statuses]) for statuses in outs]
 
@@ -257,6 +276,7 @@ def _join(statuses: Sequence[Status]) -> Status:
     return Status.CONSTANT
 
 
-def _if_real(aval: Any, status: Status) -> Status:
-    is_real = jnp.issubdtype(aval.dtype, jnp.floating)
-    return Status.HELD if status is Status.LIVE and not is_real else status
+def _if_continuous(aval: Any, status: Status) -> Status:
+    # Complex values stay live: they carry a gradient, so that losing their relevance must be an error.
+    is_continuous = jnp.issubdtype(aval.dtype, jnp.inexact)
+    return Status.HELD if status is Status.LIVE and not is_continuous else status

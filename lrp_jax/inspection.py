@@ -32,8 +32,8 @@ class Table:
     def __str__(self) -> str:
         cells = [self.header, *self.rows]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.header))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-        return "\n".join([self.title, *lines])
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+        return "\n".join([self.title, *(line.rstrip() for line in lines)])
 
     __repr__ = __str__
 
@@ -64,21 +64,22 @@ def plan(model: Callable[[Any], Any], x: Any, rules: Rules | None = None) -> Tab
 
     Returns:
         A table with a row for every layer and every operation that relevance reaches, in the order in which they run:
-        path (of the layer's parameters, or the line of an operation), kind, shape of the output, rule or treatment, form in
-        which the cotangent of the output is taken, and sign of the input, where it is known.
+        path (of the layer's parameters, or the line of an operation), kind, shape of the output, rule or treatment,
+        form in which the cotangent of the output is taken, and sign of the input, where it is known.
 
     Raises:
         SelectorError: If the rules do not fit the layers.
         UnsupportedOperationError: If relevance reaches an operation that has no treatment.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> from lrp_jax import plan, rules
         >>> weight = jnp.array([[1.0, -1.0], [3.0, 2.0]])
         >>> print(plan(lambda x: jax.nn.relu(x @ weight), jnp.ones((1, 2)), rules.Zero()))  # doctest: +ELLIPSIS
         Plan: 1 layer, 2 rows
-        path     kind   shape   rule                form   input
-        dense_0  dense  (1, 2)  Zero(bias='absorb') ratio  any sign
-        ...      relu   (1, 2)  passed one to one   ratio  any sign
+        path... kind   shape   rule                 form   input
+        dense_0... dense  (1, 2)  Zero(bias='absorb')  ratio  any sign
+        ... relu   (1, 2)  passed one to one    ratio  any sign
     """
     arrays, static = split_model(model)
     composite = EpsilonPlus() if rules is None else as_composite(rules)
@@ -217,7 +218,7 @@ def _numbers(*values: float) -> tuple[str, ...]:
 def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Rules | None = None) -> Ledger:
     """Accounts for relevance: what every layer took in, handed on, and lost, and to what.
 
-    It answers the question why a map does not sum to the output. Layers inside a `lax.scan` or a `lax.cond` are one row.
+    It answers the question why a map does not sum to the output. A `lax.scan` or a `lax.cond` is one row.
 
     Args:
         model: As for `relevance`.
@@ -226,8 +227,8 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
         rules: As for `relevance`.
 
     Returns:
-        The ledger. Its columns add up to the explained output: `explained = inputs + bias + stabilizer + dropped`, up to
-        rounding.
+        The ledger. Its columns add up to the explained output: `explained = inputs + bias + stabilizer + dropped`, up
+        to rounding.
 
     Raises:
         InputError: If the target does not fit the output.
@@ -235,6 +236,7 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
         UnsupportedOperationError: If relevance reaches an operation that has no treatment.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from lrp_jax import ledger, rules
         >>> weight, bias = jnp.array([[1.0], [3.0]]), jnp.array([2.0])
         >>> book = ledger(lambda x: x @ weight + bias, jnp.array([[2.0, 1.0]]), 0, rules.Zero())
@@ -275,7 +277,8 @@ def _matters(row: LedgerRow) -> bool:
 
 
 def _ledger_row(piece: Piece, arrived: dict[Any, jax.Array], values: dict[int, jax.Array]) -> LedgerRow:
-    outputs = {value: arrived[id(piece), "output", value] for value in piece.outputs if (id(piece), "output", value) in arrived}
+    keys = {value: (id(piece), "output", value) for value in piece.outputs}
+    outputs = {value: arrived[key] for value, key in keys.items() if key in arrived}
     total = sum(float(array.sum()) for array in outputs.values())
     handed_on = sum(float(arrived[id(piece), "operand", value].sum()) for value in piece.live)
     assert piece.treatment is not None

@@ -1,6 +1,6 @@
 """Layers: a linear operation with one live operand, and the constant affine operations that follow it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -132,9 +132,9 @@ class LinearMap:
         """x- = min(x, 0); None where x is known to be non-negative."""
         return None if self.nonnegative else jnp.minimum(self.x, 0)
 
-    def linear(self, x: jax.Array | None, w: jax.Array) -> jax.Array | float:
+    def linear(self, x: jax.Array | None, w: jax.Array) -> jax.Array:
         """lin(x, w), where None stands for an input of zeros."""
-        return 0.0 if x is None else self.map(x, w)
+        return jnp.zeros((), self.z.dtype) if x is None else self.map(x, w)
 
     def transpose(self, w: jax.Array, s: jax.Array) -> jax.Array:
         """The transpose of x -> lin(x, w), applied to `s`: for a dense layer, s times the transpose of w."""
@@ -143,18 +143,18 @@ class LinearMap:
 
 
 def find_layers(graph: Graph) -> list[Layer]:
-    """Finds the layers of a function, in the order in which it runs them."""
-    found = [operation for operation in graph.operations if _weight_of(graph, operation) is not None]
-    near_input = _read_without_layer(graph, found)
-    layers, taken = [], set()
-    for index, head in enumerate(found):
-        weight = _weight_of(graph, head)
+    """Finds the layers of a function, in the order in which it runs them, with those inside of scans and branches."""
+    near_input = {value for value in (*graph.inputs, *graph.embeddings) if graph.is_live(value)}
+    found = list(_find_heads(graph, near_input))
+    layers: list[Layer] = []
+    taken: set[str] = set()
+    for index, (inner, head, weight, reads_input) in enumerate(found):
         (x,) = (i for i in head.inputs if i != weight)
-        operations = _with_affine_tail(graph, head, weight)
+        operations = _with_affine_tail(inner, head, weight)
         output = operations[-1].outputs[0]
         read = (i for operation in operations for i in operation.inputs)
         produced = {operation.outputs[0] for operation in operations}
-        name = graph.name_of(weight).rpartition(".")[0] or head.module or f"{_KINDS[head.name]}_{index}"
+        name = inner.name_of(weight).rpartition(".")[0] or head.module or f"{_KINDS[head.name]}_{index}"
         while name in taken:
             name += "'"
         taken.add(name)
@@ -164,19 +164,43 @@ def find_layers(graph: Graph) -> list[Layer]:
                 kind=_KINDS[head.name],
                 index=index,
                 count=len(found),
-                reads_input=x in near_input,
-                input_shape=graph.shapes[x].shape,
-                weight_shape=graph.shapes[weight].shape,
-                output_shape=graph.shapes[output].shape,
+                reads_input=reads_input,
+                input_shape=inner.shapes[x].shape,
+                weight_shape=inner.shapes[weight].shape,
+                output_shape=inner.shapes[output].shape,
                 operations=operations,
                 input=x,
                 constants=tuple(dict.fromkeys([weight, *(i for i in read if i not in produced and i != x)])),
                 output=output,
-                nonnegative=x in graph.nonnegative,
-                rectified=_is_rectified(graph, output),
+                nonnegative=x in inner.nonnegative,
+                rectified=_is_rectified(inner, output),
             )
         )
     return layers
+
+
+def _find_heads(graph: Graph, near: set[int]) -> Iterator[tuple[Graph, Operation, int, bool]]:
+    """Yields the linear operation of each layer with its graph, its weight, and whether it reads the input.
+
+    `near` holds the values that depend on the explained input along a path on which there is no layer; it grows on the
+    way, and ends with those of the whole graph.
+    """
+    for operation in graph.operations:
+        weight = _weight_of(graph, operation)
+        if weight is not None:
+            yield graph, operation, weight, bool(near.intersection(operation.inputs))
+            continue
+        if operation.bodies:
+            operands = operation.inputs[len(operation.inputs) - len(operation.bodies[0].inputs) :]
+            reached = {i for i, value in enumerate(operands) if value in near}
+            for body in operation.bodies:
+                inner_near = {body.inputs[i] for i in reached}
+                yield from _find_heads(body, inner_near)
+                near.update(
+                    out for out, inner in zip(operation.outputs, body.outputs, strict=True) if inner in inner_near
+                )
+        elif near.intersection(operation.inputs):
+            near.update(operation.outputs)
 
 
 def _weight_of(graph: Graph, operation: Operation) -> int | None:
@@ -185,16 +209,6 @@ def _weight_of(graph: Graph, operation: Operation) -> int | None:
         return None
     weight = operation.inputs[1 - live[0]]
     return weight if graph.status[weight] is Status.CONSTANT else None
-
-
-def _read_without_layer(graph: Graph, heads: Sequence[Operation]) -> set[int]:
-    """The values that depend on the explained input along a path on which there is no layer."""
-    near = {i for i in graph.inputs if graph.is_live(i)}
-    ids = {id(head) for head in heads}
-    for operation in graph.operations:
-        if id(operation) not in ids and near.intersection(operation.inputs):
-            near.update(operation.outputs)
-    return near
 
 
 def _is_rectified(graph: Graph, value: int) -> bool:

@@ -1,7 +1,7 @@
 """What happens to relevance at every operation that is not a layer.
 
-A `Treatment` is the backward pass of an operation. `treatment_of` looks it up by the name of the primitive and by how many
-of the operands depend on the explained input.
+A `Treatment` is the backward pass of an operation. `treatment_of` looks it up by the name of the primitive and by how
+many of the operands depend on the explained input.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -72,7 +72,9 @@ def _pass_ratio(call: Call) -> Arrays:
 
 
 def _pass_ratio_as_relevance(call: Call) -> Arrays:
-    return (_unbroadcast(call.cotangents[0] * call.outputs[0], call.live[0].shape),)
+    (y,), (ratio,) = call.outputs, call.cotangents
+    relevance = jnp.where(ratio == 0, 0, ratio * y)  # y is infinite where an attention mask is added
+    return (_unbroadcast(relevance, call.live[0].shape),)
 
 
 def _pass_ratio_where_positive(call: Call) -> Arrays:
@@ -162,7 +164,9 @@ pooled_in_proportion = Treatment(
 )
 """For max pooling: as if the window had been summed."""
 
-pooled_evenly = Treatment("split evenly over the window", {Form.RELEVANCE: _pool_evenly}, Form.RELEVANCE, Form.RELEVANCE)
+pooled_evenly = Treatment(
+    "split evenly over the window", {Form.RELEVANCE: _pool_evenly}, Form.RELEVANCE, Form.RELEVANCE
+)
 """For max pooling: as if the window had been averaged, whatever the values."""
 
 guided = Treatment("gradient where input and gradient are positive", {Form.RATIO: _guided}, Form.RATIO, Form.RATIO)
@@ -176,17 +180,17 @@ _STRUCTURAL = frozenset(
     all_gather broadcast_in_dim concatenate convert_element_type copy copy_p cummax cummin dynamic_slice
     dynamic_update_slice expand_dims gather name optimization_barrier pad reduce_max reduce_min reduce_precision
     reduce_window_max reduce_window_min reshape rev scatter select_and_gather_add select_n sharding_constraint slice
-    sort split squeeze top_k transpose
+    sort split squeeze tile top_k transpose
     """.split()
 )
-_PROPORTIONAL = frozenset("add add_any cumsum psum reduce_sum reduce_window_sum scatter-add sub".split())
+_PROPORTIONAL = frozenset("add add_any cumsum psum reduce_sum reduce_window_sum sub".split())
 _BILINEAR = frozenset("dot_general conv_general_dilated mul".split())
 _GATES = frozenset("logistic sigmoid hard_sigmoid erfc rsqrt".split())
 _GATES_ONCE_SHIFTED = frozenset("erf tanh".split())
 _CARRIES_GATE = frozenset(
     """
-    add broadcast_in_dim convert_element_type copy div dynamic_slice expand_dims gather mul neg reshape select_n slice
-    squeeze sub split transpose
+    add broadcast_in_dim clip convert_element_type copy div dynamic_slice expand_dims gather max mul neg reshape select_n
+    slice squeeze sub split transpose
     """.split()
 )
 
@@ -205,9 +209,11 @@ def treatment_of(graph: Graph, operation: Operation) -> Treatment:
         UnsupportedOperationError: If there is none.
     """
     name, live = operation.name, graph.live_inputs(operation)
+    if any(jnp.iscomplexobj(graph.shapes[value]) for value in (*operation.inputs, *operation.outputs)):
+        raise _refusal(operation, "complex numbers")
     if name in _STRUCTURAL or (name in {"max", "min"} and len(live) == 2):
         return structural
-    if name in _PROPORTIONAL and len(live) == len(operation.inputs):
+    if name == "scatter-add" or (name in _PROPORTIONAL and len(live) == len(operation.inputs)):
         return proportional
     if name in _BILINEAR and len(live) == 2:
         return halved
@@ -215,12 +221,16 @@ def treatment_of(graph: Graph, operation: Operation) -> Treatment:
         return proportional
     if len(live) == 1 and equations.is_elementwise(operation.equation):
         return _elementwise(graph, operation, live[0])
+    raise _refusal(operation, f"{len(live)} operand(s) that depend on the explained input")
+
+
+def _refusal(operation: Operation, circumstance: str) -> UnsupportedOperationError:
     where = f", in {operation.module}" if operation.module else ""
-    raise UnsupportedOperationError(
-        f"Relevance cannot be propagated through the operation {name!r} at {operation.location}{where}: lrp_jax has no "
-        f"treatment for it with {len(live)} operand(s) that depend on the explained input. If you know what should "
-        f"happen there, say it with lrp_jax.composites.with_treatment(rules, {name!r}, treatment); the treatments that "
-        "there are stand in lrp_jax.operations."
+    return UnsupportedOperationError(
+        f"Relevance cannot be propagated through the operation {operation.name!r} at {operation.location}{where}: "
+        f"lrp_jax has no treatment for it with {circumstance}. If you know what should happen there, say it with "
+        f"lrp_jax.composites.with_treatment(rules, {operation.name!r}, treatment); the treatments that there are stand "
+        "in lrp_jax.operations."
     )
 
 

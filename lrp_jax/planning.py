@@ -145,8 +145,8 @@ class _Planner:
         for name, inner in find_smooth_groups(graph):
             if name == "softmax" and self.composite.holds_attention:
                 held.add(inner[-1].outputs[0])
-            piece = Piece(inner, inner[0].inputs, (), inner[-1].outputs)
-            piece = replace(piece, treatment=self.composite.treatments.get(name, operations.smooth))
+            treatment = self.composite.treatments.get(name, operations.smooth)
+            piece = Piece(inner, *_operands(graph, inner), inner[-1].outputs, treatment=treatment)
             groups.update({id(operation): piece for operation in inner})
         pieces = []
         for operation in graph.operations:
@@ -159,12 +159,14 @@ class _Planner:
 
     def _single(self, graph: Graph, operation: Operation, held: set[int]) -> Piece:
         signal = operations.signal_of(graph, operation, held)
+        live: tuple[int, ...]
+        treatment: Treatment | None
         if signal is not None:
             is_elementwise = operation.name in {"mul", "div"}
             live = (operation.inputs[signal],)
             treatment = operations.gated if is_elementwise else operations.proportional
         else:
-            live, treatment = tuple(dict.fromkeys(operation.inputs[i] for i in graph.live_inputs(operation))), None
+            live, treatment = _live(graph, operation), None
         constants = tuple(dict.fromkeys(i for i in operation.inputs if i not in live))
         return Piece((operation,), live, constants, operation.outputs, treatment=treatment)
 
@@ -174,11 +176,11 @@ class _Planner:
             return self._treat_scan(piece, forms)
         if operation.name == "cond":
             return self._treat_branches(piece, forms)
-        if piece.layer is not None:
+        if piece.layer is not None and piece.rule is not None:
             treatment = _layer_treatment(piece.layer, piece.rule)
         else:
-            treatment = self.composite.treatments.get(operation.function) or piece.treatment
-            treatment = treatment or operations.treatment_of(graph, operation)
+            chosen = self.composite.treatments.get(operation.function) or piece.treatment
+            treatment = chosen or operations.treatment_of(graph, operation)
         arriving = {forms[value] for value in piece.outputs if value in forms}
         taken = treatment.needs or (Form.RELEVANCE if Form.RELEVANCE in arriving else Form.RATIO)
         return replace(
@@ -211,6 +213,17 @@ class _Planner:
         joined = tuple(_either(pair) for pair in zip(*(plan.input_forms for plan in plans), strict=True))
         plans = [replace(plan, input_forms=joined) for plan in plans]
         return _with_bodies(piece, operation.inputs[1:], tuple(plans), out, joined)
+
+
+def _operands(graph: Graph, group: Sequence[Operation]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The live and the other values that a group of operations reads."""
+    produced = {value for operation in group for value in operation.outputs}
+    read = dict.fromkeys(value for operation in group for value in operation.inputs if value not in produced)
+    return tuple(filter(graph.is_live, read)), tuple(value for value in read if not graph.is_live(value))
+
+
+def _live(graph: Graph, operation: Operation) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(operation.inputs[i] for i in graph.live_inputs(operation)))
 
 
 def _with_bodies(

@@ -75,8 +75,6 @@ class Share:
     s: jax.Array
 
 
-
-
 class Rule:
     """Base of all rules.
 
@@ -131,10 +129,12 @@ class Rule:
             Array of the shape of `layer.x`, in the form `self.form`.
         """
         layer = self._with_bias(layer)
-        shares = [share for share in self.shares(layer, relevance) if share.x is not None]
-        parts = [self._in_form(layer, share.x, layer.transpose(share.w, share.s)) for share in shares]
+        shares = self.shares(layer, relevance)
+        parts = [
+            self._in_form(layer, share.x, layer.transpose(share.w, share.s)) for share in shares if share.x is not None
+        ]
         if self.bias == "distribute":
-            parts += [self._spread(layer, share) for share in shares]
+            parts += [self._spread(layer, share) for share in shares if share.x is not None]
         return sum(parts[1:], start=parts[0])
 
     def bias_share(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
@@ -230,8 +230,8 @@ class Gamma(Rule):
     sp = [z > 0] R / stab(dp), sn = [z < 0] R / stab(dn),
     R_i = x+ T(wp, sp) + x- T(wn, sp) + x+ T(wn, sn) + x- T(wp, sn).
 
-    Source: Montavon et al. (2019), section 10.2.1, for inputs and outputs that are not negative; Andéol et al. (2021) for
-    signed ones. Captum leaves the bias as it is.
+    Source: Montavon et al. (2019), section 10.2.1, for inputs and outputs that are not negative; Andéol et al. (2021)
+    for signed ones. Captum leaves the bias as it is.
 
     Attributes:
         gamma: How much more the favoured contributions weigh; 0 is LRP-epsilon.
@@ -300,8 +300,8 @@ class AlphaBeta(Rule):
         _check_not_negative("AlphaBeta", alpha=self.alpha, beta=self.beta, stabilizer=self.stabilizer)
         if abs(self.alpha - self.beta - 1) > 1e-9:
             raise RuleError(
-                f"AlphaBeta(alpha={self.alpha}, beta={self.beta}): alpha - beta must be 1, or relevance is multiplied by "
-                f"{self.alpha - self.beta:g} in every layer. For this alpha take beta={self.alpha - 1:g}."
+                f"AlphaBeta(alpha={self.alpha}, beta={self.beta}): alpha - beta must be 1, or relevance is multiplied "
+                f"by {self.alpha - self.beta:g} in every layer. For this alpha take beta={self.alpha - 1:g}."
             )
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:

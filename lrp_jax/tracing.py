@@ -1,6 +1,7 @@
 """Tracing a call of a function: which of its arrays are explained, and where its parameters come from."""
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,12 @@ class Traced:
 
 
 def trace(
-    fun: Callable[..., Any], positions: Sequence[int], args: Sequence[Any], kwargs: dict[str, Any], *, tokens: bool = False
+    fun: Callable[..., Any],
+    positions: Sequence[int],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    tokens: bool = False,
 ) -> Traced:
     """Traces a call. Arrays become inputs of the graph; whatever else the arguments hold stays as it is.
 
@@ -100,4 +106,4 @@ def _paths_of_arrays(fun: Callable[..., Any]) -> dict[int, str]:
 def _name(path: Sequence[Any]) -> str:
     """The path of a parameter as a name: without the attribute that holds the array, and Linen's collection."""
     name = jax.tree_util.keystr(tuple(path), simple=True, separator=".")
-    return name.removesuffix(".value").removeprefix("0.params.").removeprefix("params.")
+    return re.sub(r"^(\d+\.)*params\.", "", name.removesuffix(".value"))

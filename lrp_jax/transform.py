@@ -151,7 +151,8 @@ def _runner(piece: Piece) -> Callable[[Sequence[jax.Array], Sequence[jax.Array]]
         return outputs, (live, constants, outputs)
 
     def back(residuals: Any, cotangents: list[jax.Array]) -> tuple[list[jax.Array], None]:
-        return list(backward(Call(piece.run, params, *residuals, cotangents))), None
+        live, constants, outputs = residuals
+        return list(backward(Call(piece.run, params, live, constants, outputs, cotangents))), None
 
     run.defvjp(forward, back)
     return run
@@ -167,7 +168,7 @@ def _run_bodies(piece: Piece, live: Sequence[jax.Array], constants: Sequence[jax
         return lax.switch(operands[0], [functools.partial(_run_branch, plan) for plan in piece.bodies], *operands[1:])
     number, carries = params["num_consts"], params["num_carry"]
 
-    def body(carry: Sequence[jax.Array], x: Sequence[jax.Array]) -> tuple[Sequence[jax.Array], Sequence[jax.Array]]:
+    def body(carry: list[jax.Array], x: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
         outputs = rebind(piece.bodies[0], [*operands[:number], *carry, *x])
         return outputs[:carries], outputs[carries:]
 

@@ -1,0 +1,236 @@
+"""`relevance`, `plan` and `ledger`: the doors besides `lrp`."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from lrp_jax import LRPError, composites, ledger, lrp, plan, relevance, rules
+from lrp_jax.attribution import _explain
+from lrp_jax.errors import InputError
+
+
+class Network(nnx.Module):
+    def __init__(self, dtype=jnp.float32):
+        options = {"rngs": nnx.Rngs(0), "param_dtype": dtype, "bias_init": nnx.initializers.normal(0.3)}
+        self.first = nnx.Conv(1, 4, (3, 3), **options)
+        self.second = nnx.Conv(4, 3, (3, 3), **options)
+        self.head = nnx.Linear(3 * 9, 3, **options)
+
+    def __call__(self, x):
+        x = nnx.max_pool(nnx.relu(self.first(x)), (2, 2), (2, 2))
+        x = checkpoint_name(nnx.relu(self.second(x)), "features")
+        return self.head(x.reshape(len(x), -1))
+
+
+@pytest.fixture
+def network():
+    return Network()
+
+
+@pytest.fixture
+def images():
+    return jax.random.normal(jax.random.key(0), (5, 6, 6, 1))
+
+
+def test_index_for_all_samples_and_one_for_each(network, images):
+    explained = lrp(network, rules.Epsilon())
+    expected = jax.grad(lambda x: explained(x)[:, 2].sum())(images)
+    explanation = relevance(network, images, 2, rules.Epsilon())
+    np.testing.assert_allclose(explanation.output, network(images), rtol=1e-5)
+    np.testing.assert_allclose(explanation.relevance, expected, atol=1e-6)
+    mixed = relevance(network, images, [2, 2, 0, 1, 2], rules.Epsilon()).relevance
+    np.testing.assert_allclose(mixed[jnp.array([0, 1, 4])], expected[jnp.array([0, 1, 4])], atol=1e-6)
+    assert jnp.abs(mixed[2] - expected[2]).max() > 1e-3
+
+
+def test_default_target_is_the_largest_output_and_default_rules_are_epsilon_plus(network, images):
+    explanation = relevance(network, images)
+    expected = relevance(network, images, network(images).argmax(-1), composites.EpsilonPlus())
+    np.testing.assert_array_equal(explanation.relevance, expected.relevance)
+
+
+def test_all_classes_at_once(network, images):
+    every = relevance(network, images, "all", rules.Epsilon()).relevance
+    assert every.shape == (3, *images.shape)
+    for target in range(3):
+        np.testing.assert_allclose(
+            every[target], relevance(network, images, target, rules.Epsilon()).relevance, atol=1e-6
+        )
+
+
+def test_mask_weights_the_outputs(network, images):
+    mask = jnp.zeros((5, 3)).at[:, 0].set(1.0).at[:, 1].set(-2.0)
+    every = relevance(network, images, "all", rules.Epsilon()).relevance
+    masked = relevance(network, images, mask, rules.Epsilon()).relevance
+    np.testing.assert_allclose(masked, every[0] - 2 * every[1], atol=1e-5)
+
+
+def test_function_of_the_output(network, images):
+    difference = relevance(network, images, lambda output: output[:, 0] - output[:, 1], rules.Zero())
+    every = relevance(network, images, "all", rules.Zero()).relevance
+    np.testing.assert_allclose(difference.relevance, every[0] - every[1], atol=1e-5)
+    assert difference.output.shape == (5, 3)
+
+
+@pytest.mark.parametrize("target", [1, [0, 1, 2, 1, 0], "all", None])
+def test_batches_give_the_same_maps(network, images, target):
+    whole = relevance(network, images, target, rules.Epsilon(), at=["first"])
+    parts = relevance(network, images, target, rules.Epsilon(), at=["first"], batch_size=2, progress=False)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), whole.relevance, parts.relevance)
+    np.testing.assert_allclose(whole.at["first"], parts.at["first"], atol=1e-6)
+    np.testing.assert_allclose(whole.output, parts.output, atol=1e-6)
+
+
+def test_hidden_layers_and_named_values(float64):
+    network, x = Network(jnp.float64), jax.random.normal(jax.random.key(0), (5, 6, 6, 1))
+    explanation = relevance(network, x, 1, rules.Zero(bias="ignore"), at=["first", "features", "head"])
+    logits = explanation.output[:, 1]
+    assert explanation.at["first"].shape == (5, 6, 6, 4)
+    np.testing.assert_allclose(explanation.at["head"][:, 1], logits)
+    for hidden in explanation.at.values():
+        np.testing.assert_allclose(hidden.reshape(5, -1).sum(1), logits, rtol=1e-9)
+
+
+def test_relevance_through_chosen_channels(float64):
+    network, x = Network(jnp.float64), jax.random.normal(jax.random.key(0), (5, 6, 6, 1))
+    parts = [relevance(network, x, 1, rules.Epsilon(), given={"first": jnp.eye(4)[i]}).relevance for i in range(4)]
+    np.testing.assert_allclose(sum(parts), relevance(network, x, 1, rules.Epsilon()).relevance, atol=1e-12)
+    chosen = relevance(network, x, 1, rules.Epsilon(), at=["first"]).at["first"][..., 2]
+    through = relevance(network, x, 1, rules.Zero(bias="ignore"), given={"first": jnp.eye(4)[2]}).relevance
+    total = relevance(network, x, 1, rules.Zero(bias="ignore"), at=["first"]).at["first"][..., 2]
+    np.testing.assert_allclose(through.sum(), total.sum(), rtol=1e-9)
+    assert chosen.shape == total.shape
+
+
+def test_linen_and_plain_functions():
+    module = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
+    x = jnp.array([[1.0, -2.0]])
+    variables = module.init(jax.random.key(0), x)
+    bound = functools.partial(module.apply, variables)
+    linen = relevance(bound, x, 0, rules.Zero(), at=["layers_0"])
+    plain = relevance(lambda x: module.apply(variables, x), x, 0, rules.Zero())
+    np.testing.assert_allclose(linen.relevance, plain.relevance, rtol=1e-6)
+    assert set(linen.at) == {"layers_0"}
+
+
+def test_integers_end_at_their_embedding(float64):
+    class Bag(nnx.Module):
+        def __init__(self):
+            self.embedding = nnx.Embed(7, 4, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+            self.head = nnx.Linear(4, 2, use_bias=False, rngs=nnx.Rngs(1), param_dtype=jnp.float64)
+
+        def __call__(self, tokens):
+            return self.head(self.embedding(tokens).mean(1))
+
+    tokens = jnp.array([[1, 2, 3], [4, 4, 0]])
+    bag = Bag()
+    explanation = relevance(bag, tokens, 1, rules.Zero())
+    # Every token adds a third of its embedding's product with the weight.
+    expected = (bag.embedding.embedding[...][tokens] @ bag.head.kernel[...])[..., 1] / 3
+    np.testing.assert_allclose(explanation.relevance, expected, rtol=1e-9)
+
+
+def test_same_shapes_are_compiled_once(network, images):
+    relevance(network, images, 0, rules.Epsilon())
+    compiled = _explain._cache_size()
+    nnx.update(network, jax.tree.map(lambda value: value * 2, nnx.state(network)))
+    second = relevance(network, images + 1, 2, rules.Epsilon())
+    assert _explain._cache_size() == compiled
+    np.testing.assert_allclose(second.output, network(images + 1), rtol=1e-4, atol=1e-5)
+    relevance(network, images[:2], 2, rules.Epsilon())
+    assert _explain._cache_size() == compiled + 1
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (3, "from 0 to 2"),
+        (-1, "from 0 to 2"),
+        ([0, 1], "5 samples, but 2 targets"),
+        (0.5, "integer"),
+        ("every", "'every' is none"),
+        (np.zeros((5, 4)), r"\(5, 3\), but it has \(5, 4\)"),
+    ],
+)
+def test_target_that_does_not_fit(network, images, target, message):
+    with pytest.raises(InputError, match=message):
+        relevance(network, images, target)
+
+
+def test_output_without_classes_needs_a_function(images):
+    with pytest.raises(InputError, match="function of the output"):
+        relevance(lambda x: x.sum((1, 2, 3)), images, 0)
+
+
+def test_unknown_hidden_layer_lists_the_names(network, images):
+    with pytest.raises(InputError, match=r"'third' does not exist. There are: first, second, features, head"):
+        relevance(network, images, 0, at=["third"])
+
+
+def test_output_that_does_not_depend_on_the_input(images):
+    with pytest.raises(InputError, match="nothing is to explain"):
+        relevance(lambda x: jnp.ones((5, 2)) * jax.lax.stop_gradient(x).sum(), images, 0)
+
+
+def test_all_errors_derive_from_one():
+    assert all(issubclass(error, LRPError) for error in (InputError, composites.SelectorError))
+
+
+def test_plan_shows_every_layer(network, images):
+    table = plan(network, images, composites.EpsilonPlusFlat())
+    text, page = str(table), table._repr_html_()
+    for expected in ("first", "second", "head", "Flat(", "ZPlus(", "Epsilon(", "reduce_window_max", "not negative"):
+        assert expected in text
+        assert expected in page
+    assert table.rows[0][:3] == ("first", "conv", "(5, 6, 6, 4)")
+
+
+LEDGER_RULES = {
+    "zero": rules.Zero(),
+    "epsilon": rules.Epsilon(0.1),
+    "gamma": rules.Gamma(),
+    "alpha-beta": rules.AlphaBeta(),
+    "w^2, bias": rules.WSquare(bias="absorb"),
+    "ignored": rules.Epsilon(0.1, bias="ignore"),
+    "composite": composites.EpsilonGammaBox(-4.0, 4.0),
+}
+
+
+@pytest.mark.parametrize("name", LEDGER_RULES)
+def test_ledger_closes(float64, name):
+    network, x = Network(jnp.float64), jax.random.normal(jax.random.key(0), (2, 6, 6, 1))
+    book = ledger(network, x, 1, LEDGER_RULES[name])
+    maps = relevance(network, x, 1, LEDGER_RULES[name])
+    np.testing.assert_allclose(book.explained, maps.output[:, 1].sum())
+    np.testing.assert_allclose(book.inputs, maps.relevance.sum())
+    assert abs(book.unaccounted) < 1e-9 * abs(book.explained)
+    assert [row.path for row in book.rows if row.kind in ("dense", "conv")] == ["head", "second", "first"]
+
+
+def test_ledger_names_the_layer_that_lost_most():
+    # z = 2 + 3 + 10: the bias keeps 10 of 15.
+    book = ledger(lambda x: x @ jnp.array([[1.0], [3.0]]) + 10.0, jnp.array([[2.0, 1.0]]), 0, rules.Zero())
+    assert (book.explained, book.inputs, book.bias) == (15.0, 5.0, 10.0)
+    assert "Most was lost in dense_0 (dense): 10 to the bias" in book.verdict
+    # With epsilon = 15 the stabiliser takes half of everything.
+    book = ledger(lambda x: x @ jnp.array([[1.0], [3.0]]) + 10.0, jnp.array([[2.0, 1.0]]), 0, rules.Epsilon(15.0))
+    assert (book.inputs, book.bias, book.stabilizer) == (2.5, 5.0, 7.5)
+    assert "sum" in str(book)
+
+
+def test_ledger_accounts_for_dropped_branches(float64):
+    # Concatenation with a constant: its share, 3 of 3 + 4, is dropped.
+    network = lambda x: jnp.concatenate([x, jnp.full((1, 1), 3.0)], 1).sum(1, keepdims=True)
+    book = ledger(network, jnp.array([[4.0]]), 0, rules.Zero())
+    assert (book.explained, book.inputs, book.dropped, book.unaccounted) == (7.0, 4.0, 3.0, 0.0)
+
+
+def test_ledger_of_all_classes_is_refused(network, images):
+    with pytest.raises(InputError, match="one target at a time"):
+        ledger(network, images, "all")

@@ -1,0 +1,193 @@
+"""Which rule where: selectors, composites, presets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lrp_jax import composites, lrp, operations, relevance, rules
+from lrp_jax.composites import Composite, any_layer, conv, dense, first, index, last, name
+from lrp_jax.errors import SelectorError
+from lrp_jax.planning import make_plan
+from lrp_jax.tracing import trace
+
+
+class Block(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(4, 4, (3, 3), rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.relu(self.conv(x)) + x
+
+
+class Network(nnx.Module):
+    def __init__(self, rngs):
+        self.stem = nnx.Conv(1, 4, (3, 3), rngs=rngs)
+        self.blocks = nnx.List([Block(rngs), Block(rngs)])
+        self.hidden = nnx.Linear(4, 5, rngs=rngs)
+        self.head = nnx.Linear(5, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.stem(x))
+        for block in self.blocks:
+            x = block(x)
+        x = nnx.max_pool(x, (2, 2), (2, 2)).mean((1, 2))
+        return self.head(nnx.relu(self.hidden(x)))
+
+
+NAMES = ["stem", "blocks.0.conv", "blocks.1.conv", "hidden", "head"]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return Network(nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def image():
+    return jax.random.uniform(jax.random.key(0), (1, 6, 6, 1))
+
+
+def layers_with(network, image, rule, composite):
+    plan = make_plan(trace(network, (0,), (image,), {}).graph, composites.as_composite(composite))
+    return [piece.layer.name for piece in plan.pieces if piece.layer is not None and piece.rule == rule]
+
+
+@pytest.mark.parametrize(
+    ("selector", "selected"),
+    [
+        (any_layer, NAMES),
+        (conv, NAMES[:3]),
+        (dense, NAMES[3:]),
+        (first, NAMES[:1]),
+        (last, NAMES[-1:]),
+        (index[0], NAMES[:1]),
+        (index[-2], NAMES[3:4]),
+        (index[1:3], NAMES[1:3]),
+        (index[-3:], NAMES[2:]),
+        (index[::2], NAMES[::2]),
+        (name(r"^blocks\.\d"), NAMES[1:3]),
+        (name("head|stem"), [NAMES[0], NAMES[4]]),
+        (conv & ~first, NAMES[1:3]),
+        (first | last, [NAMES[0], NAMES[4]]),
+        (lambda layer: layer.output_shape[-1] == 5, NAMES[3:4]),
+    ],
+    ids=str,
+)
+def test_selector(network, image, selector, selected):
+    pairs = [(selector, rules.ZPlus()), (any_layer, rules.Epsilon())]
+    assert layers_with(network, image, rules.ZPlus(), pairs) == selected
+
+
+def test_first_match_wins(network, image):
+    pairs = [(conv, rules.ZPlus()), (first, rules.Flat()), (any_layer, rules.Epsilon())]
+    assert layers_with(network, image, rules.Flat(), pairs) == []
+
+
+def test_names_of_parameters_passed_as_arguments(network, image):
+    definition, state = nnx.split(network)
+    traced = trace(lambda state, x: nnx.merge(definition, state)(x), (1,), (state, image), {})
+    plan = make_plan(traced.graph, composites.as_composite(rules.Zero()))
+    assert [piece.layer.name for piece in plan.pieces if piece.layer] == NAMES
+
+
+def test_names_of_a_plain_function_that_closes_over_its_parameters(image):
+    parameters = {"encoder": {"weight": jnp.ones((36, 4))}, "head": {"weight": jnp.ones((4, 2))}}
+
+    def function(x):
+        return jax.nn.relu(x.reshape(1, -1) @ parameters["encoder"]["weight"]) @ parameters["head"]["weight"]
+
+    plan = make_plan(trace(function, (0,), (image,), {}).graph, composites.as_composite(rules.Zero()))
+    assert [piece.layer.name for piece in plan.pieces if piece.layer] == ["encoder", "head"]
+
+
+def test_selector_that_matches_nothing_lists_the_layers(network, image):
+    with pytest.raises(SelectorError, match=r"name\('decoder'\) matches no layer(.|\n)*blocks\.1\.conv") as error:
+        lrp(network, [(name("decoder"), rules.Flat()), (any_layer, rules.Epsilon())])(image)
+    assert all(layer in str(error.value) for layer in NAMES)
+
+
+def test_layer_without_a_rule_is_refused(network, image):
+    with pytest.raises(SelectorError, match=r"No rule for the layer 'hidden'"):
+        lrp(network, [(conv, rules.ZPlus())])(image)
+
+
+def test_class_instead_of_rule_is_refused():
+    with pytest.raises(SelectorError, match=r"Did you mean Epsilon\(\)"):
+        lrp(lambda x: x, rules.Epsilon)
+
+
+def test_bad_regular_expression_is_refused():
+    with pytest.raises(SelectorError, match="regular expression"):
+        name("(")
+
+
+def test_number_instead_of_selector_is_refused():
+    with pytest.raises(SelectorError, match="selects no layers"):
+        Composite([(3, rules.Epsilon())])
+
+
+PRESETS = {
+    "EpsilonPlus": (composites.EpsilonPlus(), "ZPlus ZPlus ZPlus Epsilon Epsilon"),
+    "EpsilonPlusFlat": (composites.EpsilonPlusFlat(), "Flat ZPlus ZPlus Epsilon Epsilon"),
+    "EpsilonGammaBox": (composites.EpsilonGammaBox(0.0, 1.0), "ZBox Gamma Gamma Epsilon Epsilon"),
+    "EpsilonAlpha2Beta1": (composites.EpsilonAlpha2Beta1(), "AlphaBeta AlphaBeta AlphaBeta Epsilon Epsilon"),
+    "EpsilonAlpha2Beta1Flat": (composites.EpsilonAlpha2Beta1Flat(), "Flat AlphaBeta AlphaBeta Epsilon Epsilon"),
+    "DeepTaylor": (composites.DeepTaylor(0.0, 1.0), "ZBox ZPlus ZPlus ZPlus ZPlus"),
+    "DeepTaylor without bounds": (composites.DeepTaylor(), "WSquare ZPlus ZPlus ZPlus ZPlus"),
+    "AttnLRP": (composites.AttnLRP(), "Epsilon Epsilon Epsilon Epsilon Epsilon"),
+    "CPLRP": (composites.CPLRP(), "Epsilon Epsilon Epsilon Epsilon Epsilon"),
+    "ExcitationBackprop": (composites.ExcitationBackprop(), "ZPlus ZPlus ZPlus ZPlus ZPlus"),
+    "GuidedBackprop": (composites.GuidedBackprop(), "Gradient Gradient Gradient Gradient Gradient"),
+    "Deconvnet": (composites.Deconvnet(), "Gradient Gradient Gradient Gradient Gradient"),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_assigns_its_rules(network, image, preset):
+    composite, expected = PRESETS[preset]
+    plan = make_plan(trace(network, (0,), (image,), {}).graph, composite)
+    assert " ".join(type(piece.rule).__name__ for piece in plan.pieces if piece.layer) == expected
+    assert jnp.isfinite(relevance(network, image, 1, composite).relevance).all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_works_on_a_network_without_convolutions(preset):
+    weight = jnp.array([[1.0, -1.0], [3.0, 2.0]])
+    network = lambda x: jax.nn.relu(x @ weight) @ weight
+    assert jnp.isfinite(relevance(network, jnp.ones((1, 2)), 1, PRESETS[preset][0]).relevance).all()
+
+
+def test_guided_backprop_on_a_linear_network_is_the_gradient():
+    weight = jnp.array([[1.0, -1.0], [3.0, 2.0]])
+    maps = relevance(lambda x: x @ weight, jnp.array([[5.0, 7.0]]), 1, composites.GuidedBackprop()).relevance
+    np.testing.assert_allclose(maps, [[-1.0, 2.0]])
+
+
+def test_treatment_of_pooling_can_be_chosen():
+    x = jnp.array([[[[3.0], [1.0]]]])
+    pooled = lambda x: nnx.max_pool(x, (1, 2), (1, 2)).sum()
+    maps = {
+        treatment: jax.grad(
+            lrp(pooled, composites.with_treatment(rules.Zero(), "reduce_window_max", getattr(operations, treatment)))
+        )(x).ravel()
+        for treatment in ("winner_takes_all", "pooled_in_proportion", "pooled_evenly")
+    }
+    np.testing.assert_allclose(maps["winner_takes_all"], [3.0, 0.0])
+    np.testing.assert_allclose(maps["pooled_in_proportion"], [2.25, 0.75], rtol=1e-5)
+    np.testing.assert_allclose(maps["pooled_evenly"], [1.5, 1.5])
+
+
+def test_complex_numbers_are_refused():
+    with pytest.raises(NotImplementedError, match="complex numbers"):
+        lrp(lambda x: jnp.fft.rfft(x).real.sum(), rules.Zero())(jnp.ones(4))
+
+
+def test_unknown_operation_becomes_known_with_a_treatment():
+    x = jnp.array([2.0, 3.0])
+    network = lambda x: jnp.cumprod(x).sum()  # x_1 + x_1 x_2
+    with pytest.raises(NotImplementedError, match=r"with_treatment\(rules, 'cumprod'"):
+        lrp(network, rules.Zero())(x)
+    relevance = jax.grad(lrp(network, composites.with_treatment(rules.Zero(), "cumprod", operations.smooth)))(x)
+    np.testing.assert_allclose(relevance, x * jax.grad(network)(x))
