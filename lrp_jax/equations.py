@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-_CALLS = {
+CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
@@ -30,6 +30,9 @@ ELEMENTWISE = frozenset(
 )
 
 
+_TRACING = {"attribution", "inspection", "tracing", "transform"}
+
+
 def run(equation: Any, *values: Any) -> list[Any]:
     """Applies an equation to values, with JAX's own derivative."""
     primitive = equation.primitive
@@ -41,8 +44,9 @@ def location(equation: Any) -> str:
     """The innermost line outside of installed packages that an equation comes from; empty if there is none."""
     traceback = equation.source_info.traceback
     for frame in traceback.frames if traceback is not None else ():
-        parts = Path(frame.file_name).parts
-        if "site-packages" not in parts and Path(frame.file_name).parent != Path(__file__).parent:
+        path = Path(frame.file_name)
+        is_tracing = path.parent == Path(__file__).parent and path.stem in _TRACING
+        if "site-packages" not in path.parts and not is_tracing:
             return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
     return ""
 
@@ -54,7 +58,7 @@ def literal_value(literal: Any) -> np.ndarray:
 
 def called_jaxpr(equation: Any) -> core.ClosedJaxpr | None:
     """The program that a call runs, or None if the equation is no call."""
-    key = _CALLS.get(equation.primitive.name)
+    key = CALLS.get(equation.primitive.name)
     if key is None:
         return None
     called = equation.params[key]

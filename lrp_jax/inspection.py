@@ -1,12 +1,15 @@
 """Looking into an explanation: the plan before it runs, and the ledger of where the relevance went."""
 
 import html
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.extend.core import Primitive
 
+from lrp_jax import operations
 from lrp_jax.attribution import Target, cotangents_of, read_target, seed_of, split_model, trace_model
 from lrp_jax.composites import EpsilonPlus, Rules, as_composite
 from lrp_jax.errors import InputError
@@ -115,6 +118,24 @@ def _path(piece: Piece) -> str:
 
 def _kind(piece: Piece) -> str:
     return piece.layer.kind if piece.layer is not None else piece.operations[-1].function
+
+
+def primitives() -> Table:
+    """Lists every primitive of the installed JAX, and what happens to relevance there.
+
+    Returns:
+        A table with the columns primitive and what happens to relevance, in alphabetical order.
+
+    Example:
+        >>> rows = dict(primitives().rows)
+        >>> rows["while"], rows["reduce_sum"]
+        ('refused', 'split in proportion; passed one to one by a sum with a constant')
+    """
+    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "jax"]
+    found = {value.name for module in modules for value in vars(module).values() if isinstance(value, Primitive)}
+    rows = tuple((name, operations.summary_of(name)) for name in sorted(found))
+    title = f"The {len(rows)} primitives of JAX {jax.__version__}"
+    return Table(title, ("primitive", "what happens to relevance"), rows)
 
 
 @dataclass(frozen=True)
@@ -269,11 +290,11 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
     start = sum(float((s * e).sum()) for s, e in zip(jax.tree.leaves(seed), jax.tree.leaves(explained), strict=True))
     embedded = [arrived[key] for key in arrived if key[1] == "output" and key[2] in made.graph.embeddings]
     end = sum(float(array.sum()) for array in (*inputs, *embedded))
-    return Ledger(start, end, tuple(row for row in rows if _matters(row)))
+    return Ledger(start, end, tuple(row for row in rows if _matters(row, start)))
 
 
-def _matters(row: LedgerRow) -> bool:
-    return row.kind in ("dense", "conv") or row.dropped != 0
+def _matters(row: LedgerRow, explained: float) -> bool:
+    return row.kind in ("dense", "conv") or abs(row.dropped) > 1e-6 * abs(explained)
 
 
 def _ledger_row(piece: Piece, arrived: dict[Any, jax.Array], values: dict[int, jax.Array]) -> LedgerRow:

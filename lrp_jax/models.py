@@ -87,7 +87,7 @@ class ConvolutionalNetwork(nnx.Module):
     def __init__(
         self,
         *,
-        filters: Sequence[int] = (16, 32),
+        filters: Sequence[int] = (8, 32),
         kernel_size: int = 5,
         hidden: Sequence[int] = (128,),
         use_bias: bool = True,

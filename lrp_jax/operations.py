@@ -177,20 +177,38 @@ deconvolved = Treatment("gradient where it is positive", {Form.RATIO: _rectified
 
 _STRUCTURAL = frozenset(
     """
-    all_gather broadcast_in_dim concatenate convert_element_type copy copy_p cummax cummin dynamic_slice
-    dynamic_update_slice expand_dims gather name optimization_barrier pad reduce_max reduce_min reduce_precision
-    reduce_window_max reduce_window_min reshape rev scatter select_and_gather_add select_n sharding_constraint slice
-    sort split squeeze tile top_k transpose
+    all_gather broadcast_in_dim broadcast_to concatenate convert_element_type copy copy_p cummax cummin device_put
+    dynamic_slice dynamic_update_slice expand_dims gather layout_constraint name optimization_barrier pad pvary
+    reduce_max reduce_min reduce_precision reduce_window_max reduce_window_min reshape reshard rev scatter
+    select_and_gather_add select_n sharding_constraint slice sort split squeeze stack tile top_k transpose unstack
     """.split()
 )
 _PROPORTIONAL = frozenset("add add_any cumsum psum reduce_sum reduce_window_sum sub".split())
 _BILINEAR = frozenset("dot_general conv_general_dilated mul".split())
+_ENDS = frozenset(
+    """
+    argmax argmin clz eq eq_to ge gt is_finite le le_to lt lt_to ne not and or xor population_count
+    shift_left shift_right_arithmetic shift_right_logical stop_gradient reduce_and reduce_or reduce_xor
+    """.split()
+)
+_SUMMARIES: tuple[tuple[Set[str], str], ...] = (
+    ({"dot_general", "conv_general_dilated"}, "a layer, where the rule decides; half to each factor of two live ones"),
+    ({"mul"}, "passed one to one; of two live factors half to each, or all to the signal where one is a gate"),
+    ({"div"}, "passed one to one; refused for a live denominator, unless it is a statistic or part of a softmax"),
+    ({"max", "min"}, "passed one to one; to the winner of two live values"),
+    (_PROPORTIONAL | {"scatter-add"}, "split in proportion; passed one to one by a sum with a constant"),
+    (_STRUCTURAL, structural.summary),
+    ({"scan", "cond"}, "looked into: the bodies are transformed"),
+    (set(equations.CALLS), "looked into"),
+    (_ENDS, "relevance ends: the output is not differentiable, or is held constant"),
+    (equations.ELEMENTWISE, _ONE_TO_ONE),
+)
 _GATES = frozenset("logistic sigmoid hard_sigmoid erfc rsqrt".split())
 _GATES_ONCE_SHIFTED = frozenset("erf tanh".split())
 _CARRIES_GATE = frozenset(
     """
-    add broadcast_in_dim clip convert_element_type copy div dynamic_slice expand_dims gather max mul neg reshape select_n
-    slice squeeze sub split transpose
+    add broadcast_in_dim clip convert_element_type copy div dynamic_slice expand_dims gather max mul neg reshape
+    select_n slice squeeze sub split transpose
     """.split()
 )
 
@@ -222,6 +240,25 @@ def treatment_of(graph: Graph, operation: Operation) -> Treatment:
     if len(live) == 1 and equations.is_elementwise(operation.equation):
         return _elementwise(graph, operation, live[0])
     raise _refusal(operation, f"{len(live)} operand(s) that depend on the explained input")
+
+
+def summary_of(primitive: str) -> str:
+    """What happens to relevance at a primitive, in words.
+
+    Args:
+        primitive: The name of a primitive of JAX.
+
+    Returns:
+        A sentence without a full stop; "refused" if there is no treatment.
+
+    Example:
+        >>> summary_of("transpose")
+        'moved along with the values'
+    """
+    for names, summary in _SUMMARIES:
+        if primitive in names:
+            return summary
+    return "refused"
 
 
 def _refusal(operation: Operation, circumstance: str) -> UnsupportedOperationError:

@@ -147,7 +147,8 @@ class Rule:
     def _with_bias(self, layer: LinearMap) -> LinearMap:
         if self.bias != "ignore":
             return layer
-        return replace(layer, b=jnp.zeros_like(layer.b), z=layer.linear(layer.x, layer.w))
+        # Without its bias the output may be negative where the relu lets the true one pass.
+        return replace(layer, b=jnp.zeros_like(layer.b), z=layer.linear(layer.x, layer.w), rectified=False)
 
     def _in_form(self, layer: LinearMap, x: jax.Array, transposed: jax.Array) -> jax.Array:
         if self.form is Form.RELEVANCE:

@@ -74,7 +74,8 @@ def trace(
         given = iter(arrays)
         merged = [next(given) if array else leaf for leaf, array in zip(leaves, is_array, strict=True)]
         arguments, keywords = jax.tree.unflatten(tree, merged)
-        return fun(*arguments, **keywords)
+        # A module is copied, so that it may count random numbers or change its state while it is traced.
+        return jax.tree.map(lambda leaf: leaf, fun)(*arguments, **keywords)
 
     arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
     closed_jaxpr, output = jax.make_jaxpr(call, return_shape=True)(arrays)
@@ -94,8 +95,9 @@ def _status(leaf: Any, live: bool) -> Status:
 
 def _paths_of_arrays(fun: Callable[..., Any]) -> dict[int, str]:
     """The paths of the arrays that a function holds: as a module, as a partial, or in variables that it closes over."""
-    holders = [fun, getattr(fun, "__self__", None), getattr(fun, "args", None), getattr(fun, "keywords", None)]
     function = inspect.unwrap(getattr(fun, "func", fun))
+    holders = [fun, function, getattr(function, "__self__", None)]
+    holders += [getattr(fun, "args", None), getattr(fun, "keywords", None)]
     if inspect.isfunction(function):
         variables = inspect.getclosurevars(function)
         holders += [*variables.nonlocals.values(), *variables.globals.values()]

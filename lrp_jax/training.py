@@ -47,7 +47,7 @@ class TrainingConfig:
             training images.
     """
 
-    epochs: int = 3
+    epochs: int = 4
     batch_size: int = 128
     learning_rate: float = 3e-3
     validation_size: int = 5000

@@ -144,4 +144,3 @@ def test_rules_agree_with_dense_oracle(float64, layer_name, bias_name):
             expected = naive(jacobian, shift, np.asarray(x).ravel(), np.asarray(seed * z).ravel(), **options)
             error = np.abs(np.asarray(relevance).ravel() - expected).max() / np.abs(expected).max()
             assert error < 1e-9, f"{name}, bias {treatment_of_bias}: {error}"
-
