@@ -15,7 +15,7 @@ Every rule has a field `bias`:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +183,9 @@ class Zero(Rule):
 
     bias: Bias = "absorb"
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         return [Share(layer.x, layer.w, layer.b, divide(relevance, layer.z))]
 
@@ -214,7 +217,7 @@ class Epsilon(Rule):
     bias: Bias = "absorb"
 
     def __post_init__(self) -> None:
-        _check_not_negative("Epsilon", epsilon=self.epsilon)
+        _check(self, "epsilon")
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         unit = layer.root_mean_square() if self.relative else 1.0
@@ -251,7 +254,7 @@ class Gamma(Rule):
     bias: Bias = "absorb"
 
     def __post_init__(self) -> None:
-        _check_not_negative("Gamma", gamma=self.gamma, stabilizer=self.stabilizer)
+        _check(self, "gamma", "stabilizer")
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         xp, xn, lin = layer.x_positive, layer.x_negative, layer.linear
@@ -298,7 +301,7 @@ class AlphaBeta(Rule):
     bias: Bias = "absorb"
 
     def __post_init__(self) -> None:
-        _check_not_negative("AlphaBeta", alpha=self.alpha, beta=self.beta, stabilizer=self.stabilizer)
+        _check(self, "alpha", "beta", "stabilizer")
         if abs(self.alpha - self.beta - 1) > 1e-9:
             raise RuleError(
                 f"AlphaBeta(alpha={self.alpha}, beta={self.beta}): alpha - beta must be 1, or relevance is multiplied "
@@ -342,7 +345,7 @@ class ZPlus(Rule):
     bias: Bias = "absorb"
 
     def __post_init__(self) -> None:
-        _check_not_negative("ZPlus", stabilizer=self.stabilizer)
+        _check(self, "stabilizer")
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         return AlphaBeta(1.0, 0.0, self.stabilizer).shares(layer, relevance)
@@ -372,7 +375,7 @@ class WSquare(Rule):
     bias: Bias = "ignore"
 
     def __post_init__(self) -> None:
-        _check_not_negative("WSquare", stabilizer=self.stabilizer)
+        _check(self, "stabilizer")
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         ones, w, b = jnp.ones_like(layer.x), layer.w**2, layer.b**2
@@ -404,7 +407,7 @@ class Flat(Rule):
     bias: Bias = "ignore"
 
     def __post_init__(self) -> None:
-        _check_not_negative("Flat", stabilizer=self.stabilizer)
+        _check(self, "stabilizer")
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         ones, w = jnp.ones_like(layer.x), jnp.ones_like(layer.w)
@@ -447,7 +450,7 @@ class ZBox(Rule):
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             object.__setattr__(self, name, _as_tuples(getattr(self, name)))
-        _check_not_negative("ZBox", stabilizer=self.stabilizer)
+        _check(self, "stabilizer")
         if not bool((jnp.asarray(self.low) <= jnp.asarray(self.high)).all()):
             raise RuleError(f"ZBox(low={self.low}, high={self.high}): low must not be larger than high. Swap them?")
 
@@ -535,16 +538,21 @@ class Norm(Rule):
     bias: Bias = "absorb"
 
     def __post_init__(self) -> None:
-        _check_not_negative("Norm", stabilizer=self.stabilizer)
+        _check(self, "stabilizer")
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         return Epsilon(self.stabilizer).shares(layer, relevance)
 
 
-def _check_not_negative(rule: str, **values: float) -> None:
-    for name, value in values.items():
+def _check(rule: Rule, *names: str) -> None:
+    """Checks that parameters are not negative, and that the treatment of the bias exists."""
+    for name in names:
+        value = getattr(rule, name)
         if not value >= 0:
-            raise RuleError(f"{rule}({name}={value}): {name} must be a number that is not negative.")
+            raise RuleError(f"{type(rule).__name__}({name}={value}): {name} must be a number that is not negative.")
+    if rule.bias not in get_args(Bias):
+        options = ", ".join(get_args(Bias))
+        raise RuleError(f"{type(rule).__name__}(bias={rule.bias!r}): bias must be one of {options}.")
 
 
 def _as_tuples(bound: object) -> object:

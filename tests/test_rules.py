@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 
 from lrp_jax import lrp, rules
+from lrp_jax.errors import RuleError
 
 RULES = {
     "zero": (rules.Zero, oracle.zero, {}),
@@ -144,3 +145,90 @@ def test_rules_agree_with_dense_oracle(float64, layer_name, bias_name):
             expected = naive(jacobian, shift, np.asarray(x).ravel(), np.asarray(seed * z).ravel(), **options)
             error = np.abs(np.asarray(relevance).ravel() - expected).max() / np.abs(expected).max()
             assert error < 1e-9, f"{name}, bias {treatment_of_bias}: {error}"
+
+
+def test_relative_epsilon_by_hand(float64):
+    # z = (3, 4) for one sample and ten times that for the other; the root mean square is sqrt(12.5) = 3.5355 and 35.355.
+    weight = jnp.array([[3.0, 4.0]])
+    z, propagate = jax.vjp(lrp(lambda x: x @ weight, rules.Epsilon(0.1, relative=True)), jnp.array([[1.0], [10.0]]))
+    (relevance,) = propagate(jnp.ones_like(z))
+    one = 3 * 3 / (3 + 0.1 * np.sqrt(12.5)) + 4 * 4 / (4 + 0.1 * np.sqrt(12.5))
+    np.testing.assert_allclose(relevance.ravel(), [one, 10 * one], rtol=1e-12)
+
+
+@pytest.mark.parametrize("layer_name", ["conv 1-D", "conv 2-D, channels first", "dense"])
+def test_relative_epsilon_does_not_depend_on_the_batch(float64, layer_name):
+    linear, shape, _ = LAYERS[layer_name]
+    samples = normal(5, 3, *(shape[1:] if layer_name != "dense" else shape))
+    explained = lrp(linear, rules.Epsilon(0.3, relative=True))
+
+    def maps(x):
+        z, propagate = jax.vjp(explained, x)
+        return propagate(jnp.ones_like(z))[0]
+
+    np.testing.assert_allclose(maps(samples)[:1], maps(samples[:1]), rtol=1e-12)
+    assert (
+        jnp.abs(maps(samples) - jax.vjp(lrp(linear, rules.Zero()), samples)[1](linear(samples) * 0 + 1)[0]).max() > 1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [((-3.0, -4.0), (5.0, 4.0)), (np.full((4, 4, 1), -3.0), np.arange(16.0).reshape(4, 4, 1) + 3)],
+    ids=["per channel", "per pixel"],
+)
+def test_z_box_with_bounds_for_channels_and_pixels(float64, low, high):
+    layer = partial(conv, kernel=(3, 3, 2, 3), layout=CHANNELS_LAST, window_strides=(1, 1), padding="SAME")
+    x = normal(6, 1, 4, 4, 2)
+    z, propagate = jax.vjp(lrp(layer, rules.ZBox(low, high)), x)
+    flat_layer = lambda v: layer(v.reshape(x.shape)).ravel()
+    jacobian = np.asarray(jax.jacobian(flat_layer)(jnp.zeros(x.size)))
+    bounds = {
+        name: np.broadcast_to(np.asarray(bound), x.shape).ravel() for name, bound in (("low", low), ("high", high))
+    }
+    expected = oracle.zbox(
+        jacobian, np.zeros(z.size), np.asarray(x).ravel(), np.asarray(z).ravel(), stabilizer=1e-6, **bounds
+    )
+    np.testing.assert_allclose(propagate(jnp.ones_like(z))[0].ravel(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_rules_with_arrays_can_be_compared_and_hashed():
+    assert rules.ZBox(np.zeros(3), np.ones(3)) == rules.ZBox((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert hash(rules.ZBox(np.zeros(3), np.ones(3))) == hash(rules.ZBox((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: rules.AlphaBeta(2.0, 2.0), "alpha - beta must be 1.*beta=1"),
+        (lambda: rules.AlphaBeta(0.5, -0.5), "beta must be"),
+        (lambda: rules.Epsilon(-1.0), r"Epsilon\(epsilon=-1.0\)"),
+        (lambda: rules.Gamma(-0.1), "gamma must be"),
+        (lambda: rules.Flat(float("nan")), "stabilizer must be"),
+        (lambda: rules.ZBox(1.0, 0.0), "low must not be larger than high"),
+        (lambda: rules.Epsilon(bias="drop"), "bias='drop'.*absorb, ignore, distribute"),
+    ],
+)
+def test_parameter_that_makes_no_sense(make, message):
+    with pytest.raises(RuleError, match=message):
+        make()
+
+
+def test_pass_needs_equal_shapes():
+    with pytest.raises(RuleError, match=r"\(5,\) to \(4,\)"):
+        jax.grad(lambda x: lrp(dense, rules.Pass())(x).sum())(jnp.ones(5))
+
+
+def test_pass_hands_relevance_on():
+    weight = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    z, propagate = jax.vjp(lrp(lambda x: x @ weight, rules.Pass()), jnp.array([1.0, 1.0]))
+    np.testing.assert_allclose(propagate(jnp.array([1.0, 10.0]))[0], [4.0, 60.0])
+
+
+def test_bfloat16_and_float16_stay_what_they_are():
+    for dtype in (jnp.bfloat16, jnp.float16):
+        weight, x = normal(1, 5, 4).astype(dtype), normal(2, 3, 5).astype(dtype)
+        for rule in (rules.Epsilon(), rules.Gamma(), rules.ZBox(-4.0, 4.0)):
+            relevance = jax.grad(lambda x, rule=rule, weight=weight: lrp(lambda x: x @ weight, rule)(x)[:, 0].sum())(x)
+            assert relevance.dtype == dtype
+            assert jnp.isfinite(relevance).all()

@@ -1,0 +1,78 @@
+"""What is installed, and what the README says."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_wheel_holds_the_library_alone(wheel):
+    names = wheel.namelist()
+    assert "lrp_jax/py.typed" in names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"lrp_jax"}
+    assert {Path(name).suffix for name in names if name.startswith("lrp_jax/")} == {".py", ".typed"}
+
+
+def test_wheel_needs_jax_and_flax_alone(wheel):
+    (name,) = (name for name in wheel.namelist() if name.endswith("METADATA"))
+    metadata = wheel.read(name).decode()
+    required = re.findall(r"^Requires-Dist: (\w+)[^;\n]*$", metadata, re.MULTILINE)
+    assert sorted(required) == ["flax", "jax"]
+    assert "License-Expression: MIT" in metadata
+
+
+def test_importing_the_library_imports_neither_flax_nor_extras():
+    code = (
+        "import sys, lrp_jax; "
+        "print([name for name in ('flax', 'optax', 'matplotlib', 'tensorflow_datasets', 'tqdm') if name in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == "[]"
+
+
+def test_code_of_the_readme_runs():
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    weight = jax.random.normal(jax.random.key(0), (9, 4))
+    names = {"model": lambda x: jax.nn.relu(x.reshape(len(x), -1) @ weight), "images": jnp.ones((2, 3, 3))}
+    exec(code, names)
+    assert names["relevance"].shape == (2, 3, 3)
+
+
+def test_sharded_input_gives_the_same_maps():
+    code = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from lrp_jax import composites, lrp, relevance
+kernel = jax.random.normal(jax.random.key(0), (3, 3, 1, 4))
+head = jax.random.normal(jax.random.key(1), (4, 3))
+def network(x):
+    x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.nn.relu(x).mean((1, 2)) @ head
+x = jax.random.normal(jax.random.key(2), (8, 6, 6, 1))
+sharding = NamedSharding(Mesh(np.array(jax.devices()), "batch"), PartitionSpec("batch"))
+explain = jax.jit(jax.grad(lambda x: lrp(network, composites.EpsilonPlusFlat())(x)[:, 1].sum()))
+maps = explain(jax.device_put(x, sharding))
+assert len(maps.sharding.device_set) == 4, maps.sharding
+np.testing.assert_allclose(maps, explain(x), rtol=1e-5, atol=1e-6)
+np.testing.assert_allclose(relevance(network, jax.device_put(x, sharding), 1).relevance,
+                           relevance(network, x, 1).relevance, rtol=1e-5, atol=1e-6)
+"""
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PATH": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
