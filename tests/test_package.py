@@ -38,10 +38,8 @@ def test_wheel_needs_jax_and_flax_alone(wheel):
 
 
 def test_importing_the_library_imports_neither_flax_nor_extras():
-    code = (
-        "import sys, lrp_jax; "
-        "print([name for name in ('flax', 'optax', 'matplotlib', 'tensorflow_datasets', 'tqdm') if name in sys.modules])"
-    )
+    others = ("flax", "optax", "matplotlib", "tensorflow_datasets", "tqdm")
+    code = f"import sys, lrp_jax; print([name for name in {others} if name in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert printed.strip() == "[]"
 

@@ -148,7 +148,7 @@ def test_rules_agree_with_dense_oracle(float64, layer_name, bias_name):
 
 
 def test_relative_epsilon_by_hand(float64):
-    # z = (3, 4) for one sample and ten times that for the other; the root mean square is sqrt(12.5) = 3.5355 and 35.355.
+    # z = (3, 4) for one sample and ten times that for the other; the root mean squares are sqrt(12.5) and ten times it.
     weight = jnp.array([[3.0, 4.0]])
     z, propagate = jax.vjp(lrp(lambda x: x @ weight, rules.Epsilon(0.1, relative=True)), jnp.array([[1.0], [10.0]]))
     (relevance,) = propagate(jnp.ones_like(z))
@@ -221,7 +221,7 @@ def test_pass_needs_equal_shapes():
 
 def test_pass_hands_relevance_on():
     weight = jnp.array([[1.0, 2.0], [3.0, 4.0]])
-    z, propagate = jax.vjp(lrp(lambda x: x @ weight, rules.Pass()), jnp.array([1.0, 1.0]))
+    _, propagate = jax.vjp(lrp(lambda x: x @ weight, rules.Pass()), jnp.array([1.0, 1.0]))
     np.testing.assert_allclose(propagate(jnp.array([1.0, 10.0]))[0], [4.0, 60.0])
 
 
