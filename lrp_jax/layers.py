@@ -86,7 +86,7 @@ class Layer:
         def linear(x: jax.Array, w: jax.Array) -> jax.Array:
             return reshape(head.run(*(x if i == self.input else w for i in head.inputs))[0])
 
-        def root_mean_square() -> jax.Array:
+        def root_mean_square(z: jax.Array) -> jax.Array:
             shape = head.equation.outvars[0].aval
             (unshaped,) = jax.linear_transpose(reshape, shape)(z)
             axes = _feature_axes(head, self.constants[0])
@@ -108,7 +108,7 @@ class LinearMap:
         b: Its bias, of a shape that broadcasts to `z`; zero where there is none.
         z: Its output.
         map: The map lin(x, w), linear in x and in w.
-        root_mean_square: Returns the root mean square of z over each sample's features, in the shape of `z`.
+        root_mean_square: Maps an output z to its root mean square over each sample's features, in the shape of z.
         nonnegative: Whether x is known to be non-negative.
         rectified: Whether z is known to be read through a relu alone, so that no relevance arrives where z <= 0.
     """
@@ -118,7 +118,7 @@ class LinearMap:
     b: jax.Array
     z: jax.Array
     map: Callable[[jax.Array, jax.Array], jax.Array]
-    root_mean_square: Callable[[], jax.Array]
+    root_mean_square: Callable[[jax.Array], jax.Array]
     nonnegative: bool = False
     rectified: bool = False
 

@@ -220,7 +220,7 @@ class Epsilon(Rule):
         _check(self, "epsilon")
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
-        unit = layer.root_mean_square() if self.relative else 1.0
+        unit = layer.root_mean_square(layer.z) if self.relative else 1.0
         s = divide(relevance, stabilize(layer.z, self.epsilon * unit))
         return [Share(layer.x, layer.w, layer.b, s)]
 

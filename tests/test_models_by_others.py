@@ -32,10 +32,14 @@ def with_noise(tree, scale, seed):
 
 def explain(model, x, rule, target=1):
     """The logit of the first sample, and the relevance of x for it. Asserts what holds for every model and rule."""
-    value, propagate = jax.vjp(lrp(model, rule), x)
-    np.testing.assert_allclose(value, model(x), rtol=1e-12, atol=1e-14)
-    seed = jnp.zeros_like(value).at[0, target].set(1.0)
-    (relevance,) = propagate(seed)
+
+    @jax.jit
+    def run(x):
+        value, propagate = jax.vjp(lrp(model, rule), x)
+        return value, propagate(jnp.zeros_like(value).at[0, target].set(1.0))[0], model(x)
+
+    value, relevance, expected = run(x)
+    np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-14)
     assert np.isfinite(relevance).all()
     assert relevance[0].any()
     assert not relevance[1:].any()
@@ -47,58 +51,73 @@ def assert_conserved(model, x, rule, tolerance=1e-8):
     assert abs(relevance.sum() - logit) <= tolerance * abs(relevance).sum()
 
 
+def assert_close_to(expected, relevance):
+    assert abs(relevance - expected).max() <= 1e-9 * abs(expected).max()
+
+
 def assert_gradient_times_input(model, x):
     _, relevance = explain(model, x, rules.Zero())
-    gradient = jax.grad(lambda x: model(x)[0, 1])(x)
-    error = abs(relevance - gradient * x).max() / abs(relevance).max()
-    assert error < 1e-9
+    assert_close_to(jax.jit(jax.grad(lambda x: model(x)[0, 1]))(x) * x, relevance)
 
 
-class FromHaiku:
-    """A Haiku network in inference mode, its batch norms with statistics that are neither 0 nor 1."""
-
-    def __init__(self, network, x):
-        transformed = hk.transform_with_state(lambda x, train: network()(x, is_training=train))
-        params, state = jax.jit(lambda key: transformed.init(key, x, True))(jax.random.key(1))
-        self.params = with_noise(params, 0.02, 2)
-        means = jax.tree.map(lambda leaf: leaf if leaf.ndim else jnp.zeros_like(leaf), state)
-        self.state = jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.1, with_noise(means, 0.2, 3))
-        self.apply = transformed.apply
-
-    def __call__(self, x):
-        return self.apply(self.params, self.state, None, x, False)[0]
-
-
-def test_haiku_resnet50(float64):
-    x = normal(0, 1, 16, 16, 3)
-    network = FromHaiku(lambda: hk.nets.ResNet50(10), x)
-    params, state, apply = network.params, network.state, network.apply
-    model = lambda x: apply(params, state, None, x, False)[0]
-    names = names_of_layers(model, x)
-    assert len(names) == 54  # 53 convolutions, and the logits
-    assert names[0] == "res_net50/~/initial_conv"
-    assert "res_net50/~/block_group_2/~/block_5/~/conv_1" in names
-    assert names[-1] == "res_net50/~/logits"
-    assert_gradient_times_input(model, x)
+HAIKU_NETWORKS = {
+    "ResNet50": lambda: hk.nets.ResNet50(10),
+    "ResNet50, version 2": lambda: hk.nets.ResNet50(10, resnet_v2=True),
+    "MobileNetV1": lambda: hk.nets.MobileNetV1(num_classes=10),
+    "MobileNetV1 with biases": lambda: hk.nets.MobileNetV1(num_classes=10, use_bn=False),
+}
+LAYERS_OF_HAIKU_NETWORKS = {
+    "ResNet50": (54, "res_net50/~/block_group_2/~/block_5/~/conv_1"),
+    "ResNet50, version 2": (54, "res_net50/~/block_group_2/~/block_5/~/conv_1"),
+    "MobileNetV1": (28, "mobile_net_v1/mobile_net_v1_block_12/depthwise_conv"),
+    "MobileNetV1 with biases": (28, "mobile_net_v1/mobile_net_v1_block_12/depthwise_conv"),
+}
 
 
-def test_haiku_resnet50_conserves_relevance_without_biases(float64):
-    x = normal(0, 1, 16, 16, 3)
-    model = FromHaiku(lambda: hk.nets.ResNet50(10), x)
-    assert_conserved(model, x, IGNORE_BIAS, 1e-6)
+def draw(path, leaf):
+    """A weight with He's standard deviation, or a bias or statistic between 0.5 and 1.5."""
+    generator = np.random.default_rng(len(jax.tree_util.keystr(path)))
+    if leaf.size > max((*leaf.shape, 1)):
+        return jnp.asarray(generator.normal(size=leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1])))
+    return jnp.asarray(generator.uniform(0.5, 1.5, leaf.shape))
 
 
-@pytest.mark.parametrize("use_bn", [True, False], ids=["batch norm", "biases"])
-def test_haiku_mobilenet(float64, use_bn):
+def without_shift(path, leaf):
+    """Zero for a bias, the offset of a batch norm, and its mean."""
+    path = jax.tree_util.keystr(path)
+    is_shift = any(name in path for name in ("'b'", "offset", "mean_ema"))
+    return jnp.zeros_like(leaf) if is_shift else leaf
+
+
+@pytest.mark.parametrize("name", HAIKU_NETWORKS)
+def test_haiku_network(float64, name):
+    network = HAIKU_NETWORKS[name]
+    transformed = hk.transform_with_state(lambda x, train: network()(x, is_training=train))
     x = normal(0, 2, 16, 16, 3)
-    network = FromHaiku(lambda: hk.nets.MobileNetV1(num_classes=10, use_bn=use_bn), x)
-    params, state, apply = network.params, network.state, network.apply
-    model = lambda x: apply(params, state, None, x, False)[0]
-    names = names_of_layers(model, x)
-    assert len(names) == 1 + 2 * 13 + 1
-    assert names[2] == "mobile_net_v1/mobile_net_v1_block/pointwise_conv"
-    assert_gradient_times_input(model, x)
-    assert_conserved(model, x, IGNORE_BIAS)
+    shapes = jax.eval_shape(lambda key: transformed.init(key, x, True), jax.random.key(1))
+    params, state = jax.tree_util.tree_map_with_path(draw, shapes)
+    apply = lambda params, state, x: transformed.apply(params, state, None, x, False)[0]
+
+    names = names_of_layers(lambda x: apply(params, state, x), x)
+    number, one_of_them = LAYERS_OF_HAIKU_NETWORKS[name]
+    assert len(names) == number
+    assert one_of_them in names
+    assert names[-1].endswith("/logits")
+
+    @jax.jit
+    def run(params, state, x):
+        model = lambda x: apply(params, state, x)
+        value, relevance = jax.value_and_grad(lambda x: lrp(model, rules.Zero())(x)[0, 1])(x)
+        gradient = jax.grad(lambda x: model(x)[0, 1])(x)
+        return value, relevance, model(x)[0, 1], gradient
+
+    value, relevance, expected, gradient = run(params, state, x)
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    assert_close_to(gradient * x, relevance)
+    shiftless = jax.tree_util.tree_map_with_path(without_shift, (params, state))
+    value, relevance, *_ = run(*shiftless, x)
+    assert relevance[0].any()
+    np.testing.assert_allclose(relevance.sum(), value, rtol=1e-9)
 
 
 class EquinoxConvolutional(eqx.Module):
@@ -172,7 +191,7 @@ def test_equinox_batch_norm_in_inference_mode(float64):
     network, state = eqx.nn.make_with_state(EquinoxWithBatchNorm)(jax.random.key(1))
     batched = lambda network: jax.vmap(network, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
     _, state = batched(network)(normal(2, 16, 5), state)
-    network, x = eqx.nn.inference_mode(network), normal(0, 3, 5)
+    network, x = eqx.nn.inference_mode(network), normal(0, 3, 5) + 1.0
     model = lambda x: batched(network)(x, state)[0]
     assert names_of_layers(model, x) == ["linear"]
     assert_gradient_times_input(model, x)
@@ -261,7 +280,7 @@ class NNXConvolutional(nnx.Module):
     """Batch norm before the activation and the convolution, as in a pre-activation network."""
 
     def __init__(self, rngs):
-        self.norm = nnx.BatchNorm(2, use_running_average=True, rngs=rngs)
+        self.norm = nnx.BatchNorm(2, use_running_average=True, param_dtype=jnp.float64, rngs=rngs)
         self.norm.mean[...] = jnp.array([0.3, -0.2])
         self.norm.var[...] = jnp.array([2.0, 0.5])
         self.convolution = nnx.Conv(2, 4, (3, 3), strides=2, rngs=rngs)
@@ -335,14 +354,15 @@ def test_linen_lstm_is_its_steps_written_out(float64):
     scanned = lambda x: recurrent.apply({"params": {"cell": variables["params"]}}, x)[:, -1]
     _, expected = explain(written_out, x, rules.Epsilon(1e-3))
     _, relevance = explain(scanned, x, rules.Epsilon(1e-3))
-    np.testing.assert_allclose(relevance, expected, atol=1e-9 * abs(expected).max())
+    assert_close_to(expected, relevance)
 
 
 def test_nnx_scan_over_layers_is_the_layers_written_out(float64):
     class Stack(nnx.Module):
         def __init__(self, rngs):
             keys = jax.random.split(rngs.params(), 3)
-            self.layers = nnx.vmap(lambda key: nnx.Linear(4, 4, rngs=nnx.Rngs(key)))(keys)
+            linear = lambda key: nnx.Linear(4, 4, param_dtype=jnp.float64, rngs=nnx.Rngs(key))
+            self.layers = nnx.vmap(linear)(keys)
             self.head = nnx.Linear(4, 3, rngs=rngs)
 
         def __call__(self, x):
@@ -350,7 +370,7 @@ def test_nnx_scan_over_layers_is_the_layers_written_out(float64):
             return self.head(step(x, self.layers))
 
     model, x = Stack(nnx.Rngs(0)), normal(0, 2, 4)
-    kernels, biases = model.layers.kernel[...], model.layers.bias[...] + 0.1 * normal(5, 3, 4)
+    kernels, biases = model.layers.kernel[...], 0.5 + 0.1 * normal(5, 3, 4)
     model.layers.bias[...] = biases
     head = model.head
 
@@ -363,7 +383,7 @@ def test_nnx_scan_over_layers_is_the_layers_written_out(float64):
     for rule in (rules.Epsilon(1e-3), rules.ZPlus(), rules.Flat()):
         _, expected = explain(written_out, x, rule)
         _, relevance = explain(model, x, rule)
-        np.testing.assert_allclose(relevance, expected, atol=1e-9 * abs(expected).max())
+        assert_close_to(expected, relevance)
 
 
 def test_plain_function_with_parameters_in_a_dictionary(float64):

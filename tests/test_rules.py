@@ -156,6 +156,16 @@ def test_relative_epsilon_by_hand(float64):
     np.testing.assert_allclose(relevance.ravel(), [one, 10 * one], rtol=1e-12)
 
 
+def test_relative_epsilon_without_bias_measures_z_without_bias(float64):
+    x, weight = normal(2, 3), normal(1, 3, 2)
+
+    def maps(bias, treatment):  # for a starting relevance of one at every output
+        _, propagate = jax.vjp(lrp(lambda x: x @ weight + bias, rules.Epsilon(0.5, True, treatment)), x)
+        return propagate(1 / (x @ weight + bias))[0]
+
+    np.testing.assert_allclose(maps(9.0, "ignore"), maps(0.0, "absorb"), rtol=1e-12)
+
+
 @pytest.mark.parametrize("layer_name", ["conv 1-D", "conv 2-D, channels first", "dense"])
 def test_relative_epsilon_does_not_depend_on_the_batch(float64, layer_name):
     linear, shape, _ = LAYERS[layer_name]
