@@ -13,7 +13,7 @@ book: $(VENV)/installed-book  ## Execute the chapters and write the book to _bui
 	@$(BIN)/jupyter-book build . -W --keep-going || { rm -rf _build/.doctrees; exit 1; }
 
 test: $(VENV)/installed-book,dev  ## Run the tests
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/installed-book,dev  ## Check style, format and types
 	$(BIN)/ruff check

@@ -1,12 +1,14 @@
 """Looking into an explanation: the plan before it runs, and the ledger of where the relevance went."""
 
 import html
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Primitive
 
 from lrp_jax import operations
@@ -15,6 +17,7 @@ from lrp_jax.composites import EpsilonPlus, Rules, as_composite
 from lrp_jax.errors import InputError
 from lrp_jax.forms import Form
 from lrp_jax.planning import Piece, Plan, make_plan
+from lrp_jax.tracing import Traced
 from lrp_jax.transform import Probe, propagator, run_pieces
 
 
@@ -113,7 +116,10 @@ def _plan_row(made: Plan, piece: Piece) -> tuple[str, ...]:
 
 
 def _path(piece: Piece) -> str:
-    return piece.layer.name if piece.layer is not None else piece.operations[0].module or piece.operations[0].location
+    if piece.layer is not None:
+        return piece.layer.name
+    operation = piece.operations[0]
+    return operation.module or re.split(r"[/\\]", operation.location)[-1]
 
 
 def _kind(piece: Piece) -> str:
@@ -280,34 +286,60 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
         for value in numbers
         if made.graph.is_live(value)
     ]
-    outputs, propagate = propagator(made, traced.inputs, probes)
+    accounts = jax.jit(lambda inputs: _accounts(traced, made, pieces, probes, kind, values, inputs))(traced.inputs)
+    start, end, sums = jax.tree.map(float, accounts)
+    rows = tuple(_ledger_row(piece, *numbers) for piece, numbers in zip(pieces, sums, strict=True))
+    return Ledger(start, end, tuple(row for row in rows if _matters(row, start)))
+
+
+def _accounts(
+    traced: Traced,
+    made: Plan,
+    pieces: Sequence[Piece],
+    probes: Sequence[Probe],
+    kind: Any,
+    values: Any,
+    inputs: Sequence[jax.Array],
+) -> tuple[jax.Array, jax.Array, list[tuple[Any, Any, Any]]]:
+    """The explained output, the relevance of the input, and per piece what arrived, was handed on, the bias kept."""
+    outputs, propagate = propagator(made, inputs, probes)
     returned, explained = jax.tree.unflatten(traced.structure, outputs)
     seed = seed_of(kind, values, explained)
-    inputs, probed = propagate(cotangents_of(returned, seed))
-    arrived = {(id(probe.piece), probe.side, probe.value): array for probe, array in zip(probes, probed, strict=True)}
-    numbers = run_pieces(made, traced.inputs)
-    rows = tuple(_ledger_row(piece, arrived, numbers) for piece in pieces)
-    start = sum(float((s * e).sum()) for s, e in zip(jax.tree.leaves(seed), jax.tree.leaves(explained), strict=True))
-    embedded = [arrived[key] for key in arrived if key[1] == "output" and key[2] in made.graph.embeddings]
-    end = sum(float(array.sum()) for array in (*inputs, *embedded))
-    return Ledger(start, end, tuple(row for row in rows if _matters(row, start)))
+    relevance, probed = propagate(cotangents_of(returned, seed))
+    found = {(id(probe.piece), probe.side, probe.value): array for probe, array in zip(probes, probed, strict=True)}
+    numbers = run_pieces(made, inputs)
+    sums = []
+    for piece in pieces:
+        arrived = [found[id(piece), "output", value] for value in piece.outputs if made.graph.is_live(value)]
+        handed_on = [found[id(piece), "operand", value] for value in piece.live]
+        sums.append((_sum(arrived), _sum(handed_on), _bias_of(piece, arrived, numbers)))
+    embedded = [
+        array for (_, side, value), array in found.items() if side == "output" and value in made.graph.embeddings
+    ]
+    start = _sum([s * e for s, e in zip(jax.tree.leaves(seed), jax.tree.leaves(explained), strict=True)])
+    return start, _sum([*relevance, *embedded]), sums
+
+
+def _sum(arrays: Sequence[jax.Array]) -> Any:
+    return sum((array.sum() for array in arrays), start=jnp.zeros(()))
+
+
+def _bias_of(piece: Piece, arrived: Sequence[jax.Array], values: dict[int, jax.Array]) -> Any:
+    if piece.layer is None or piece.rule is None:
+        return jnp.zeros(())
+    constants = [values[i] for i in piece.layer.constants]
+    linear = piece.layer.linearize(values[piece.layer.input], constants, values[piece.layer.output])
+    return piece.rule.bias_share(linear, arrived[0]).sum()
 
 
 def _matters(row: LedgerRow, explained: float) -> bool:
     return row.kind in ("dense", "conv") or abs(row.dropped) > 1e-6 * abs(explained)
 
 
-def _ledger_row(piece: Piece, arrived: dict[Any, jax.Array], values: dict[int, jax.Array]) -> LedgerRow:
-    keys = {value: (id(piece), "output", value) for value in piece.outputs}
-    outputs = {value: arrived[key] for value, key in keys.items() if key in arrived}
-    total = sum(float(array.sum()) for array in outputs.values())
-    handed_on = sum(float(arrived[id(piece), "operand", value].sum()) for value in piece.live)
+def _ledger_row(piece: Piece, arrived: float, handed_on: float, bias: float) -> LedgerRow:
     assert piece.treatment is not None
-    if piece.layer is None or piece.rule is None:
-        dropped = total - handed_on if piece.live else 0.0
-        return LedgerRow(_path(piece), _kind(piece), piece.treatment.summary, total, handed_on, 0.0, 0.0, dropped)
-    constants = [values[i] for i in piece.layer.constants]
-    linear = piece.layer.linearize(values[piece.layer.input], constants, values[piece.layer.output])
-    bias = float(piece.rule.bias_share(linear, outputs[piece.layer.output]).sum())
-    stabilizer = total - handed_on - bias
-    return LedgerRow(_path(piece), _kind(piece), str(piece.rule), total, handed_on, bias, stabilizer, 0.0)
+    lost = arrived - handed_on
+    if piece.layer is None:
+        dropped = lost if piece.live else 0.0
+        return LedgerRow(_path(piece), _kind(piece), piece.treatment.summary, arrived, handed_on, 0.0, 0.0, dropped)
+    return LedgerRow(_path(piece), _kind(piece), str(piece.rule), arrived, handed_on, bias, lost - bias, 0.0)

@@ -19,6 +19,7 @@ from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrp_jax.errors import RuleError
 from lrp_jax.forms import STABILIZER, Form, divide, stabilize
@@ -451,7 +452,7 @@ class ZBox(Rule):
         for name in ("low", "high"):
             object.__setattr__(self, name, _as_tuples(getattr(self, name)))
         _check(self, "stabilizer")
-        if not bool((jnp.asarray(self.low) <= jnp.asarray(self.high)).all()):
+        if not (np.asarray(self.low) <= np.asarray(self.high)).all():
             raise RuleError(f"ZBox(low={self.low}, high={self.high}): low must not be larger than high. Swap them?")
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
