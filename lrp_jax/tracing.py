@@ -80,7 +80,7 @@ def trace(
     arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
     closed_jaxpr, output = jax.make_jaxpr(call, return_shape=True)(arrays)
     statuses = [_status(leaf, live) for leaf, live, array in zip(leaves, is_live, is_array, strict=True) if array]
-    paths = [_name(path[2:]) for path, _ in jax.tree_util.tree_leaves_with_path((args, kwargs))]
+    paths = [name_of_path(path[2:]) for path, _ in jax.tree_util.tree_leaves_with_path((args, kwargs))]
     array_paths = [path for path, array in zip(paths, is_array, strict=True) if array]
     held = _paths_of_arrays(fun)
     graph = read(closed_jaxpr, statuses, array_paths, lambda constant: held.get(id(constant), ""))
@@ -102,10 +102,10 @@ def _paths_of_arrays(fun: Callable[..., Any]) -> dict[int, str]:
         variables = inspect.getclosurevars(function)
         holders += [*variables.nonlocals.values(), *variables.globals.values()]
     leaves = [leaf for holder in holders for leaf in jax.tree_util.tree_leaves_with_path(holder)]
-    return {id(leaf): _name(path) for path, leaf in leaves if hasattr(leaf, "dtype")}
+    return {id(leaf): name_of_path(path) for path, leaf in leaves if hasattr(leaf, "dtype")}
 
 
-def _name(path: Sequence[Any]) -> str:
+def name_of_path(path: Sequence[Any]) -> str:
     """The path of a parameter as a name: without the attribute that holds the array, and Linen's collection."""
     name = jax.tree_util.keystr(tuple(path), simple=True, separator=".")
     return re.sub(r"^(\d+\.)*params\.", "", name.removesuffix(".value"))
