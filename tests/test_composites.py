@@ -71,7 +71,7 @@ def layers_with(network, image, rule, composite):
         (name("head|stem"), [NAMES[0], NAMES[4]]),
         (conv & ~first, NAMES[1:3]),
         (first | last, [NAMES[0], NAMES[4]]),
-        (lambda layer: layer.output_shape[-1] == 5, NAMES[3:4]),
+        pytest.param(lambda layer: layer.output_shape[-1] == 5, NAMES[3:4], id="predicate"),
     ],
     ids=str,
 )
