@@ -127,8 +127,8 @@ def find_root(
     The first change of sign among 64 points of the line is narrowed down by bisection. The points are evenly spaced
     from x to where the line leaves the box; without bounds in the line's way they are at t = 2^-32, ..., 2^31. (Roots
     closer together than the points can hide from this search.) What is returned lies on x's side of the root, where
-    |f| has fallen to `tolerance` |f(x)|: there the derivative exists and is the one that counts, even if the root is
-    the kink of a relu.
+    `|f|` has fallen to `tolerance * |f(x)|`: there the derivative exists and is the one that counts, even if the root
+    is the kink of a relu.
 
     Batches: `jax.vmap`. No gradient goes through the search.
 
@@ -140,8 +140,8 @@ def find_root(
         direction: Where it leads, of the shape of x.
         low: Smallest values of the domain, of a shape that broadcasts to x; None for no bound.
         high: Its largest values, alike.
-        tolerance: |f(root)| as a fraction of |f(x)|; None for epsilon^(3/4) of the dtype of x: 2e-12 in double and 6e-6
-            in single precision. It should stay above the rounding error of f.
+        tolerance: `|f(root)|` as a fraction of `|f(x)|`; None for epsilon^(3/4) of the dtype of x: 2e-12 in double and
+            6e-6 in single precision. It should stay above the rounding error of f.
 
     Returns:
         The root. If f(x) = 0, it is x. `found` is false if f does not change its sign on the line, or if x lies outside
@@ -195,9 +195,9 @@ def find_root(
 
 
 def direction_w_square(w: ArrayLike) -> jax.Array:
-    """The direction from any x to the nearest root of one neuron: -w / |w|^2.
+    """The direction from any x to the nearest root of one neuron: `-w / |w|^2`.
 
-    The neuron's sum of inputs falls by one per unit of this direction, so that the root is x - z w / |w|^2, at the
+    The neuron's sum of inputs falls by one per unit of this direction, so that the root is `x - z w / |w|^2`, at the
     distance z = sum_i x_i w_i + b. The relevance is R_i = w_i^2 / sum_i' w_i'^2 z.
 
     Source: Montavon et al. (2017), section 4.1.
