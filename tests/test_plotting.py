@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lrp_jax.errors import ArrayError, MissingExtraError
-from lrp_jax.plotting import grid, heatmap
+from lrp_jax.plotting import grid, heatmap, overlay
 
 
 @pytest.fixture
@@ -75,6 +75,36 @@ def test_heatmap_refuses_a_limit_that_is_not_positive(ax, limit):
         heatmap([[1.0]], ax, limit=limit)
 
 
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+def test_overlay_hides_the_image_where_relevance_is_large(ax, channels):
+    relevance = np.array([[1.0, -2.0, 0.0]])
+    drawn = overlay(np.ones((1, 3, *channels)) / 2, relevance, ax)
+    np.testing.assert_array_equal(drawn.get_array(), relevance)
+    np.testing.assert_array_equal(drawn.get_alpha(), [[0.5, 1, 0]])
+    np.testing.assert_array_equal(ax.images[0].get_array(), np.full((1, 3), 0.75))
+
+
+def test_overlay_of_integers_reaches_to_255_and_takes_a_limit(ax):
+    drawn = overlay(np.array([[0, 255]], np.uint8), [[1.0, 4.0]], ax, limit=2.0, colormap="PuOr")
+    assert ax.images[0].get_clim() == (0, 255)
+    assert drawn.get_clim() == (-2, 2)
+    assert drawn.get_cmap().name == "PuOr"
+    np.testing.assert_array_equal(drawn.get_alpha(), [[0.5, 1]])
+
+
+@pytest.mark.parametrize(
+    ("image", "relevance", "message"),
+    [
+        (np.zeros((2, 3)), np.zeros((3, 2)), r"\(2, 3\) pixels, but the relevance \(3, 2\)"),
+        (np.zeros((2, 3, 2)), np.zeros((2, 3)), r"image needs the shape \(H, W\).*has \(2, 3, 2\)"),
+        (np.zeros((2, 3)), np.full((2, 3), np.nan), "relevance must be finite"),
+    ],
+)
+def test_overlay_says_what_does_not_fit(ax, image, relevance, message):
+    with pytest.raises(ArrayError, match=message):
+        overlay(image, relevance, ax)
+
+
 def test_grid_draws_images_labels_maps_and_a_labelled_colour_bar(images):
     figure = grid(images, [images[0], -3 * images[1]], ["1", "8"], colorbar_label="share")
     first, second, first_map, second_map, colorbar = figure.axes
@@ -93,9 +123,25 @@ def test_grid_gives_each_named_row_a_scale_of_its_own(images):
     assert len(figure.axes) == 8
 
 
-def test_grid_takes_one_limit_for_all_rows(images):
-    figure = grid(images, {"LRP-0": images, "z+": 5 * images}, ["1", "8"], limit=2.0)
-    assert {ax.images[0].get_clim() for ax in figure.axes[2:6]} == {(-2, 2)}
+@pytest.mark.parametrize(("scale", "limit"), [(2.0, 2), ("all", 5)])
+def test_grid_takes_one_scale_for_all_rows(images, scale, limit):
+    figure = grid(images, {"LRP-0": images, "z+": 5 * images}, ["1", "8"], scale=scale)
+    assert {ax.images[0].get_clim() for ax in figure.axes[2:6]} == {(-limit, limit)}
+
+
+def test_grid_gives_each_map_a_scale_of_its_own(images):
+    maps = {"LRP-0": [images[0], -3 * images[1]], "z+": [0 * images[0], 5 * images[1]]}
+    figure = grid(images, maps, ["1", "8"], scale="image")
+    largest = [np.abs(ax.images[0].get_array()).max() for ax in figure.axes[2:6]]
+    assert largest == [1, 1, 0, 1]
+    assert {ax.images[0].get_clim() for ax in figure.axes[2:6]} == {(-1, 1)}
+    assert figure.axes[6].get_ylabel() == "relative"
+
+
+@pytest.mark.parametrize(("scale", "message"), [("rows", "not 'rows'"), (0.0, "not > 0")])
+def test_grid_refuses_another_scale(images, scale, message):
+    with pytest.raises(ArrayError, match=message):
+        grid(images, images, ["1", "8"], scale=scale)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -132,7 +178,7 @@ def test_grid_says_what_does_not_fit(images, relevance, labels, message):
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 4, 3, 2)])
 def test_grid_refuses_images_of_other_shapes(shape):
-    with pytest.raises(ArrayError, match=r"images need the shape"):
+    with pytest.raises(ArrayError, match=r"images needs the shape"):
         grid(np.zeros(shape), np.zeros((2, 4, 3)), ["1", "8"])
 
 
