@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax.composites import Composite, EpsilonPlus, Rules, as_composite
+from lrp_jax.composites import Composite, Rules, as_composite
 from lrp_jax.errors import InputError, import_extra
 from lrp_jax.planning import Plan, make_plan
 from lrp_jax.tracing import Traced, trace
@@ -80,7 +80,7 @@ def relevance(
         >>> explanation.relevance
         Array([[2., 3.]], dtype=float32)
     """
-    composite = EpsilonPlus() if rules is None else as_composite(rules)
+    composite = as_composite(rules)
     arrays, static = split_model(model)
     request = _Request(tuple(at), tuple(sorted(given or ())))
     masks = [jnp.asarray((given or {})[name]) for name in request.given]
@@ -137,11 +137,16 @@ class StaticModel:
         return jax.tree.unflatten(self.structure, leaves)(x)
 
 
+def as_pytree(model: Any) -> Any:
+    """Turns a `functools.partial`, which is one leaf, into a pytree with its arguments as leaves."""
+    if isinstance(model, functools.partial):
+        return jax.tree_util.Partial(model.func, *model.args, **model.keywords)
+    return model
+
+
 def split_model(model: Callable[[Any], Any]) -> tuple[dict[str, Any], StaticModel]:
     """Takes a model apart into its arrays, by path, and the rest."""
-    if isinstance(model, functools.partial):
-        model = jax.tree_util.Partial(model.func, *model.args, **model.keywords)
-    with_paths, structure = jax.tree_util.tree_flatten_with_path(model)
+    with_paths, structure = jax.tree_util.tree_flatten_with_path(as_pytree(model))
     arrays: dict[str, Any] = {}
     leaves = []
     for path, leaf in with_paths:
@@ -154,13 +159,13 @@ def split_model(model: Callable[[Any], Any]) -> tuple[dict[str, Any], StaticMode
     return arrays, StaticModel(structure, tuple(leaves))
 
 
-def read_target(target: Target, output: Any, samples: int) -> tuple[Any, Any]:
+def read_target(target: Any, output: Any, samples: int) -> tuple[Any, Any]:
     """The kind of a target ("index", "all", "mask", or a function) and its array."""
     if callable(target):
         return target, None
     if not hasattr(output, "shape") or len(output.shape) != 2:
         shape = jax.tree.map(lambda leaf: leaf.shape, output)
-        if hasattr(output, "shape") and np.shape(target) == output.shape:  # type: ignore[arg-type]
+        if hasattr(output, "shape") and np.shape(target) == output.shape:
             return "mask", jnp.asarray(target)
         raise InputError(
             f"A target of this kind needs an output of shape (samples, classes), but the model returns {shape}. Pass a "

@@ -200,11 +200,11 @@ class Composite:
 Rules: TypeAlias = Rule | Composite | Sequence[tuple[Selector, Rule]]
 
 
-def as_composite(rules: Rules) -> Composite:
+def as_composite(rules: Rules | None) -> Composite:
     """Turns a rule, or a list of (selector, rule) pairs, into a composite.
 
     Args:
-        rules: A rule, a list of pairs, or a composite.
+        rules: A rule, a list of pairs, or a composite; None for `EpsilonPlus()`.
 
     Returns:
         The composite.
@@ -216,6 +216,8 @@ def as_composite(rules: Rules) -> Composite:
         >>> as_composite(Epsilon()).rules
         ((any_layer, Epsilon(epsilon=1e-06, relative=False, bias='absorb')),)
     """
+    if rules is None:
+        return EpsilonPlus()
     if isinstance(rules, Composite):
         return rules
     if isinstance(rules, Rule):
@@ -262,8 +264,8 @@ def _list(layers: Sequence[Layer]) -> str:
     return "The layers are:\n" + "\n".join(rows)
 
 
-def _preset(*pairs: tuple[Selector, Rule], **options: object) -> Composite:
-    return Composite(pairs, strict=False, **options)  # type: ignore[arg-type]
+def _preset(*pairs: tuple[Selector, Rule], **options: Any) -> Composite:
+    return Composite(pairs, strict=False, **options)
 
 
 def EpsilonPlus(epsilon: float = 1e-6) -> Composite:  # noqa: N802

@@ -116,7 +116,7 @@ def _builder(dataset_name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     """Returns the official builder, with the steps that would call TensorFlow replaced."""
     official: Any = import_extra("tensorflow_datasets", "book").builder_cls(dataset_name)
 
-    class Builder(official, skip_registration=True):  # type: ignore[call-arg]
+    class Builder(official, skip_registration=True):  # type: ignore[call-arg]  # of the builder
         name = dataset_name
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:

@@ -435,7 +435,7 @@ def taylor_messages(
     def messages(neuron: TrainingFreeRelevanceModel) -> jax.Array:
         return taylor_relevance(neuron, x, neuron_root(x, neuron.w, neuron.b, low=low, high=high).root).relevance
 
-    return jax.vmap(messages, in_axes=(TrainingFreeRelevanceModel(1, 0, 0),), out_axes=1)(model)  # type: ignore[arg-type]
+    return jax.vmap(messages, in_axes=(TrainingFreeRelevanceModel(1, 0, 0),), out_axes=1)(model)  # type: ignore[arg-type]  # axes in place of arrays
 
 
 class MinMaxRelevanceModel(nnx.Module):

@@ -1,6 +1,5 @@
 """Measuring explanations: do they find what the model uses, do they depend on its parameters, do they agree?"""
 
-import functools
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import rankdata
 
+from lrp_jax.attribution import as_pytree
 from lrp_jax.baselines import (
     ClassTarget,
     ExplainedOutput,
@@ -239,8 +239,7 @@ def randomise(
         >>> models["second"]["first"]  # not yet randomised
         Array([0., 1., 2., 3.], dtype=float32)
     """
-    if isinstance(model, functools.partial):
-        model = jax.tree_util.Partial(model.func, *model.args, **model.keywords)  # type: ignore[assignment]
+    model = as_pytree(model)
     names = [name_of_path(path) for path, leaf in jax.tree_util.tree_leaves_with_path(model) if _is_parameter(leaf)]
     for layer in layers:
         if list(layers).count(layer) > 1:

@@ -13,7 +13,7 @@ from jax.extend.core import Primitive
 
 from lrp_jax import operations
 from lrp_jax.attribution import Target, cotangents_of, read_target, seed_of, split_model, trace_model
-from lrp_jax.composites import EpsilonPlus, Rules, as_composite
+from lrp_jax.composites import Rules, as_composite
 from lrp_jax.errors import InputError
 from lrp_jax.forms import Form
 from lrp_jax.planning import Piece, Plan, make_plan
@@ -88,7 +88,7 @@ def plan(model: Callable[[Any], Any], x: Any, rules: Rules | None = None) -> Tab
         ... relu   (1, 2)  passed one to one    ratio  any sign
     """
     arrays, static = split_model(model)
-    composite = EpsilonPlus() if rules is None else as_composite(rules)
+    composite = as_composite(rules)
     made = make_plan(trace_model(static, None, arrays, x).graph, composite)
     pieces = [piece for piece in made.all_pieces() if piece.treatment is not None]
     graphs = _graph_of_each_piece(made)
@@ -270,7 +270,7 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
         >>> book.explained, book.inputs, book.bias
         (7.0, 5.0, 2.0)
     """
-    composite = EpsilonPlus() if rules is None else as_composite(rules)
+    composite = as_composite(rules)
     arrays, static = split_model(model)
     output = jax.eval_shape(static.call, arrays, x)
     kind, values = read_target(target, output, len(jax.tree.leaves(x)[0]))

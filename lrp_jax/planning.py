@@ -203,7 +203,6 @@ class _Planner:
                 break
             out[:carries] = joined
         input_forms = (*plan.input_forms[:constants], *joined, *plan.input_forms[constants + carries :])
-        plan = replace(plan, input_forms=input_forms)
         return _with_bodies(piece, operation.inputs, (plan,), out, input_forms)
 
     def _treat_branches(self, piece: Piece, forms: dict[int, Form]) -> Piece:
@@ -211,8 +210,7 @@ class _Planner:
         out = [forms.get(value, Form.RATIO) for value in operation.outputs]
         plans = [self.plan(body, out, None) for body in operation.bodies]
         joined = tuple(_either(pair) for pair in zip(*(plan.input_forms for plan in plans), strict=True))
-        plans = [replace(plan, input_forms=joined) for plan in plans]
-        return _with_bodies(piece, operation.inputs[1:], tuple(plans), out, joined)
+        return _with_bodies(piece, operation.inputs[1:], plans, out, joined)
 
 
 def _operands(graph: Graph, group: Sequence[Operation]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -227,17 +225,17 @@ def _live(graph: Graph, operation: Operation) -> tuple[int, ...]:
 
 
 def _with_bodies(
-    piece: Piece, operands: Sequence[int], plans: tuple[Plan, ...], taken: Sequence[Form], forms: Sequence[Form]
+    piece: Piece, operands: Sequence[int], plans: Sequence[Plan], taken: Sequence[Form], forms: Sequence[Form]
 ) -> Piece:
     """Completes a piece that runs inner functions; an operand that is read twice comes back in one form."""
     by_operand: dict[int, Form] = {}
     for value, form in zip(operands, forms, strict=True):
         _merge(by_operand, value, form)
     shared = tuple(by_operand[value] for value in operands)
-    plans = tuple(replace(plan, input_forms=shared) for plan in plans)
+    bodies = tuple(replace(plan, input_forms=shared) for plan in plans)
     treatment = Treatment("looked into")
     returned = tuple(by_operand[value] for value in piece.live)
-    return replace(piece, treatment=treatment, bodies=plans, taken=tuple(taken), returned=returned)
+    return replace(piece, treatment=treatment, bodies=bodies, taken=tuple(taken), returned=returned)
 
 
 def _merge(forms: dict[int, Form], value: int, form: Form) -> None:

@@ -15,7 +15,7 @@ Every rule has a field `bias`:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -556,8 +556,8 @@ def _check(rule: Rule, *names: str) -> None:
         raise RuleError(f"{type(rule).__name__}(bias={rule.bias!r}): bias must be one of {options}.")
 
 
-def _as_tuples(bound: object) -> object:
+def _as_tuples(bound: Any) -> Any:
     """Turns an array into nested tuples, so that a rule can be compared and hashed."""
     if isinstance(bound, tuple | list):
         return tuple(_as_tuples(item) for item in bound)
-    return _as_tuples(bound.tolist()) if hasattr(bound, "tolist") else float(bound)  # type: ignore[arg-type]
+    return _as_tuples(bound.tolist()) if hasattr(bound, "tolist") else float(bound)
