@@ -4,16 +4,19 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test lint clean
+.PHONY: help book test test-book lint clean
 
 help:  ## Say what there is (the default)
-	@sed -n 's/^\([a-z]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 book: $(VENV)/installed-book  ## Execute the chapters and write the book to _build/html
 	@$(BIN)/jupyter-book build . -W --keep-going || { rm -rf _build/.doctrees; exit 1; }
 
 test: $(VENV)/installed-book,dev  ## Run the tests
 	@$(BIN)/pytest --numprocesses auto --dist loadfile
+
+test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built
+	@$(BIN)/pytest -m book tests/test_built_book.py
 
 lint: $(VENV)/installed-book,dev  ## Check style, format and types
 	$(BIN)/ruff check

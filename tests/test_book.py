@@ -1,4 +1,4 @@
-"""The chapters execute, and what they refer to exists."""
+"""The sources of the book refer to what exists. How they run and what becomes of them: `test_built_book.py`."""
 
 import importlib.util
 import re
@@ -7,44 +7,33 @@ from pathlib import Path
 import jupytext
 import pytest
 import yaml
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 from pybtex.database import parse_file
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
-PAGES = [TOC["root"]] + [page["file"] for part in TOC["parts"] for page in part["chapters"]]
-CHAPTERS = [page["file"] for page in TOC["parts"][0]["chapters"]]
+PARTS = [
+    [page["file"] for chapter in part["chapters"] for page in [chapter, *chapter.get("sections", [])]]
+    for part in TOC["parts"]
+]
+PAGES = [TOC["root"], *PARTS[0], *PARTS[1]]
+CHAPTERS = PARTS[0]
 EXECUTED = [page for page in PAGES if "{code-cell}" in (ROOT / f"{page}.md").read_text()]
 
 
-def figure_cells(notebook):
-    return [cell for cell in notebook.cells if "figure" in cell.metadata.get("mystnb", {})]
+def figure_cells(cells):
+    return [cell for cell in cells if "figure" in cell["metadata"].get("mystnb", {})]
 
 
 def outputs_an_image(cell):
-    return any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+    return any("image/png" in output.get("data", {}) for output in cell["outputs"])
 
 
-@pytest.mark.parametrize("chapter", EXECUTED)
-def test_chapter_executes(chapter):
-    notebook = jupytext.read(ROOT / f"{chapter}.md")
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(BOOK)}})
-    try:
-        client.execute()
-    except CellExecutionError as error:
-        pytest.fail(re.sub(r"\x1b\[[0-9;]*m", "", str(error)), pytrace=False)
-
-    drawn = [cell.id for cell in notebook.cells if outputs_an_image(cell)]
-    assert drawn == [cell.id for cell in figure_cells(notebook)], "every cell that draws is a figure"
-
-
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_figures_have_name_caption_and_alternative_text(chapter):
-    cells = figure_cells(jupytext.read(ROOT / f"{chapter}.md"))
-    assert cells
+@pytest.mark.parametrize("page", EXECUTED)
+def test_figures_have_name_caption_and_alternative_text(page):
+    cells = figure_cells(jupytext.read(ROOT / f"{page}.md").cells)
+    assert cells or page not in CHAPTERS
     for cell in cells:
         figure, image = cell.metadata["mystnb"]["figure"], cell.metadata["mystnb"]["image"]
         assert figure["name"].startswith("fig-")

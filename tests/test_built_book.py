@@ -1,0 +1,96 @@
+"""The built book, as its reader has it: every chapter ran, every page holds together. Needs `make book` before."""
+
+import json
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup
+from test_book import CHAPTERS, EXECUTED, PAGES, ROOT, figure_cells, outputs_an_image
+
+pytestmark = pytest.mark.book
+
+BUILD = ROOT / "_build"
+HTML = BUILD / "html"
+
+
+def executed(page):
+    notebook = BUILD / "jupyter_execute" / f"{page}.ipynb"
+    assert notebook.exists(), f"{page} was not executed: run make book first"
+    return json.loads(notebook.read_text())
+
+
+def html(page):
+    path = HTML / f"{page}.html"
+    assert path.exists(), f"{path} is missing: run make book first"
+    return BeautifulSoup(path.read_text(), "html.parser")
+
+
+def content(page):
+    """The page without the theme around it."""
+    return html(page).select_one("article.bd-article")
+
+
+@pytest.mark.parametrize("page", EXECUTED)
+def test_page_ran_without_an_error_and_draws_figures_only(page):
+    cells = [cell for cell in executed(page)["cells"] if cell["cell_type"] == "code"]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert [output["evalue"] for output in outputs if output["output_type"] == "error"] == []
+    assert [output["text"] for output in outputs if output.get("name") == "stderr"] == []
+    drawing = [cell for cell in cells if outputs_an_image(cell)]
+    assert drawing == figure_cells(cells), "every cell that draws is a figure"
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_chapter_states_its_run_time(page):
+    sentence = content(page).select_one("p.run-time").text
+    assert int("".join(filter(str.isdigit, sentence))) > 0
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_figure_is_numbered_captioned_and_described(page):
+    for figure in content(page).select("figure"):
+        assert figure.select_one("figcaption .caption-number").text.startswith("Fig.")
+        assert len(figure.select_one("figcaption .caption-text").text.split()) > 5
+    for image in content(page).select("img"):
+        assert len(image["alt"].split()) > 5
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_into_the_book_leads_somewhere(page):
+    here = HTML / f"{page}.html"
+    for link in html(page).select("a[href]"):
+        target = urlsplit(link["href"])
+        if target.scheme or link["href"] == "#":
+            continue
+        path = (here.parent / unquote(target.path)).resolve() if target.path else here
+        assert path.exists(), link
+        if target.fragment and path.suffix == ".html":
+            ids = BeautifulSoup(path.read_text(), "html.parser").select("[id], a[name]")
+            assert unquote(target.fragment) in {element.get("id") or element.get("name") for element in ids}, link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_nothing_is_loaded_from_another_host(page):
+    loads = [("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src")]
+    sources = [element.get(key) or "" for name, key in loads for element in html(page).select(f"{name}[{key}]")]
+    sources += [link["href"] for link in html(page).select("link[rel=stylesheet], link[rel=preload], link[rel=icon]")]
+    assert [source for source in sources if urlsplit(source).netloc] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_reference_is_resolved(page):
+    text = content(page)
+    assert text.select(".problematic, .system-message, .pending_xref") == []
+    assert "{glue" not in text.text
+    assert "{numref}" not in text.text
+    assert "{eq}" not in text.text
+
+
+def test_every_figure_of_a_chapter_is_listed_by_slide():
+    listed = {Path(urlsplit(link["href"]).path).name + "#" + urlsplit(link["href"]).fragment
+              for link in content("book/slides").select("a.reference")}  # fmt: skip
+    figures = {
+        f"{Path(page).name}.html#{figure['id']}" for page in CHAPTERS for figure in content(page).select("figure[id]")
+    }
+    assert figures - listed == set()
