@@ -12,7 +12,7 @@ from flax import nnx
 from lrp_jax import composites, lrp, relevance, rules
 
 sys.path.append(str(Path(__file__).parent / "benchmarks"))
-from networks import VGG16, LeNet, ResNet50  # noqa: E402
+from networks import VGG16, LeNet, ResNet50
 
 NETWORKS = {
     "LeNet": (LeNet, (4, 28, 28, 1)),
