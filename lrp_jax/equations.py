@@ -1,6 +1,5 @@
 """What a single equation of a jaxpr is: a call, an elementwise function, a function that is zero at zero."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.extend import core
-
-from lrp_jax.depthwise import is_depthwise, shifted_products
 
 CALLS = {
     "jit": "jaxpr",
@@ -39,12 +35,8 @@ _TRACING = {"attribution", "inspection", "tracing", "transform"}
 
 def run(equation: Any, *values: Any, **changed: Any) -> list[Any]:
     """Applies an equation to values, with JAX's own derivative; parameters can be changed by name."""
-    primitive, params = equation.primitive, equation.params | changed
-    if primitive.name == "conv_general_dilated" and is_depthwise(params, *values):
-        as_products = functools.partial(shifted_products, params=params)
-        as_convolution = functools.partial(primitive.bind, **params)
-        return [lax.platform_dependent(*values, cpu=as_products, default=as_convolution)]
-    outputs = primitive.bind(*values, **primitive.get_bind_params(params))
+    primitive = equation.primitive
+    outputs = primitive.bind(*values, **primitive.get_bind_params(equation.params | changed))
     return outputs if primitive.multiple_results else [outputs]
 
 

@@ -328,7 +328,7 @@ class ZPlus(Rule):
     With zp = lin(x+, w+) + lin(x-, w-) + b+ and s = R / stab(zp): R_i = x+ T(w+, s) + x- T(w-, s). Inputs of both signs
     are treated (captum ignores the negative ones); after a relu x- = 0, which is the rule of deep Taylor decomposition.
 
-    Source: Montavon et al. (2017), section 4.2; Bach et al. (2015), equation 60.
+    Source: Montavon et al. (2017), the z^+-rule; Bach et al. (2015), equation 60.
 
     Attributes:
         stabilizer: Distance that the denominator keeps from zero, in units of z.
@@ -357,7 +357,7 @@ class WSquare(Rule):
 
     R = T(w^2, R / stab(lin(1, w^2))).
 
-    Source: Montavon et al. (2017), section 4.1. Zennit keeps b^2 in the denominator, which is `bias="absorb"`.
+    Source: Montavon et al. (2017), the w^2-rule. Zennit keeps b^2 in the denominator, which is `bias="absorb"`.
 
     Attributes:
         stabilizer: Distance that the denominator keeps from zero.
@@ -393,7 +393,7 @@ class Flat(Rule):
 
     Attributes:
         stabilizer: Distance that the denominator keeps from zero.
-        bias: "ignore", or "absorb" or "distribute" with the bias as one more input.
+        bias: "ignore", or "absorb" or "distribute" with the bias, where it is not zero, as one more input.
 
     Example:
         >>> from lrp_jax import lrp
@@ -411,7 +411,7 @@ class Flat(Rule):
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         ones, w = layer.filled(1.0), jnp.ones_like(layer.w)
-        b = 0.0 if self.bias == "ignore" else 1.0
+        b = jnp.zeros((), w.dtype) if self.bias == "ignore" else (layer.b != 0).astype(w.dtype)
         s = divide(relevance, stabilize(layer.linear(ones, w) + b, self.stabilizer))
         return [Share(ones, w, b, s)]
 
@@ -423,7 +423,7 @@ class ZBox(Rule):
     With z = lin(x, w) - lin(low, w+) - lin(high, w-) and s = R / stab(z):
     R = x T(w, s) - low T(w+, s) - high T(w-, s).
 
-    Source: Montavon et al. (2017), section 4.3. The bias has no part in it.
+    Source: Montavon et al. (2017), the z^B-rule. The bias has no part in it.
 
     Attributes:
         low: Smallest value of the input: a number, or nested tuples that broadcast to the input (per channel or pixel).
