@@ -88,7 +88,7 @@ def relevance(
     if len(samples) != 1:
         raise InputError(f"The arrays of x need the samples in their first dimension, but these differ: {samples}.")
     (number,) = samples
-    output = jax.eval_shape(static.call, arrays, x)
+    output = _output.eval_shape(static, arrays, x)
     kind, values = read_target(target, output, number)
     explain = functools.partial(_explain, static, composite, request, kind)
     if batch_size is None or batch_size >= number:
@@ -189,7 +189,12 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[Any, Any]:
         raise InputError(f"There are {samples} samples, but {len(array)} targets.")
     if not isinstance(array, jax.core.Tracer) and array.size and not (array.min() >= 0 and array.max() < classes):
         raise InputError(f"The target must be from 0 to {classes - 1}, for {classes} classes, but it is {target}.")
-    return "index", jnp.broadcast_to(array, (samples,))
+    return "index", jnp.broadcast_to(array, (samples,)).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _output(static: StaticModel, arrays: dict[str, Any], x: Any) -> Any:
+    return static.call(arrays, x)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -269,7 +269,7 @@ def _preset(*pairs: tuple[Selector, Rule], **options: Any) -> Composite:
 
 
 def EpsilonPlus(epsilon: float = 1e-6) -> Composite:  # noqa: N802
-    """Epsilon for dense layers, z+ for convolutions (Kohlbrenner et al. 2020, section III-B).
+    """Epsilon for dense layers, z+ for convolutions (Kohlbrenner et al. 2020).
 
     Example:
         >>> EpsilonPlus().rules[0][1]
@@ -279,7 +279,7 @@ def EpsilonPlus(epsilon: float = 1e-6) -> Composite:  # noqa: N802
 
 
 def EpsilonPlusFlat(epsilon: float = 1e-6) -> Composite:  # noqa: N802
-    """`EpsilonPlus`, and flat for the layers that read the input (Kohlbrenner et al. 2020, section III-B).
+    """`EpsilonPlus`, and flat for the layers that read the input (Kohlbrenner et al. 2020).
 
     Example:
         >>> EpsilonPlusFlat().rules[0]
@@ -307,7 +307,7 @@ def EpsilonGammaBox(low: float | tuple, high: float | tuple, epsilon: float = 1e
 
 
 def EpsilonAlpha2Beta1(epsilon: float = 1e-6) -> Composite:  # noqa: N802
-    """Epsilon for dense layers, alpha-beta with (2, 1) for convolutions (Kohlbrenner et al. 2020, section III-B).
+    """Epsilon for dense layers, alpha-beta with (2, 1) for convolutions (Kohlbrenner et al. 2020).
 
     Example:
         >>> [type(rule).__name__ for _, rule in EpsilonAlpha2Beta1().rules]
@@ -317,7 +317,7 @@ def EpsilonAlpha2Beta1(epsilon: float = 1e-6) -> Composite:  # noqa: N802
 
 
 def EpsilonAlpha2Beta1Flat(epsilon: float = 1e-6) -> Composite:  # noqa: N802
-    """`EpsilonAlpha2Beta1`, and flat for the layers that read the input (Kohlbrenner et al. 2020, section III-B).
+    """`EpsilonAlpha2Beta1`, and flat for the layers that read the input (Kohlbrenner et al. 2020).
 
     Example:
         >>> [type(rule).__name__ for _, rule in EpsilonAlpha2Beta1Flat().rules]
@@ -329,7 +329,7 @@ def EpsilonAlpha2Beta1Flat(epsilon: float = 1e-6) -> Composite:  # noqa: N802
 def DeepTaylor(low: float | tuple | None = None, high: float | tuple | None = None) -> Composite:  # noqa: N802
     """Deep Taylor decomposition: z-box for the layers that read the input, z+ above; biases get no relevance.
 
-    Source: Montavon et al. (2017), section 4.
+    Source: Montavon et al. (2017).
 
     Args:
         low: Smallest value of the input; w^2 takes the place of z-box if there are no bounds.

@@ -69,7 +69,7 @@ def taylor_relevance(fun: Callable[[jax.Array], jax.Array], x: ArrayLike, root: 
 
     f(x) = f(root) + sum_p R_p + remainder, with R_p = df/dx_p at the root times (x_p - root_p).
 
-    Source: Montavon et al. (2017), section 2, "Taylor decomposition"; Bach et al. (2015), section "Taylor-type
+    Source: Montavon et al. (2017), "Taylor decomposition"; Bach et al. (2015), section "Taylor-type
     decomposition".
 
     Args:
@@ -132,7 +132,7 @@ def find_root(
 
     Batches: `jax.vmap`. No gradient goes through the search.
 
-    Source: Montavon et al. (2017), sections 2 and 4, for why the root is looked for on a line and in the domain.
+    Source: Montavon et al. (2017), for why the root is looked for on a line and in the domain.
 
     Args:
         fun: A continuous function of one array that returns a scalar.
@@ -200,7 +200,7 @@ def direction_w_square(w: ArrayLike) -> jax.Array:
     The neuron's sum of inputs falls by one per unit of this direction, so that the root is `x - z w / |w|^2`, at the
     distance z = sum_i x_i w_i + b. The relevance is R_i = w_i^2 / sum_i' w_i'^2 z.
 
-    Source: Montavon et al. (2017), section 4.1.
+    Source: Montavon et al. (2017), the w^2-rule.
 
     Args:
         w: The weights, of shape (inputs,).
@@ -224,7 +224,7 @@ def direction_z_plus(x: ArrayLike, w: ArrayLike) -> jax.Array:
 
     The relevance is R_i = x_i w_i+ / sum_i' x_i' w_i'+ z.
 
-    Source: Montavon et al. (2017), section 4.2.
+    Source: Montavon et al. (2017), the z^+-rule.
 
     Args:
         x: The input of the neuron, of shape (inputs,).
@@ -250,7 +250,7 @@ def direction_z_box(x: ArrayLike, w: ArrayLike, low: ArrayLike, high: ArrayLike)
     The corner is low_i where w_i > 0 and high_i where w_i < 0; an input with w_i = 0 stays where it is. The relevance
     is R_i = (x_i w_i - low_i w_i+ - high_i w_i-) / sum_i' (x_i' w_i' - low_i' w_i'+ - high_i' w_i'-) z.
 
-    Source: Montavon et al. (2017), section 4.3.
+    Source: Montavon et al. (2017), the z^B-rule.
 
     Args:
         x: The input of the neuron, of shape (inputs,).
@@ -290,7 +290,7 @@ def neuron_root(
     A root always exists for w^2, if w is not zero; for z+ exactly if sum_i x_i w_i- + b <= 0; for z-box exactly if
     sum_i (low_i w_i+ + high_i w_i-) + b <= 0. The paper demands b <= 0, and low <= 0 <= high, which is sufficient.
 
-    Source: Montavon et al. (2017), section 4.
+    Source: Montavon et al. (2017).
 
     Args:
         x: The input of the neuron, of shape (inputs,); floating-point numbers.
@@ -362,7 +362,7 @@ def training_free_relevance_model(
     c_j = R_j / max(0, sum_i x_i w_ij + b_j), held constant as x moves to the root, with 0 / 0 = 0. A Taylor step with
     this model at the root points of the neurons (`taylor_messages`) is the rule of the domain.
 
-    Source: Montavon et al. (2017), section 5, "training-free relevance model". That c_j depends little on x is an
+    Source: Montavon et al. (2017), "training-free relevance model". That c_j depends little on x is an
     approximation, which the paper argues for; for the relevance that the rules give, it can be measured.
 
     Args:
@@ -408,7 +408,7 @@ def taylor_messages(
     have their roots (see `neuron_root`): in particular for biases that are not positive. This is slow: it is here to
     check the rules, not to replace them.
 
-    Source: Montavon et al. (2017), sections 2 ("Deep Taylor decomposition") and 4.
+    Source: Montavon et al. (2017), "Deep Taylor decomposition".
 
     Args:
         model: The relevance of the neurons as a function of x.
@@ -451,7 +451,7 @@ class MinMaxRelevanceModel(nnx.Module):
 
     The weights v may have any sign. Their names in the model are `detection` for v_ij, `inhibition` for v_lj.
 
-    Source: Montavon et al. (2017), section 5, "min-max relevance model".
+    Source: Montavon et al. (2017), "min-max relevance model".
 
     Args:
         inputs: Number of inputs i.
@@ -555,7 +555,7 @@ def fit_relevance_model(
     detection neurons may be stuck where they are never active, or always: more of them help, or another learning rate
     or key. Few inputs bear a larger learning rate (0.03) than many.
 
-    Source: Montavon et al. (2017), section 5, "min-max relevance model".
+    Source: Montavon et al. (2017), "min-max relevance model".
 
     Args:
         x: The activations of the layer below, of shape (samples, inputs); floating-point numbers.

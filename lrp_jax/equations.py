@@ -33,10 +33,10 @@ ELEMENTWISE = frozenset(
 _TRACING = {"attribution", "inspection", "tracing", "transform"}
 
 
-def run(equation: Any, *values: Any) -> list[Any]:
-    """Applies an equation to values, with JAX's own derivative."""
+def run(equation: Any, *values: Any, **changed: Any) -> list[Any]:
+    """Applies an equation to values, with JAX's own derivative; parameters can be changed by name."""
     primitive = equation.primitive
-    outputs = primitive.bind(*values, **primitive.get_bind_params(equation.params))
+    outputs = primitive.bind(*values, **primitive.get_bind_params(equation.params | changed))
     return outputs if primitive.multiple_results else [outputs]
 
 

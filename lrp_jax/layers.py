@@ -1,12 +1,16 @@
 """Layers: a linear operation with one live operand, and the constant affine operations that follow it."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lrp_jax import equations
+from lrp_jax.depthwise import is_depthwise, shifted_products
 from lrp_jax.graph import Graph, Operation, Status
 
 _KINDS = {"dot_general": "dense", "conv_general_dilated": "conv"}
@@ -52,7 +56,13 @@ class Layer:
     rectified: bool
 
     def linearize(self, x: jax.Array, constants: Sequence[jax.Array], z: jax.Array) -> "LinearMap":
-        """The layer at one input as z = lin(x, w) + b, the affine operations folded into w and b."""
+        """The layer at one input as z = lin(x, w) + b, the affine operations folded into w and b.
+
+        It is in single precision at least: denominators of half precision would be too coarse.
+        """
+        precision = jnp.promote_types(z.dtype, jnp.float32)
+        is_coarse = z.dtype != precision
+        x, z, *constants = (array.astype(precision) for array in (x, z, *constants))
         values = dict(zip(self.constants, constants, strict=True))
         head, *tail = self.operations
         scale, shift = jnp.ones((), z.dtype), jnp.zeros((), z.dtype)
@@ -84,18 +94,28 @@ class Layer:
             return out
 
         def linear(x: jax.Array, w: jax.Array) -> jax.Array:
-            return reshape(head.run(*(x if i == self.input else w for i in head.inputs))[0])
+            operands = (x if i == self.input else w for i in head.inputs)
+            return reshape(_product(head.equation, precision, *operands))
 
         def root_mean_square(z: jax.Array) -> jax.Array:
             shape = head.equation.outvars[0].aval
-            (unshaped,) = jax.linear_transpose(reshape, shape)(z)
+            (unshaped,) = jax.linear_transpose(reshape, jax.ShapeDtypeStruct(shape.shape, z.dtype))(z)
             axes = _feature_axes(head, self.constants[0])
             mean = jnp.sqrt((unshaped**2).mean(axes, keepdims=True))
             return reshape(jnp.broadcast_to(mean, unshaped.shape))
 
+        samples = () if structure else _sample_axes(head, self.input)
+
+        def filled(value: Any) -> jax.Array:
+            shape = tuple(1 if axis in samples else size for axis, size in enumerate(x.shape))
+            array = jnp.asarray(value, x.dtype)
+            return jnp.broadcast_to(array, jnp.broadcast_shapes(array.shape, shape))
+
         w = values[self.constants[0]]
         w = w * _along_weight(head, self.constants[0], scale).astype(w.dtype)
-        return LinearMap(x, w, shift, z, linear, root_mean_square, self.nonnegative, self.rectified)
+        if is_coarse:
+            z = linear(x, w) + shift
+        return LinearMap(x, w, shift, z, linear, filled, root_mean_square, self.nonnegative, self.rectified)
 
 
 @dataclass(frozen=True)
@@ -107,7 +127,9 @@ class LinearMap:
         w: Its weight, with everything folded in that scales the output.
         b: Its bias, of a shape that broadcasts to `z`; zero where there is none.
         z: Its output.
-        map: The map lin(x, w), linear in x and in w.
+        linear: The map lin(x, w), linear in x and in w.
+        filled: Maps a value that broadcasts to x (a number, or one for each channel or pixel) to an input that holds
+            it everywhere, with a single sample where all would be the same: what follows from it is computed once.
         root_mean_square: Maps an output z to its root mean square over each sample's features, in the shape of z.
         nonnegative: Whether x is known to be non-negative.
         rectified: Whether z is known to be read through a relu alone, so that no relevance arrives where z <= 0.
@@ -117,7 +139,8 @@ class LinearMap:
     w: jax.Array
     b: jax.Array
     z: jax.Array
-    map: Callable[[jax.Array, jax.Array], jax.Array]
+    linear: Callable[[jax.Array, jax.Array], jax.Array]
+    filled: Callable[[Any], jax.Array]
     root_mean_square: Callable[[jax.Array], jax.Array]
     nonnegative: bool = False
     rectified: bool = False
@@ -132,13 +155,23 @@ class LinearMap:
         """x- = min(x, 0); None where x is known to be non-negative."""
         return None if self.nonnegative else jnp.minimum(self.x, 0)
 
-    def linear(self, x: jax.Array | None, w: jax.Array) -> jax.Array:
-        """lin(x, w), where None stands for an input of zeros."""
-        return jnp.zeros((), self.z.dtype) if x is None else self.map(x, w)
+    @functools.cached_property
+    def z_positive(self) -> jax.Array:
+        """The sum of the positive contributions, lin(x+, w+) + lin(x-, w-) + b+."""
+        if self.nonnegative:
+            return self.linear(self.x, jnp.maximum(self.w, 0)) + jnp.maximum(self.b, 0)
+        # All contributions and their absolute values add up to twice the positive ones: one product instead of two.
+        total = self.z + self.linear(jnp.abs(self.x), jnp.abs(self.w)) + jnp.abs(self.b)
+        return jnp.maximum(total / 2, 0)
+
+    @functools.cached_property
+    def z_negative(self) -> jax.Array:
+        """The sum of the negative contributions, lin(x+, w-) + lin(x-, w+) + b-: what the positive ones leave of z."""
+        return jnp.minimum(self.z - self.z_positive, 0)
 
     def transpose(self, w: jax.Array, s: jax.Array) -> jax.Array:
         """The transpose of x -> lin(x, w), applied to `s`: for a dense layer, s times the transpose of w."""
-        (out,) = jax.linear_transpose(lambda x: self.map(x, w), self.x)(s.astype(self.z.dtype))
+        (out,) = jax.linear_transpose(lambda x: self.linear(x, w), self.x)(s.astype(self.z.dtype))
         return out
 
 
@@ -295,6 +328,27 @@ def _feature_axes(head: Operation, weight: int) -> tuple[int, ...]:
         batch = head.equation.params["dimension_numbers"].out_spec[0]
         return tuple(axis for axis in range(head.equation.outvars[0].aval.ndim) if axis != batch)
     return tuple(_weight_axes(head, weight))
+
+
+def _product(equation: Any, precision: Any, *operands: jax.Array) -> jax.Array:
+    """Applies a linear operation; on a CPU, where XLA is slow at them, depthwise convolutions in another way."""
+    params = equation.params | {"preferred_element_type": precision}
+    if equation.primitive.name != "conv_general_dilated" or not is_depthwise(params, *operands):
+        return equations.run(equation, *operands, preferred_element_type=precision)[0]
+    as_products = functools.partial(shifted_products, params=params)
+    as_convolution = functools.partial(equation.primitive.bind, **params)
+    return lax.platform_dependent(*operands, cpu=as_products, default=as_convolution)
+
+
+def _sample_axes(head: Operation, x: int) -> tuple[int, ...]:
+    """The dimensions of the input that a linear operation takes to its output one by one."""
+    params = head.equation.params
+    if head.name == "conv_general_dilated":
+        is_image = head.inputs[0] == x and params["batch_group_count"] == 1
+        return (params["dimension_numbers"].lhs_spec[0],) if is_image else ()
+    side = head.inputs.index(x)
+    contracted, batch = (dimensions[side] for dimensions in params["dimension_numbers"])
+    return tuple(axis for axis in range(head.equation.invars[side].aval.ndim) if axis not in (*contracted, *batch))
 
 
 def _along_weight(head: Operation, weight: int, scale: jax.Array) -> jax.Array:

@@ -230,9 +230,9 @@ class Epsilon(Rule):
 class Gamma(Rule):
     """LRP-gamma: positive contributions weigh more, and ever more as gamma grows; the limit is z+.
 
-    For signed inputs and outputs, with wp = w + gamma w+, wn = w + gamma w-, bp and bn alike:
-    dp = lin(x+, wp) + lin(x-, wn) + bp, dn = lin(x+, wn) + lin(x-, wp) + bn,
-    sp = [z > 0] R / stab(dp), sn = [z < 0] R / stab(dn),
+    For signed inputs and outputs, with zp and zn the sums of the positive and of the negative contributions,
+    wp = w + gamma w+, wn = w + gamma w-, bp and bn alike:
+    sp = [z > 0] R / stab(z + gamma zp), sn = [z < 0] R / stab(z + gamma zn),
     R_i = x+ T(wp, sp) + x- T(wn, sp) + x+ T(wn, sn) + x- T(wp, sn).
 
     Source: Montavon et al. (2019), section 10.2.1, for inputs and outputs that are not negative; Andéol et al. (2021)
@@ -258,16 +258,16 @@ class Gamma(Rule):
         _check(self, "gamma", "stabilizer")
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
-        xp, xn, lin = layer.x_positive, layer.x_negative, layer.linear
+        xp, xn = layer.x_positive, layer.x_negative
         wp, wn = (layer.w + self.gamma * part(layer.w) for part in (positive, negative))
         bp, bn = (layer.b + self.gamma * part(layer.b) for part in (positive, negative))
-        dp = lin(xp, wp) + lin(xn, wn) + bp
-        sp = divide(jnp.where(layer.z > 0, relevance, 0), stabilize(dp, self.stabilizer))
+        dp = stabilize(layer.z + self.gamma * layer.z_positive, self.stabilizer)
+        sp = divide(jnp.where(layer.z > 0, relevance, 0), dp)
         shares = [Share(xp, wp, bp, sp), Share(xn, wn, 0.0, sp)]
         if layer.rectified:
             return shares
-        dn = lin(xp, wn) + lin(xn, wp) + bn
-        sn = divide(jnp.where(layer.z < 0, relevance, 0), stabilize(dn, self.stabilizer))
+        dn = stabilize(layer.z + self.gamma * layer.z_negative, self.stabilizer)
+        sn = divide(jnp.where(layer.z < 0, relevance, 0), dn)
         return [*shares, Share(xp, wn, bn, sn), Share(xn, wp, 0.0, sn)]
 
 
@@ -275,7 +275,8 @@ class Gamma(Rule):
 class AlphaBeta(Rule):
     """LRP-alpha-beta: positive and negative contributions are propagated apart, weighted with alpha and -beta.
 
-    With zp = lin(x+, w+) + lin(x-, w-) + b+, zn = lin(x+, w-) + lin(x-, w+) + b-, sp = R / stab(zp), sn = R / stab(zn):
+    With zp = lin(x+, w+) + lin(x-, w-) + b+, the sum of the positive contributions, and zn = z - zp, that of the
+    negative ones, sp = R / stab(zp), sn = R / stab(zn):
     R_i = alpha (x+ T(w+, sp) + x- T(w-, sp)) - beta (x+ T(w-, sn) + x- T(w+, sn)).
 
     Source: Bach et al. (2015), equation 60.
@@ -310,15 +311,13 @@ class AlphaBeta(Rule):
             )
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
-        xp, xn, lin = layer.x_positive, layer.x_negative, layer.linear
+        xp, xn = layer.x_positive, layer.x_negative
         wp, wn, bp, bn = positive(layer.w), negative(layer.w), positive(layer.b), negative(layer.b)
-        zp = lin(xp, wp) + lin(xn, wn) + bp
-        sp = self.alpha * divide(relevance, stabilize(zp, self.stabilizer))
+        sp = self.alpha * divide(relevance, stabilize(layer.z_positive, self.stabilizer))
         shares = [Share(xp, wp, bp, sp), Share(xn, wn, 0.0, sp)]
         if self.beta == 0:
             return shares
-        zn = lin(xp, wn) + lin(xn, wp) + bn
-        sn = -self.beta * divide(relevance, stabilize(zn, self.stabilizer))
+        sn = -self.beta * divide(relevance, stabilize(layer.z_negative, self.stabilizer))
         return [*shares, Share(xp, wn, bn, sn), Share(xn, wp, 0.0, sn)]
 
 
@@ -329,7 +328,7 @@ class ZPlus(Rule):
     With zp = lin(x+, w+) + lin(x-, w-) + b+ and s = R / stab(zp): R_i = x+ T(w+, s) + x- T(w-, s). Inputs of both signs
     are treated (captum ignores the negative ones); after a relu x- = 0, which is the rule of deep Taylor decomposition.
 
-    Source: Montavon et al. (2017), section 4.2; Bach et al. (2015), equation 60.
+    Source: Montavon et al. (2017), the z^+-rule; Bach et al. (2015), equation 60.
 
     Attributes:
         stabilizer: Distance that the denominator keeps from zero, in units of z.
@@ -358,7 +357,7 @@ class WSquare(Rule):
 
     R = T(w^2, R / stab(lin(1, w^2))).
 
-    Source: Montavon et al. (2017), section 4.1. Zennit keeps b^2 in the denominator, which is `bias="absorb"`.
+    Source: Montavon et al. (2017), the w^2-rule. Zennit keeps b^2 in the denominator, which is `bias="absorb"`.
 
     Attributes:
         stabilizer: Distance that the denominator keeps from zero.
@@ -379,7 +378,7 @@ class WSquare(Rule):
         _check(self, "stabilizer")
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
-        ones, w, b = jnp.ones_like(layer.x), layer.w**2, layer.b**2
+        ones, w, b = layer.filled(1.0), layer.w**2, layer.b**2
         s = divide(relevance, stabilize(layer.linear(ones, w) + b, self.stabilizer))
         return [Share(ones, w, b, s)]
 
@@ -394,7 +393,7 @@ class Flat(Rule):
 
     Attributes:
         stabilizer: Distance that the denominator keeps from zero.
-        bias: "ignore", or "absorb" or "distribute" with the bias as one more input.
+        bias: "ignore", or "absorb" or "distribute" with the bias, where it is not zero, as one more input.
 
     Example:
         >>> from lrp_jax import lrp
@@ -411,8 +410,8 @@ class Flat(Rule):
         _check(self, "stabilizer")
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
-        ones, w = jnp.ones_like(layer.x), jnp.ones_like(layer.w)
-        b = 0.0 if self.bias == "ignore" else 1.0
+        ones, w = layer.filled(1.0), jnp.ones_like(layer.w)
+        b = jnp.zeros((), w.dtype) if self.bias == "ignore" else (layer.b != 0).astype(w.dtype)
         s = divide(relevance, stabilize(layer.linear(ones, w) + b, self.stabilizer))
         return [Share(ones, w, b, s)]
 
@@ -424,7 +423,7 @@ class ZBox(Rule):
     With z = lin(x, w) - lin(low, w+) - lin(high, w-) and s = R / stab(z):
     R = x T(w, s) - low T(w+, s) - high T(w-, s).
 
-    Source: Montavon et al. (2017), section 4.3. The bias has no part in it.
+    Source: Montavon et al. (2017), the z^B-rule. The bias has no part in it.
 
     Attributes:
         low: Smallest value of the input: a number, or nested tuples that broadcast to the input (per channel or pixel).
@@ -457,7 +456,7 @@ class ZBox(Rule):
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         x, w, lin = layer.x, layer.w, layer.linear
-        low, high = (jnp.broadcast_to(jnp.asarray(bound, x.dtype), x.shape) for bound in (self.low, self.high))
+        low, high = layer.filled(self.low), layer.filled(self.high)
         z = lin(x, w) - lin(low, positive(w)) - lin(high, negative(w)) + (0.0 if self.bias == "ignore" else layer.b)
         s = divide(relevance, stabilize(z, self.stabilizer))
         return [Share(x, w, layer.b, s), Share(-low, positive(w), 0.0, s), Share(-high, negative(w), 0.0, s)]

@@ -73,7 +73,7 @@ def wsquare(jacobian, b, x, relevance, stabilizer, bias="ignore"):
 
 
 def flat(jacobian, b, x, relevance, stabilizer, bias="ignore"):
-    c, d = (jacobian != 0).astype(float), np.full_like(b, bias != "ignore")
+    c, d = (jacobian != 0).astype(float), (b != 0) * float(bias != "ignore")
     terms = [(c, d, 1.0, _stabilize(c.sum(1) + d, stabilizer), np.ones_like(b))]
     return _share_out(terms, relevance, bias, jacobian != 0)
 

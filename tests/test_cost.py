@@ -1,0 +1,124 @@
+"""What relevance costs, counted in the compiled program, where the machine's load does not matter."""
+
+import functools
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from lrp_jax import composites, lrp, relevance, rules
+
+sys.path.append(str(Path(__file__).parent / "benchmarks"))
+from networks import VGG16, LeNet, ResNet50
+
+NETWORKS = {
+    "LeNet": (LeNet, (4, 28, 28, 1)),
+    "VGG16": (functools.partial(VGG16, side=64), (2, 64, 64, 3)),
+    "ResNet50": (ResNet50, (2, 64, 64, 3)),
+}
+RULES = {
+    "epsilon": rules.Epsilon(),
+    "epsilon-plus": composites.EpsilonPlus(),
+    "epsilon-plus-flat": composites.EpsilonPlusFlat(),
+    "epsilon-gamma-box": composites.EpsilonGammaBox(-3.0, 3.0),
+    "epsilon-alpha2-beta1": composites.EpsilonAlpha2Beta1(),
+}
+
+# One forward and one backward product per layer for the gradient and epsilon; one forward product more for z+ and
+# gamma; one more of each for alpha-beta. The first layer, which reads values of both signs, and the elementwise
+# operations add to that, most in a small network.
+LIMITS = [
+    ("VGG16", "epsilon", 1.02),
+    ("VGG16", "epsilon-plus", 1.53),
+    ("VGG16", "epsilon-plus-flat", 1.53),
+    ("VGG16", "epsilon-gamma-box", 1.53),
+    ("VGG16", "epsilon-alpha2-beta1", 2.04),
+    ("LeNet", "epsilon", 1.05),
+    ("LeNet", "epsilon-plus", 1.7),
+    ("LeNet", "epsilon-plus-flat", 1.4),
+    ("LeNet", "epsilon-gamma-box", 1.7),
+    ("LeNet", "epsilon-alpha2-beta1", 2.25),
+    ("ResNet50", "epsilon-plus", 1.6),
+]
+
+
+@functools.cache
+def operations(network, rule):
+    """Floating-point operations of a network's compiled input gradient, or of its relevance."""
+    make, shape = NETWORKS[network]
+    structure, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+
+    def explain(state, x):
+        model = nnx.merge(structure, state)
+        explained = model if rule is None else lrp(model, RULES[rule])
+        return jax.grad(lambda x: explained(x)[:, 1].sum())(x)
+
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.jit(explain).lower(state, x).compile().cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(("network", "rule", "limit"), LIMITS)
+def test_operations_relative_to_the_gradient(network, rule, limit):
+    assert operations(network, rule) <= limit * operations(network, None)
+
+
+def test_denominators_without_the_image_are_computed_once_for_a_batch():
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 8, 8))
+
+    def layer(x):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def cost(rule, samples):
+        x = jnp.ones((samples, 16, 16, 8))
+        explain = jax.jit(jax.grad(lambda x: lrp(layer, rule)(x).sum()))
+        return explain.lower(x).compile().cost_analysis()["flops"]
+
+    product = 2 * 16 * 16 * kernel.size
+    for rule in (rules.Flat(), rules.WSquare()):
+        assert cost(rule, 9) - cost(rule, 1) < 1.1 * 8 * 2 * product  # each image: z, and the transpose
+
+
+class CountedCalls:
+    """A model that counts how often it is traced."""
+
+    def __init__(self):
+        self.calls = 0
+        self.weight = jnp.ones((4, 3))
+
+    def __call__(self, x):
+        self.calls += 1
+        return x @ self.weight
+
+
+def test_a_second_call_with_the_same_shapes_does_not_trace_again():
+    model = CountedCalls()
+    x = jnp.ones((2, 4))
+    relevance(model, x, 0, rules.Epsilon())
+    first = model.calls
+    relevance(model, 2 * x, 0, rules.Epsilon())
+    relevance(model, x, jnp.array([0, 1]), rules.Epsilon())
+    assert first > 0
+    assert model.calls == first
+
+
+def test_equations_grow_in_proportion_to_the_layers():
+    def network(depth):
+        weight = jnp.ones((4, 4)) / 4
+
+        def run(x):
+            for _ in range(depth):
+                x = jax.nn.relu(x @ weight)
+            return x
+
+        return run
+
+    def equations(depth):
+        explained = lrp(network(depth), rules.ZPlus())
+        jaxpr = jax.make_jaxpr(jax.grad(lambda x: explained(x).sum()))(jnp.ones((1, 4)))
+        return len(jaxpr.eqns)
+
+    ten, hundred = equations(10), equations(100)
+    assert hundred <= 10.5 * ten
