@@ -1,5 +1,6 @@
 """Explaining a model's output: the relevance of its input and of its hidden layers."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from lrp_jax.composites import Composite, Rules, as_composite
 from lrp_jax.errors import InputError, import_extra
@@ -62,7 +64,8 @@ def relevance(
             wanted too.
         given: By the same names, factors for the relevance of a hidden value, of a shape that broadcasts to it: with a
             mask of channels, relevance passes through the chosen channels only (Achtibat et al. 2023).
-        batch_size: The number of samples that are explained at a time; all if None.
+        batch_size: The number of samples that are explained at a time; all if None. If `x` is sharded over devices, a
+            multiple of their number: else each of them explains the whole batch.
         progress: Whether to show a progress bar, if there is more than one batch.
 
     Returns:
@@ -82,7 +85,7 @@ def relevance(
     """
     composite = as_composite(rules)
     arrays, static = split_model(model)
-    request = _Request(tuple(at), tuple(sorted(given or ())))
+    request = Request(tuple(at), tuple(sorted(given or ())))
     masks = [jnp.asarray((given or {})[name]) for name in request.given]
     samples = {len(leaf) for leaf in jax.tree.leaves(x)}
     if len(samples) != 1:
@@ -90,7 +93,7 @@ def relevance(
     (number,) = samples
     output = _output.eval_shape(static, arrays, x)
     kind, values = read_target(target, output, number)
-    explain = functools.partial(_explain, static, composite, request, kind)
+    explain = functools.partial(explain_arrays, static, composite, request, kind)
     if batch_size is None or batch_size >= number:
         return Explanation(*explain(arrays, x, values, masks))
     starts = range(0, number, batch_size)
@@ -99,7 +102,7 @@ def relevance(
     parts = [
         explain(
             arrays,
-            jax.tree.map(lambda leaf, start=start: leaf[start : start + batch_size], x),
+            jax.tree.map(lambda leaf, start=start: _batch(leaf, start, batch_size), x),
             values[start : start + batch_size] if per_sample else values,
             masks,
         )
@@ -111,8 +114,22 @@ def relevance(
     return Explanation(jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs), join(*maps), join(*hidden))
 
 
+def _batch(leaf: Any, start: int, size: int) -> Any:
+    """Some of the samples, shared out over the devices as all are; indexing gives every device the whole batch."""
+    if isinstance(leaf, jax.core.Tracer) or not isinstance(getattr(leaf, "sharding", None), NamedSharding):
+        return leaf[start : start + size]
+    mesh = Mesh(leaf.sharding.mesh.devices, leaf.sharding.mesh.axis_names)  # no indexing along an axis of type Explicit
+    sharding = NamedSharding(mesh, leaf.sharding.spec)
+    batch = jax.device_put(leaf, sharding)[start : start + size]
+    with contextlib.suppress(ValueError):  # a number of samples that the devices do not divide
+        return jax.device_put(batch, sharding)
+    return batch
+
+
 @dataclass(frozen=True)
-class _Request:
+class Request:
+    """The names of the hidden values whose relevance is read, and of those whose relevance is masked."""
+
     at: tuple[str, ...]
     given: tuple[str, ...]
 
@@ -198,16 +215,17 @@ def _output(static: StaticModel, arrays: dict[str, Any], x: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _explain(
+def explain_arrays(
     static: StaticModel,
     composite: Composite,
-    request: _Request,
+    request: Request,
     kind: Any,
     arrays: dict[str, Any],
     x: Any,
     values: Any,
     masks: list[jax.Array],
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """The compiled part of `relevance`: the output, the relevance of x, and that of the named hidden values."""
     traced = trace_model(static, kind, arrays, x)
     plan = make_plan(traced.graph, composite)
     named = _named_probes(plan, (*request.at, *request.given))

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lrp_jax import LRPError, composites, ledger, lrp, plan, relevance, rules
-from lrp_jax.attribution import _explain
+from lrp_jax.attribution import explain_arrays
 from lrp_jax.errors import InputError
 
 
@@ -138,13 +138,13 @@ def test_integers_end_at_their_embedding(float64):
 
 def test_same_shapes_are_compiled_once(network, images):
     relevance(network, images, 0, rules.Epsilon())
-    compiled = _explain._cache_size()
+    compiled = explain_arrays._cache_size()
     nnx.update(network, jax.tree.map(lambda value: value * 2, nnx.state(network)))
     second = relevance(network, images + 1, 2, rules.Epsilon())
-    assert _explain._cache_size() == compiled
+    assert explain_arrays._cache_size() == compiled
     np.testing.assert_allclose(second.output, network(images + 1), rtol=1e-4, atol=1e-5)
     relevance(network, images[:2], 2, rules.Epsilon())
-    assert _explain._cache_size() == compiled + 1
+    assert explain_arrays._cache_size() == compiled + 1
 
 
 @pytest.mark.parametrize(
