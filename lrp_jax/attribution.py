@@ -226,7 +226,10 @@ def explain_arrays(
     masks: list[jax.Array],
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
     """The compiled part of `relevance`: the output, the relevance of x, and that of the named hidden values."""
-    traced = trace_model(static, kind, arrays, x)
+    is_read_on_the_way = request != Request((), ()) or any(
+        jnp.issubdtype(jnp.result_type(leaf), jnp.integer) for leaf in jax.tree.leaves(x)
+    )
+    traced = trace_model(static, kind, arrays, x, keep_checkpoints=not is_read_on_the_way)
     plan = make_plan(traced.graph, composite)
     named = _named_probes(plan, (*request.at, *request.given))
     embeddings = _embedding_probes(plan)
@@ -246,14 +249,16 @@ def explain_arrays(
     return output, *maps(seed_of(kind, values, explained))
 
 
-def trace_model(static: StaticModel, kind: Any, arrays: Mapping[str, Any], x: Any) -> Traced:
+def trace_model(
+    static: StaticModel, kind: Any, arrays: Mapping[str, Any], x: Any, *, keep_checkpoints: bool = False
+) -> Traced:
     """Traces a model as a function that returns its output and what is explained of it."""
 
     def fun(arrays: Mapping[str, Any], x: Any) -> tuple[Any, Any]:
         output = static.call(arrays, x)
         return output, kind(output) if callable(kind) else output
 
-    traced = trace(fun, (1,), (arrays, x), {}, tokens=True)
+    traced = trace(fun, (1,), (arrays, x), {}, tokens=True, keep_checkpoints=keep_checkpoints)
     if not any(map(traced.graph.is_live, traced.graph.outputs)):
         raise InputError("The model's output does not depend on x in a differentiable way: nothing is to explain.")
     return traced

@@ -234,3 +234,22 @@ def test_ledger_accounts_for_dropped_branches(float64):
 def test_ledger_of_all_classes_is_refused(network, images):
     with pytest.raises(InputError, match="one target at a time"):
         ledger(network, images, "all")
+
+
+def test_checkpointed_layers_have_the_relevance_of_plain_ones(float64):
+    first, second = jax.random.normal(jax.random.key(0), (4, 6)), jax.random.normal(jax.random.key(1), (6, 3))
+    x = jax.random.normal(jax.random.key(2), (5, 4))
+
+    def block(x):
+        return jax.nn.relu(x @ first + 0.1)
+
+    def network(block):
+        return lambda x: jax.nn.relu(checkpoint_name(block(x), "features") - 0.05) @ second
+
+    composite = [(composites.first, rules.ZBox(-4.0, 4.0)), (composites.any_layer, rules.Gamma())]
+    plain = relevance(network(block), x, 1, composite, at=["features"])
+    checkpointed = relevance(network(jax.checkpoint(block)), x, 1, composite)
+    on_the_way = relevance(network(jax.checkpoint(block)), x, 1, composite, at=["features"])
+    np.testing.assert_allclose(checkpointed.relevance, plain.relevance, rtol=1e-12)
+    np.testing.assert_allclose(on_the_way.relevance, plain.relevance, rtol=1e-12)
+    np.testing.assert_allclose(on_the_way.at["features"], plain.at["features"], rtol=1e-12)
