@@ -1,5 +1,6 @@
 """Explaining a model's output: the relevance of its input and of its hidden layers."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from lrp_jax.composites import Composite, Rules, as_composite
 from lrp_jax.errors import InputError, import_extra
@@ -62,7 +64,8 @@ def relevance(
             wanted too.
         given: By the same names, factors for the relevance of a hidden value, of a shape that broadcasts to it: with a
             mask of channels, relevance passes through the chosen channels only (Achtibat et al. 2023).
-        batch_size: The number of samples that are explained at a time; all if None.
+        batch_size: The number of samples that are explained at a time; all if None. If `x` is sharded over devices, a
+            multiple of their number: else each of them explains the whole batch.
         progress: Whether to show a progress bar, if there is more than one batch.
 
     Returns:
@@ -82,7 +85,7 @@ def relevance(
     """
     composite = as_composite(rules)
     arrays, static = split_model(model)
-    request = _Request(tuple(at), tuple(sorted(given or ())))
+    request = Request(tuple(at), tuple(sorted(given or ())))
     masks = [jnp.asarray((given or {})[name]) for name in request.given]
     samples = {len(leaf) for leaf in jax.tree.leaves(x)}
     if len(samples) != 1:
@@ -90,7 +93,7 @@ def relevance(
     (number,) = samples
     output = _output.eval_shape(static, arrays, x)
     kind, values = read_target(target, output, number)
-    explain = functools.partial(_explain, static, composite, request, kind)
+    explain = functools.partial(explain_arrays, static, composite, request, kind)
     if batch_size is None or batch_size >= number:
         return Explanation(*explain(arrays, x, values, masks))
     starts = range(0, number, batch_size)
@@ -99,7 +102,7 @@ def relevance(
     parts = [
         explain(
             arrays,
-            jax.tree.map(lambda leaf, start=start: leaf[start : start + batch_size], x),
+            jax.tree.map(lambda leaf, start=start: _batch(leaf, start, batch_size), x),
             values[start : start + batch_size] if per_sample else values,
             masks,
         )
@@ -111,8 +114,22 @@ def relevance(
     return Explanation(jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs), join(*maps), join(*hidden))
 
 
+def _batch(leaf: Any, start: int, size: int) -> Any:
+    """Some of the samples, shared out over the devices as all are; indexing gives every device the whole batch."""
+    if isinstance(leaf, jax.core.Tracer) or not isinstance(getattr(leaf, "sharding", None), NamedSharding):
+        return leaf[start : start + size]
+    mesh = Mesh(leaf.sharding.mesh.devices, leaf.sharding.mesh.axis_names)  # no indexing along an axis of type Explicit
+    sharding = NamedSharding(mesh, leaf.sharding.spec)
+    batch = jax.device_put(leaf, sharding)[start : start + size]
+    with contextlib.suppress(ValueError):  # a number of samples that the devices do not divide
+        return jax.device_put(batch, sharding)
+    return batch
+
+
 @dataclass(frozen=True)
-class _Request:
+class Request:
+    """The names of the hidden values whose relevance is read, and of those whose relevance is masked."""
+
     at: tuple[str, ...]
     given: tuple[str, ...]
 
@@ -198,17 +215,21 @@ def _output(static: StaticModel, arrays: dict[str, Any], x: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _explain(
+def explain_arrays(
     static: StaticModel,
     composite: Composite,
-    request: _Request,
+    request: Request,
     kind: Any,
     arrays: dict[str, Any],
     x: Any,
     values: Any,
     masks: list[jax.Array],
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
-    traced = trace_model(static, kind, arrays, x)
+    """The compiled part of `relevance`: the output, the relevance of x, and that of the named hidden values."""
+    is_read_on_the_way = request != Request((), ()) or any(
+        jnp.issubdtype(jnp.result_type(leaf), jnp.integer) for leaf in jax.tree.leaves(x)
+    )
+    traced = trace_model(static, kind, arrays, x, keep_checkpoints=not is_read_on_the_way)
     plan = make_plan(traced.graph, composite)
     named = _named_probes(plan, (*request.at, *request.given))
     embeddings = _embedding_probes(plan)
@@ -228,14 +249,16 @@ def _explain(
     return output, *maps(seed_of(kind, values, explained))
 
 
-def trace_model(static: StaticModel, kind: Any, arrays: Mapping[str, Any], x: Any) -> Traced:
+def trace_model(
+    static: StaticModel, kind: Any, arrays: Mapping[str, Any], x: Any, *, keep_checkpoints: bool = False
+) -> Traced:
     """Traces a model as a function that returns its output and what is explained of it."""
 
     def fun(arrays: Mapping[str, Any], x: Any) -> tuple[Any, Any]:
         output = static.call(arrays, x)
         return output, kind(output) if callable(kind) else output
 
-    traced = trace(fun, (1,), (arrays, x), {}, tokens=True)
+    traced = trace(fun, (1,), (arrays, x), {}, tokens=True, keep_checkpoints=keep_checkpoints)
     if not any(map(traced.graph.is_live, traced.graph.outputs)):
         raise InputError("The model's output does not depend on x in a differentiable way: nothing is to explain.")
     return traced

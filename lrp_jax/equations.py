@@ -30,7 +30,13 @@ ELEMENTWISE = frozenset(
 )
 
 
+_CHECKPOINTS = {"remat2", "checkpoint"}
 _TRACING = {"attribution", "inspection", "tracing", "transform"}
+
+
+def is_checkpoint(equation: Any) -> bool:
+    """Whether the equation is a call under `jax.checkpoint`."""
+    return equation.primitive.name in _CHECKPOINTS
 
 
 def run(equation: Any, *values: Any, **changed: Any) -> list[Any]:

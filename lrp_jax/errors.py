@@ -24,6 +24,10 @@ class CheckpointError(LRPError):
     """A checkpoint cannot be written, or is damaged, incomplete or not the one asked for."""
 
 
+class StoreError(LRPError, ValueError):
+    """A store of explanations belongs to another run, or there is none."""
+
+
 def import_extra(module: str, extra: str) -> ModuleType:
     """Imports an optional dependency.
 

@@ -158,6 +158,8 @@ def read(
     paths: Sequence[str] = (),
     path_of: Callable[[Any], str] = lambda constant: "",
     caller: str = "an unknown line",
+    *,
+    keep_checkpoints: bool = False,
 ) -> Graph:
     """Reads a jaxpr as a flat list of operations.
 
@@ -167,6 +169,8 @@ def read(
         paths: For each of its inputs, the path of the parameter that it is; empty for none.
         path_of: The same for the arrays that the function has closed over.
         caller: The line that calls the function.
+        keep_checkpoints: Whether what runs under `jax.checkpoint` stays a function of its own, which saves memory, or
+            is part of the list. In scans and branches it always stays.
 
     Returns:
         The graph of the function.
@@ -175,7 +179,7 @@ def read(
     for variable, status in zip(closed_jaxpr.jaxpr.invars, statuses, strict=True):
         graph.inputs.append(graph.new_value(variable.aval, status))
     graph.paths = {value: path for value, path in zip(graph.inputs, paths, strict=False) if path}
-    graph.outputs = _Reader(graph, path_of).read(closed_jaxpr, graph.inputs, caller)
+    graph.outputs = _Reader(graph, path_of, keep_checkpoints).read(closed_jaxpr, graph.inputs, caller)
     graph.drop_unused()
     return graph
 
@@ -184,6 +188,7 @@ def read(
 class _Reader:
     graph: Graph
     path_of: Callable[[Any], str]
+    keep_checkpoints: bool
 
     def read(self, closed: core.ClosedJaxpr, arguments: Sequence[int], caller: str) -> list[int]:
         """Appends the operations of a jaxpr to the graph, and returns the numbers of its outputs."""
@@ -196,7 +201,8 @@ class _Reader:
         for equation in closed.jaxpr.eqns:
             inputs = tuple(self._number(atom, numbers) for atom in equation.invars)
             location = equations.location(equation) or caller
-            called = equations.called_jaxpr(equation)
+            is_kept = self.keep_checkpoints and equations.is_checkpoint(equation)
+            called = None if is_kept else equations.called_jaxpr(equation)
             live = [value for value in inputs if graph.status[value] in (Status.LIVE, Status.TOKEN)]
             others_are_numbers = all(graph.shapes[value].size == 1 for value in inputs if value not in live)
             is_unit = len(live) == 1 and others_are_numbers and equations.is_elementwise(equation)
@@ -223,6 +229,11 @@ class _Reader:
             bodies, out = self._read_scan(equation, inputs, location)
         elif Status.LIVE in statuses and equation.primitive.name == "cond":
             bodies, out = self._read_branches(equation, inputs, location)
+        elif Status.LIVE in statuses and self.keep_checkpoints and equations.is_checkpoint(equation):
+            called = equations.called_jaxpr(equation)
+            assert called is not None
+            body = self._read_body(called, inputs, statuses, location)
+            bodies, out = (body,), [body.status[value] for value in body.outputs]
         else:
             joined = _join(statuses)
             if joined is Status.LIVE and equation.primitive.name == "stop_gradient":
@@ -241,7 +252,8 @@ class _Reader:
     def _read_body(
         self, closed: core.ClosedJaxpr, inputs: Sequence[int], statuses: Sequence[Status], caller: str
     ) -> Graph:
-        return read(closed, statuses, [self.graph.name_of(value) for value in inputs], self.path_of, caller)
+        names = [self.graph.name_of(value) for value in inputs]
+        return read(closed, statuses, names, self.path_of, caller, keep_checkpoints=True)
 
     def _read_scan(self, equation: Any, inputs: Sequence[int], caller: str) -> tuple[tuple[Graph, ...], list[Status]]:
         constants, carries = equation.params["num_consts"], equation.params["num_carry"]

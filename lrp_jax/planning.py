@@ -28,7 +28,7 @@ class Piece:
         layer: The layer that the piece is, if it is one.
         rule: The rule of the layer.
         treatment: The backward pass; None where no relevance arrives.
-        bodies: The plans of the functions that the operation runs (scan, cond).
+        bodies: The plans of the functions that the operation runs (scan, cond, checkpoint).
         taken: For each output, the form in which its cotangent is taken.
         returned: For each live operand, the form in which its cotangent is returned.
     """
@@ -174,7 +174,7 @@ class _Planner:
         (operation, *_) = piece.operations
         if operation.name == "scan" and piece.layer is None:
             return self._treat_scan(piece, forms)
-        if operation.name == "cond":
+        if operation.bodies and piece.layer is None:
             return self._treat_branches(piece, forms)
         if piece.layer is not None and piece.rule is not None:
             treatment = _layer_treatment(piece.layer, piece.rule)
@@ -210,7 +210,8 @@ class _Planner:
         out = [forms.get(value, Form.RATIO) for value in operation.outputs]
         plans = [self.plan(body, out, None) for body in operation.bodies]
         joined = tuple(_either(pair) for pair in zip(*(plan.input_forms for plan in plans), strict=True))
-        return _with_bodies(piece, operation.inputs[1:], plans, out, joined)
+        operands = operation.inputs[len(operation.inputs) - len(joined) :]  # without the index of the branch
+        return _with_bodies(piece, operands, plans, out, joined)
 
 
 def _operands(graph: Graph, group: Sequence[Operation]) -> tuple[tuple[int, ...], tuple[int, ...]]:

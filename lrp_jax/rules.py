@@ -13,6 +13,7 @@ Every rule has a field `bias`:
   the output, those with x_i w_ij != 0 (with w_ij != 0 for the rules that do not look at x).
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
@@ -130,12 +131,10 @@ class Rule:
             Array of the shape of `layer.x`, in the form `self.form`.
         """
         layer = self._with_bias(layer)
-        shares = self.shares(layer, relevance)
-        parts = [
-            self._in_form(layer, share.x, layer.transpose(share.w, share.s)) for share in shares if share.x is not None
-        ]
+        shares = [share for share in self.shares(layer, relevance) if share.x is not None]
+        parts = list(map(functools.partial(self._in_form, layer), shares, _transposed(layer, shares)))
         if self.bias == "distribute":
-            parts += [self._spread(layer, share) for share in shares if share.x is not None]
+            parts += [self._spread(layer, share) for share in shares]
         return sum(parts[1:], start=parts[0])
 
     def bias_share(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
@@ -151,10 +150,11 @@ class Rule:
         # Without its bias the output may be negative where the relu lets the true one pass.
         return replace(layer, b=jnp.zeros_like(layer.b), z=layer.linear(layer.x, layer.w), rectified=False)
 
-    def _in_form(self, layer: LinearMap, x: jax.Array, transposed: jax.Array) -> jax.Array:
+    def _in_form(self, layer: LinearMap, share: Share, transposed: jax.Array) -> jax.Array:
+        assert share.x is not None
         if self.form is Form.RELEVANCE:
-            return x * transposed
-        return transposed if x is layer.x else jnp.where(x == 0, 0, transposed)
+            return share.x * transposed
+        return transposed if share.x is layer.x else jnp.where(share.x == 0, 0, transposed)
 
     def _spread(self, layer: LinearMap, share: Share) -> jax.Array:
         connected = (layer.w != 0).astype(layer.w.dtype)
@@ -542,6 +542,19 @@ class Norm(Rule):
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         return Epsilon(self.stabilizer).shares(layer, relevance)
+
+
+def _transposed(layer: LinearMap, shares: Sequence[Share]) -> list[jax.Array]:
+    """T(w, s) of every share. Those that have their s in common are one product, which is faster than several."""
+    products: dict[int, jax.Array] = {}
+    for first in shares:
+        same = [share for share in shares if share.s is first.s]
+        if len(same) == 1:
+            products[id(first)] = layer.transpose(first.w, first.s)
+        elif first is same[0]:
+            joined = jax.vmap(layer.transpose, (0, None))(jnp.stack([share.w for share in same]), first.s)
+            products.update(zip(map(id, same), joined, strict=True))
+    return [products[id(share)] for share in shares]
 
 
 def _check(rule: Rule, *names: str) -> None:

@@ -35,6 +35,7 @@ def trace(
     kwargs: dict[str, Any],
     *,
     tokens: bool = False,
+    keep_checkpoints: bool = False,
 ) -> Traced:
     """Traces a call. Arrays become inputs of the graph; whatever else the arguments hold stays as it is.
 
@@ -44,6 +45,7 @@ def trace(
         args: The positional arguments.
         kwargs: The keyword arguments.
         tokens: Whether integers may be explained; relevance then ends at their embeddings.
+        keep_checkpoints: Whether what runs under `jax.checkpoint` stays a function of its own.
 
     Returns:
         The call.
@@ -83,7 +85,13 @@ def trace(
     paths = [name_of_path(path[2:]) for path, _ in jax.tree_util.tree_leaves_with_path((args, kwargs))]
     array_paths = [path for path, array in zip(paths, is_array, strict=True) if array]
     held = _paths_of_arrays(fun)
-    graph = read(closed_jaxpr, statuses, array_paths, lambda constant: held.get(id(constant), ""))
+    graph = read(
+        closed_jaxpr,
+        statuses,
+        array_paths,
+        lambda constant: held.get(id(constant), ""),
+        keep_checkpoints=keep_checkpoints,
+    )
     return Traced(graph, arrays, jax.tree.structure(output))
 
 

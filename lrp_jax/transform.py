@@ -56,7 +56,7 @@ def lrp(fun: Callable[..., Any], rules: Rules, argnums: int | Sequence[int] = 0)
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     def explained(*args: Any, **kwargs: Any) -> Any:
-        traced = trace(fun, positions, args, kwargs)
+        traced = trace(fun, positions, args, kwargs, keep_checkpoints=True)
         outputs = rebind(make_plan(traced.graph, composite), begin(traced.graph, traced.inputs))
         return jax.tree.unflatten(traced.structure, outputs)
 
@@ -159,13 +159,16 @@ def _runner(piece: Piece) -> Callable[[Sequence[jax.Array], Sequence[jax.Array]]
 
 
 def _run_bodies(piece: Piece, live: Sequence[jax.Array], constants: Sequence[jax.Array]) -> Sequence[jax.Array]:
-    """Runs a scan or a cond with transformed bodies."""
+    """Runs a scan, a cond or a checkpoint with transformed bodies."""
     (operation,) = piece.operations
     values = dict(zip(piece.live + piece.constants, (*live, *constants), strict=True))
     operands = [values[i] for i in operation.inputs]
     params = operation.equation.params
     if operation.name == "cond":
         return lax.switch(operands[0], [functools.partial(_run_branch, plan) for plan in piece.bodies], *operands[1:])
+    if operation.name != "scan":
+        run = functools.partial(_run_branch, piece.bodies[0])
+        return jax.checkpoint(run, prevent_cse=params["prevent_cse"], policy=params["policy"])(*operands)
     number, carries = params["num_consts"], params["num_carry"]
 
     def body(carry: list[jax.Array], x: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lrp_jax import LRPError, composites, ledger, lrp, plan, relevance, rules
-from lrp_jax.attribution import _explain
+from lrp_jax.attribution import explain_arrays
 from lrp_jax.errors import InputError
 
 
@@ -138,13 +138,13 @@ def test_integers_end_at_their_embedding(float64):
 
 def test_same_shapes_are_compiled_once(network, images):
     relevance(network, images, 0, rules.Epsilon())
-    compiled = _explain._cache_size()
+    compiled = explain_arrays._cache_size()
     nnx.update(network, jax.tree.map(lambda value: value * 2, nnx.state(network)))
     second = relevance(network, images + 1, 2, rules.Epsilon())
-    assert _explain._cache_size() == compiled
+    assert explain_arrays._cache_size() == compiled
     np.testing.assert_allclose(second.output, network(images + 1), rtol=1e-4, atol=1e-5)
     relevance(network, images[:2], 2, rules.Epsilon())
-    assert _explain._cache_size() == compiled + 1
+    assert explain_arrays._cache_size() == compiled + 1
 
 
 @pytest.mark.parametrize(
@@ -234,3 +234,22 @@ def test_ledger_accounts_for_dropped_branches(float64):
 def test_ledger_of_all_classes_is_refused(network, images):
     with pytest.raises(InputError, match="one target at a time"):
         ledger(network, images, "all")
+
+
+def test_checkpointed_layers_have_the_relevance_of_plain_ones(float64):
+    first, second = jax.random.normal(jax.random.key(0), (4, 6)), jax.random.normal(jax.random.key(1), (6, 3))
+    x = jax.random.normal(jax.random.key(2), (5, 4))
+
+    def block(x):
+        return jax.nn.relu(x @ first + 0.1)
+
+    def network(block):
+        return lambda x: jax.nn.relu(checkpoint_name(block(x), "features") - 0.05) @ second
+
+    composite = [(composites.first, rules.ZBox(-4.0, 4.0)), (composites.any_layer, rules.Gamma())]
+    plain = relevance(network(block), x, 1, composite, at=["features"])
+    checkpointed = relevance(network(jax.checkpoint(block)), x, 1, composite)
+    on_the_way = relevance(network(jax.checkpoint(block)), x, 1, composite, at=["features"])
+    np.testing.assert_allclose(checkpointed.relevance, plain.relevance, rtol=1e-12)
+    np.testing.assert_allclose(on_the_way.relevance, plain.relevance, rtol=1e-12)
+    np.testing.assert_allclose(on_the_way.at["features"], plain.at["features"], rtol=1e-12)

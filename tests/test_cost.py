@@ -122,3 +122,27 @@ def test_equations_grow_in_proportion_to_the_layers():
 
     ten, hundred = equations(10), equations(100)
     assert hundred <= 10.5 * ten
+
+
+def test_relevance_through_checkpointed_layers_needs_the_memory_of_their_gradient():
+    width, depth, tokens = 32, 12, 64
+    first, second = jax.random.split(jax.random.key(0))
+    weights = (
+        jax.random.normal(first, (depth, width, 4 * width)) / width**0.5,
+        jax.random.normal(second, (depth, 4 * width, width)) / (4 * width) ** 0.5,
+    )
+
+    def layer(x, weights):
+        up, down = weights
+        return x + jax.nn.gelu(x @ up) @ down, None
+
+    def network(layer):
+        return lambda x: jax.lax.scan(layer, x, weights)[0].mean(0)
+
+    def memory(function):
+        explain = jax.jit(jax.grad(lambda x: function(x)[1]))
+        return explain.lower(jnp.ones((tokens, width))).compile().memory_analysis().temp_size_in_bytes
+
+    plain, checkpointed = network(layer), network(jax.checkpoint(layer))
+    composite = composites.AttnLRP()
+    assert memory(lrp(checkpointed, composite)) < 1.3 * memory(checkpointed) < memory(lrp(plain, composite)) / 2

@@ -1,0 +1,550 @@
+"""Explaining a whole data set: on all devices, in several processes, into a Zarr store, and on again after a kill."""
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lrp_jax.attribution import Request, StaticModel, Target, explain_arrays, read_target, split_model
+from lrp_jax.composites import Composite, Rules, as_composite
+from lrp_jax.errors import InputError, StoreError, import_extra
+
+_DONE = "done"
+_GROUP = "zarr.json"  # the key under which Zarr keeps the metadata of a group
+
+
+def explain_dataset(
+    model: Callable[[Any], Any],
+    source: Iterable[Any],
+    store: str | os.PathLike[str],
+    target: Target = None,
+    rules: Rules | None = None,
+    *,
+    prepare: Callable[[Any], Any] | None = None,
+    target_of: Callable[[Any], int] | None = None,
+    reduce: Callable[[Any], Any] | None = None,
+    batch_size: int = 32,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Explains every sample of a data set and writes relevance, outputs and explained classes to a Zarr store.
+
+    A run that was killed, at whatever moment, goes on when it is called again: a batch counts as done once all of it
+    is on the disk, and only what is not done is explained. While a batch is explained, the one before is written.
+
+    The samples of a batch are shared out over the devices of a process, each of which explains its own. If
+    `jax.distributed.initialize` was called, every process explains batches of its own on its own devices: all pass the
+    same arguments, and a store that all can reach. They do not wait for each other; call
+    `jax.experimental.multihost_utils.sync_global_devices` before one reads what another has written.
+
+    Args:
+        model: A function of one argument, as for `lrp_jax.relevance`.
+        source: The data set, one element for each sample: an array, a list, or anything else with a length and an index
+            (`tensorflow_datasets.data_source`, `grain.MapDataset`), of which only what is to be explained is read; or
+            an iterable (`grain.DataLoader`, a generator), which is read from its beginning. A run that goes on needs
+            the same elements in the same order.
+        store: Where the Zarr group is: a folder, or a URL that TensorStore knows, such as "gs://bucket/maps".
+        target: What is explained, as for `lrp_jax.relevance`.
+        rules: A rule, a composite, or a list of (selector, rule) pairs; `EpsilonPlus()` if None.
+        prepare: A function that turns an element into a sample: the model's input (an array or a pytree of arrays)
+            without the dimension for the samples. None if the elements are the samples.
+        target_of: A function of an element that returns the class to be explained, in place of `target`.
+        reduce: A function that turns the relevance of a batch into what is stored, such as
+            `lambda relevance: relevance.sum(-1)`. It runs on the devices and keeps the dimension for the samples.
+        batch_size: The number of samples that a process explains at a time, best a multiple of its number of devices;
+            they are one chunk of each array in the store. A last, smaller batch is filled up, so that nothing is
+            compiled for it; what fills it up is not stored.
+        mesh: Devices of this process. The samples are shared out over the first axis of the mesh; parameters that are
+            sharded over these devices stay so, others are copied to each. All devices of this process if None.
+        progress: Whether the first process shows a progress bar.
+
+    Returns:
+        The arrays of the store, as `open_explanations` returns them.
+
+    Raises:
+        InputError: If the source is empty or a mapping, its samples differ in shape, a target does not fit the output,
+            or the mesh holds devices of another process.
+        StoreError: If the store belongs to another run: to other data, another model, other rules.
+        MissingExtraError: If TensorStore or tqdm is not installed.
+        SelectorError: If the rules do not fit the layers.
+        UnsupportedOperationError: If relevance reaches an operation that has no treatment.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from lrp_jax import rules
+        >>> weight = jnp.array([[1.0, -1.0], [3.0, 2.0]])
+        >>> images = np.array([[20, 10], [0, 30], [10, 10]], np.uint8)
+        >>> stored = explain_dataset(
+        ...     lambda x: x @ weight, images, mkdtemp(), target=0, rules=rules.Zero(),
+        ...     prepare=lambda image: image / np.float32(10), batch_size=2, progress=False,
+        ... )
+        >>> stored["relevance"][0].read().result()
+        array([2., 3.], dtype=float32)
+    """
+    parts = source if isinstance(source, Mapping) else getattr(source, "_fields", ())
+    if parts:
+        raise InputError(
+            f"The source is a {type(source).__name__} of {', '.join(map(repr, parts))}, but a data set has one element "
+            "for each sample. Pass the array that holds the inputs."
+        )
+    if target is not None and target_of is not None:
+        raise InputError("Both target and target_of say what is explained. Pass one of them.")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, but it is {batch_size}.")
+    mesh = _local_mesh(mesh)
+    first, elements = _peek(source)
+    number = len(elements) if _is_indexed(elements) else None
+    sample = _sample(prepare, first)
+    stack = functools.partial(_stack, prepare, sample)
+    composite = as_composite(rules)
+    arrays, static = split_model(model)
+    one = jax.tree.map(lambda leaf: leaf[None], sample)
+    kind, targets_of = _read_targets(target, target_of, jax.eval_shape(static.call, arrays, one), number)
+
+    explain = functools.partial(_explain_batch, static, composite, kind, reduce)
+    one_target = targets_of([first], 0, 1)
+    computation, shapes = jax.make_jaxpr(explain, return_shape=True)(arrays, one, one_target)
+    fingerprint = {
+        "samples": "unknown" if number is None else str(number),
+        "sample": _describe(sample),
+        "batch_size": str(batch_size),
+        "rules": _without_addresses(repr(composite)),
+        "computation (model, rules, target, reduce)": _hash(computation),
+        "parameters": _hash(arrays),
+        "data (first sample, targets)": _hash(
+            (sample, one_target, np.asarray(target) if _is_per_sample(target) else ())
+        ),
+    }
+    group = _Group(store, fingerprint, shapes, number, batch_size)
+
+    (axis, *_) = mesh.axis_names
+    width = -(-batch_size // mesh.shape[axis]) * mesh.shape[axis]
+    arrays = {name: _placed(array, mesh) for name, array in arrays.items()}
+    place = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec(axis)))
+    own = None if number is None else sum(map(len, _own_batches(number, batch_size)))
+    tqdm = import_extra("tqdm.auto", "large").tqdm
+    running: tuple[range, Any] | None = None
+    with tqdm(total=own, desc="explaining", unit="sample", disable=not progress or jax.process_index() > 0) as bar:
+        for indices, batch in _batches(elements, batch_size):
+            if not group.holds(indices):
+                loaded = list(batch)
+                x, targets = stack(loaded, indices.start, width), targets_of(loaded, indices.start, width)
+                started = _explain_shared(mesh, static, composite, kind, reduce, arrays, place(x), place(targets))
+                if running is not None:  # is written while the devices are at work
+                    group.write(*running)
+                running = indices, started
+            bar.update(len(indices))
+        if running is not None:
+            group.write(*running)
+    return open_explanations(store)
+
+
+def open_explanations(store: str | os.PathLike[str]) -> dict[str, Any]:
+    """Opens what `explain_dataset` has written, while it runs or afterwards.
+
+    Args:
+        store: The folder or URL of the store. Other libraries read it too: `zarr.open_group(store)["relevance"][0]`.
+
+    Returns:
+        TensorStore arrays by name, all with the samples in the first dimension, in the order of the source; `a[i:j]`
+        chooses, `a[i:j].read().result()` returns a NumPy array:
+
+        - "relevance": the relevance of the input, after `reduce`; for all classes of shape (samples, classes, ...).
+        - "output": the model's output, of shape (samples, classes).
+        - "target": the explained class, int32 of shape (samples,), if one class is explained.
+        - "done": whether a sample was explained, of shape (samples,). Until then its relevance is NaN.
+
+        Of a pytree there is an array for each leaf, named by its path: "relevance.left".
+
+    Raises:
+        StoreError: If there is no such store.
+        MissingExtraError: If TensorStore is not installed.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> folder = mkdtemp()
+        >>> _ = explain_dataset(lambda x: jnp.tanh(x), np.eye(3, dtype=np.float32), folder, progress=False)
+        >>> stored = open_explanations(folder)
+        >>> {name: array.shape for name, array in stored.items()}
+        {'done': (3,), 'output': (3, 3), 'relevance': (3, 3), 'target': (3,)}
+        >>> bool(stored["done"].read().result().all())
+        True
+    """
+    kvstore = _open_kvstore(store)
+    attributes = _attributes(kvstore)
+    if attributes is None or "arrays" not in attributes:
+        raise StoreError(f"There are no explanations in {os.fspath(store)!r}: explain_dataset has not written there.")
+    return {name: _open_array(kvstore, name) for name in attributes["arrays"]}
+
+
+# The source.
+
+
+def _is_indexed(source: Any) -> bool:
+    return hasattr(source, "__len__") and hasattr(source, "__getitem__")
+
+
+def _peek(source: Iterable[Any]) -> tuple[Any, Any]:
+    """The first element, and all of them."""
+    if isinstance(source, jax.Array):
+        source = np.asarray(source)
+    if _is_indexed(source):
+        first: list[Any] = list(_read(source, range(min(1, len(source)))))  # type: ignore[arg-type]  # has an index
+        elements: Any = source
+    else:
+        iterator = iter(source)
+        first = list(itertools.islice(iterator, 1))
+        elements = itertools.chain(first, iterator)
+    if not first:
+        raise InputError("The source is empty: there is nothing to explain. A generator can be read only once.")
+    return first[0], elements
+
+
+def _read(source: Any, indices: range) -> Iterator[Any]:
+    if hasattr(source, "__getitems__"):  # reads records together, which is faster
+        yield from source.__getitems__(list(indices))
+    else:
+        yield from map(source.__getitem__, indices)
+
+
+def _own_batches(number: int, size: int) -> Iterator[range]:
+    """The indices of the batches that this process explains."""
+    for start in range(jax.process_index() * size, number, jax.process_count() * size):
+        yield range(start, min(start + size, number))
+
+
+def _batches(elements: Any, size: int) -> Iterator[tuple[range, Iterable[Any]]]:
+    """The indices and the elements of the batches that this process explains; indexed elements are not yet read."""
+    if _is_indexed(elements):
+        for indices in _own_batches(len(elements), size):
+            yield indices, _read(elements, indices)
+        return
+    iterator = iter(elements)
+    for batch in itertools.count():
+        read = list(itertools.islice(iterator, size))
+        if not read:
+            return
+        if batch % jax.process_count() == jax.process_index():
+            yield range(batch * size, batch * size + len(read)), read
+
+
+def _sample(prepare: Callable[[Any], Any] | None, element: Any) -> Any:
+    def as_array(leaf: Any) -> np.ndarray:
+        array = np.asarray(leaf)
+        if array.dtype.kind not in "biufcV":  # V: bfloat16 and the like
+            raise InputError(
+                f"An element holds {array.dtype}. Pass as prepare a function that returns the input of the model."
+            )
+        return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+    return jax.tree.map(as_array, prepare(element) if prepare else element)
+
+
+def _stack(prepare: Callable[[Any], Any] | None, like: Any, elements: Sequence[Any], start: int, width: int) -> Any:
+    """Prepares the elements of a batch, stacks them, and repeats the last to fill the batch up."""
+    samples = [_sample(prepare, element) for element in elements]
+    expected = _describe(like)
+    for index, sample in enumerate(samples, start):
+        if (found := _describe(sample)) != expected:
+            raise InputError(
+                f"Sample {index} is {found}, but the first is {expected}. All samples need one shape and dtype, which "
+                "prepare can give them."
+            )
+    samples += samples[-1:] * (width - len(samples))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *samples)
+
+
+def _is_per_sample(target: Any) -> bool:
+    return not callable(target) and np.ndim(target) > 0
+
+
+def _read_targets(
+    target: Target, target_of: Callable[[Any], int] | None, output: Any, number: int | None
+) -> tuple[Any, Callable[[Sequence[Any], int, int], Any]]:
+    """The kind of target, as `read_target` has it, and a function that returns the targets of a batch."""
+    is_per_sample = _is_per_sample(target)
+    if number is None:
+        number = len(target) if is_per_sample else 1  # type: ignore[arg-type]
+
+    def resized(samples: int) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((samples, *leaf.shape[1:]), leaf.dtype), output)
+
+    kind, _ = read_target(0 if target_of else target, resized(number), number)
+
+    def targets_of(elements: Sequence[Any], start: int, width: int) -> np.ndarray | None:
+        chosen: Any = target
+        if target_of is not None:
+            chosen = [int(target_of(element)) for element in elements]
+        elif is_per_sample:
+            chosen = target[start : start + len(elements)]  # type: ignore[index]
+        _, values = read_target(chosen, resized(len(elements)), len(elements))
+        if values is None:
+            return None
+        padding = [(0, width - len(elements))] + [(0, 0)] * (values.ndim - 1)
+        return np.pad(values, padding, mode="edge")
+
+    return kind, targets_of
+
+
+# The computation.
+
+
+def _explain_batch(
+    static: StaticModel,
+    composite: Composite,
+    kind: Any,
+    reduce: Callable[[Any], Any] | None,
+    arrays: dict[str, Any],
+    x: Any,
+    targets: Any,
+) -> dict[str, jax.Array]:
+    """What is stored of a batch, by name."""
+    output, maps, _ = explain_arrays(static, composite, Request((), ()), kind, arrays, x, targets, [])
+    if kind == "all":
+        maps = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), maps)
+    explained = {"relevance": reduce(maps) if reduce else maps, "output": output}
+    if kind in ("largest", "index"):
+        explained["target"] = (output.argmax(-1) if kind == "largest" else targets).astype(jnp.int32)
+    (samples, *_) = {len(leaf) for leaf in jax.tree.leaves(x)}
+    named = _named(explained)
+    for name, leaf in named.items():
+        if jnp.shape(leaf)[:1] != (samples,):
+            raise InputError(
+                f"{name} has the shape {jnp.shape(leaf)} for {samples} samples, but model and reduce must return them "
+                "in the first dimension."
+            )
+    return named
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _explain_shared(
+    mesh: Mesh,
+    static: StaticModel,
+    composite: Composite,
+    kind: Any,
+    reduce: Callable[[Any], Any] | None,
+    arrays: dict[str, Any],
+    x: Any,
+    targets: Any,
+) -> dict[str, jax.Array]:
+    """Each device along the first axis of the mesh explains samples of its own: none has to wait for another."""
+    (axis, *_) = mesh.axis_names
+    explain = functools.partial(_explain_batch, static, composite, kind, reduce)
+    everything, share = PartitionSpec(), PartitionSpec(axis)
+    return jax.shard_map(
+        explain,
+        mesh=mesh,
+        in_specs=(everything, share, share),
+        out_specs=share,
+        axis_names={axis},
+        check_vma=False,
+    )(arrays, x, targets)
+
+
+def _local_mesh(mesh: Mesh | None) -> Mesh:
+    if mesh is None:
+        return Mesh(np.array(jax.local_devices()), "samples")
+    if any(device.process_index != jax.process_index() for device in mesh.devices.flat):
+        raise InputError(
+            "The mesh holds devices of another process, but each process explains samples of its own. Make it of "
+            "jax.local_devices()."
+        )
+    return Mesh(mesh.devices, mesh.axis_names)  # its axes are left to the compiler
+
+
+def _placed(array: Any, mesh: Mesh) -> jax.Array:
+    is_there = isinstance(array, jax.Array) and array.sharding.device_set == set(mesh.devices.flat)
+    if is_there and isinstance(array.sharding, NamedSharding):
+        return jax.device_put(array, NamedSharding(mesh, array.sharding.spec))
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec()))
+
+
+# The store.
+
+
+class _Group:
+    """The Zarr group of a run: arrays by name, and for each sample whether all of it was written."""
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str],
+        fingerprint: dict[str, str],
+        shapes: Mapping[str, jax.ShapeDtypeStruct],
+        number: int | None,
+        batch_size: int,
+    ) -> None:
+        kvstore = _open_kvstore(store)
+        shapes = {_DONE: jax.ShapeDtypeStruct((1,), jnp.bool), **shapes}
+        _claim(kvstore, store, fingerprint, sorted(shapes))
+        for name, shape in shapes.items():
+            _create_array(kvstore, name, (number or 0, *shape.shape[1:]), shape.dtype, batch_size)
+        self._grows = number is None
+        self._arrays = {name: _open_array(kvstore, name, recheck_cached_metadata=True) for name in shapes}
+        self._done = self._arrays[_DONE].read().result()
+
+    def holds(self, indices: range) -> bool:
+        """Whether all these samples were there when the run began."""
+        done = self._done[indices.start : indices.stop]
+        return len(done) == len(indices) and bool(done.all())
+
+    def write(self, indices: range, explained: Mapping[str, jax.Array]) -> None:
+        """Writes a batch without what filled it up, and only then that it is done."""
+        place = slice(indices.start, indices.stop)
+        if self._grows:
+            self._arrays = {name: _grown(array, indices.stop) for name, array in self._arrays.items()}
+        values = {name: np.asarray(value)[: len(indices)] for name, value in explained.items()}
+        for future in [self._arrays[name][place].write(value) for name, value in values.items()]:
+            future.result()
+        self._arrays[_DONE][place].write(True).result()
+
+
+def _open_kvstore(store: str | os.PathLike[str]) -> Any:
+    tensorstore = import_extra("tensorstore", "large")
+    place = os.fspath(store)
+    if "://" in place:
+        return tensorstore.KvStore.open(place.rstrip("/") + "/").result()
+    return tensorstore.KvStore.open({"driver": "file", "path": f"{Path(place).expanduser().absolute()}/"}).result()
+
+
+def _attributes(kvstore: Any) -> dict[str, Any] | None:
+    """The attributes of the group, None if there is none."""
+    found = kvstore.read(_GROUP).result()
+    return None if found.state == "missing" else json.loads(found.value).get("attributes", {})
+
+
+def _claim(kvstore: Any, store: str | os.PathLike[str], fingerprint: dict[str, str], arrays: Sequence[str]) -> None:
+    """Notes what the store is for, unless this was noted by an earlier run or by another process."""
+    there = _attributes(kvstore)
+    if there is None and kvstore.list().result() and _attributes(kvstore) is None:
+        raise StoreError(f"{os.fspath(store)!r} holds something else than explanations. Choose a new folder.")
+    if there is None:
+        versions = {name: version(name) for name in ("lrp-jax", "jax")}
+        attributes = {"run": fingerprint, "arrays": arrays, "versions": versions}
+        group = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=2)
+        missing = kvstore.read(_GROUP).result().stamp.generation
+        kvstore.write(_GROUP, group.encode(), if_equal=missing).result()
+        there = _attributes(kvstore)
+    noted = (there or {}).get("run", {})
+    differing = [
+        f"{name} (there {noted.get(name)}, here {value})" if len(value) < 64 else name
+        for name, value in fingerprint.items()
+        if noted.get(name) != value
+    ]
+    if differing:
+        raise StoreError(
+            f"The store {os.fspath(store)!r} belongs to another run. These differ: {'; '.join(differing)}. Choose "
+            "another store, or delete this one to start anew."
+        )
+
+
+def _create_array(kvstore: Any, name: str, shape: tuple[int, ...], dtype: Any, batch_size: int) -> None:
+    """Creates an array with a chunk for each batch, unless it is there."""
+    tensorstore = import_extra("tensorstore", "large")
+    dtype = np.dtype(dtype)
+    empty = np.nan if jnp.issubdtype(dtype, jnp.floating) else -1 if dtype == np.int32 else 0
+    compression = {"name": "blosc", "configuration": {"cname": "lz4", "clevel": 5, "shuffle": "shuffle"}}
+    try:
+        tensorstore.open(
+            {"driver": "zarr3"},
+            kvstore=kvstore / f"{name}/",
+            create=True,
+            dtype=dtype,
+            shape=shape,
+            chunk_layout=tensorstore.ChunkLayout(chunk_shape=(batch_size, *shape[1:])),
+            codec=tensorstore.CodecSpec({"driver": "zarr3", "codecs": [compression]}),
+            fill_value=np.array(empty, dtype),
+        ).result()
+    except ValueError as error:
+        if "ALREADY_EXISTS" not in str(error):
+            raise
+
+
+def _open_array(kvstore: Any, name: str, **options: Any) -> Any:
+    tensorstore = import_extra("tensorstore", "large")
+    return tensorstore.open({"driver": "zarr3", **options}, kvstore=kvstore / f"{name}/", open=True).result()
+
+
+def _grown(array: Any, length: int) -> Any:
+    """Makes room for samples; other processes may do so at the same time."""
+    while (array := array.resolve().result()).shape[0] < length:
+        try:
+            return array.resize(exclusive_max=(length, *array.shape[1:]), expand_only=True).result()
+        except ValueError:
+            if array.resolve().result().shape[0] < length:  # else another process made more room
+                raise
+    return array
+
+
+# What identifies a run.
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    with_paths = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in with_paths}
+
+
+def _describe(tree: Any) -> str:
+    named = _named(tree).items()
+    return ", ".join(" ".join(filter(None, (name, f"{leaf.dtype}{list(leaf.shape)}"))) for name, leaf in named)
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
+def _hash(value: Any) -> str:
+    """The SHA-256 of arrays in a pytree or of a computation; the same in every process."""
+    digest = hashlib.sha256()
+
+    def add(text: str) -> None:
+        digest.update(text.encode())
+
+    def add_arrays(tree: Any) -> None:
+        for name, leaf in _named(tree).items():
+            is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+            array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+            add(f"{name} {array.dtype} {array.shape}")
+            digest.update(np.ascontiguousarray(array).tobytes())
+
+    def add_jaxpr(jaxpr: Any) -> None:
+        if isinstance(jaxpr, ClosedJaxpr):
+            add_arrays(jaxpr.consts)
+            jaxpr = jaxpr.jaxpr
+        numbers: dict[Any, int] = {}
+
+        def add_atoms(atoms: Sequence[Any]) -> None:
+            for atom in atoms:
+                if isinstance(atom, Literal):
+                    add_arrays(atom.val)
+                else:
+                    add(f"{numbers.setdefault(atom, len(numbers))}:{atom.aval.str_short()}")
+
+        add_atoms([*jaxpr.constvars, *jaxpr.invars])
+        for equation in jaxpr.eqns:
+            add(str(equation.primitive))
+            add_atoms([*equation.invars, *equation.outvars])
+            for name, parameter in sorted(equation.params.items()):
+                add(name)
+                for leaf in jax.tree.leaves(parameter, is_leaf=lambda leaf: isinstance(leaf, ClosedJaxpr | Jaxpr)):
+                    if isinstance(leaf, ClosedJaxpr | Jaxpr):
+                        add_jaxpr(leaf)
+                    elif isinstance(leaf, jax.Array | np.ndarray):
+                        add_arrays(leaf)
+                    elif not callable(leaf):
+                        add(_without_addresses(repr(leaf)))
+        add_atoms(jaxpr.outvars)
+
+    add_jaxpr(value) if isinstance(value, ClosedJaxpr) else add_arrays(value)
+    return digest.hexdigest()
