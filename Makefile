@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test test-book lint clean
+.PHONY: help book test test-book lint bench clean
 
 help:  ## Say what there is (the default)
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -22,6 +22,9 @@ lint: $(VENV)/installed-book,dev  ## Check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy lrp_jax
+
+bench: $(VENV)/installed-book,dev  ## Time relevance as a ratio to the input gradient
+	@cd tests/benchmarks && ../../$(BIN)/python relevance.py
 
 clean:  ## Remove what was built, the environment included
 	rm -rf _build $(VENV)
