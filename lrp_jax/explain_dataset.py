@@ -158,15 +158,15 @@ def open_explanations(store: str | os.PathLike[str]) -> dict[str, Any]:
         store: The folder or URL of the store. Other libraries read it too: `zarr.open_group(store)["relevance"][0]`.
 
     Returns:
-        TensorStore arrays by name, all with the samples in the first dimension, in the order of the source; `a[i:j]`
-        chooses, `a[i:j].read().result()` returns a NumPy array:
+        TensorStore arrays by name, all with the samples in the first dimension, in the order of the source. An index
+        chooses samples, and `.read().result()` of what was chosen is a NumPy array. There are
 
         - "relevance": the relevance of the input, after `reduce`; for all classes of shape (samples, classes, ...).
         - "output": the model's output, of shape (samples, classes).
         - "target": the explained class, int32 of shape (samples,), if one class is explained.
         - "done": whether a sample was explained, of shape (samples,). Until then its relevance is NaN.
 
-        Of a pytree there is an array for each leaf, named by its path: "relevance.left".
+        Of a pytree there is an array for each leaf, named by its path, such as "relevance.left".
 
     Raises:
         StoreError: If there is no such store.

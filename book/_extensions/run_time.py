@@ -12,7 +12,8 @@ def state_run_time(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     executed = NbMetadataCollector.get_exec_data(app.env, docname)
     if executed and executed["runtime"] is not None:
         title = next(doctree.findall(nodes.title))
-        sentence = f"The code of this page ran in {executed['runtime']:.0f} seconds."
+        seconds = max(1, round(executed["runtime"]))
+        sentence = f"The code of this page ran in {seconds} second{'s' * (seconds != 1)}."
         title.parent.insert(1, nodes.paragraph(text=sentence, classes=["run-time"]))
 
 
