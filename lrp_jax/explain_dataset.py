@@ -276,7 +276,7 @@ def _read_targets(
     """The kind of target, as `read_target` has it, and a function that returns the targets of a batch."""
     is_per_sample = _is_per_sample(target)
     if number is None:
-        number = len(target) if is_per_sample else 1  # type: ignore[arg-type]
+        number = len(target) if is_per_sample else 1  # type: ignore[arg-type]  # has a length
 
     def resized(samples: int) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((samples, *leaf.shape[1:]), leaf.dtype), output)
@@ -288,7 +288,7 @@ def _read_targets(
         if target_of is not None:
             chosen = [int(target_of(element)) for element in elements]
         elif is_per_sample:
-            chosen = target[start : start + len(elements)]  # type: ignore[index]
+            chosen = target[start : start + len(elements)]  # type: ignore[index]  # is an array or a sequence
         _, values = read_target(chosen, resized(len(elements)), len(elements))
         if values is None:
             return None

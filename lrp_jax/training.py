@@ -138,7 +138,7 @@ def train(
     validation, rest = np.split(random.permutation(len(data.labels)), [config.validation_size])
     validation_data = Split(data.images[validation], data.labels[validation])
 
-    structure, parameters, constants = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    structure, parameters, constants = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]  # as many parts as filters
     schedule = optax.cosine_decay_schedule(config.learning_rate, steps * config.epochs)
     optimizer = optax.adam(schedule)
     optimizer_state = optimizer.init(parameters)
@@ -244,7 +244,7 @@ def load_or_train(
     root = Path(directory).expanduser() if directory is not None else _default_directory()
     checkpoint = root / f"{model_class.__name__}-{dataset.name}-{fingerprint[:12]}"
 
-    model: nnx.Module = model_class(rngs=nnx.Rngs(config.seed), **model_options)  # type: ignore[call-arg]
+    model: nnx.Module = model_class(rngs=nnx.Rngs(config.seed), **model_options)  # type: ignore[call-arg]  # of its class
     if checkpoint.exists():
         return _load(checkpoint, model, ingredients)
     start = time.perf_counter()

@@ -1,10 +1,35 @@
-"""The networks whose relevance is timed: LeNet, VGG16 and ResNet50, with random weights, in NNX."""
+"""The networks and rules whose relevance is timed and counted: LeNet, VGG16 and ResNet50, in NNX."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from flax import nnx
+
+from lrp_jax import composites, lrp, rules
+
+RULES = {
+    "epsilon": rules.Epsilon(),
+    "epsilon-plus": composites.EpsilonPlus(),
+    "epsilon-plus-flat": composites.EpsilonPlusFlat(),
+    "epsilon-gamma-box": composites.EpsilonGammaBox(-3.0, 3.0),
+    "epsilon-alpha2-beta1": composites.EpsilonAlpha2Beta1(),
+}
+
+
+def lower(structure: Any, state: Any, x: Any, rule: Any) -> Any:
+    """The program of a network's relevance under a rule, or of its input gradient if that is None.
+
+    Parameters and images may be shapes alone: nothing is run.
+    """
+
+    def explain(state: Any, x: jax.Array) -> jax.Array:
+        network: Any = nnx.merge(structure, state)
+        explained = network if rule is None else lrp(network, rule)
+        return jax.grad(lambda x: explained(x)[:, 1].sum())(x)
+
+    return jax.jit(explain).lower(state, x)
 
 
 class LeNet(nnx.Module):

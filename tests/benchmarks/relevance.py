@@ -20,29 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from networks import CASES
-
-from lrp_jax import composites, lrp, rules
-
-RULES = {
-    "epsilon": rules.Epsilon(),
-    "epsilon-plus": composites.EpsilonPlus(),
-    "epsilon-plus-flat": composites.EpsilonPlusFlat(),
-    "epsilon-gamma-box": composites.EpsilonGammaBox(-3.0, 3.0),
-    "epsilon-alpha2-beta1": composites.EpsilonAlpha2Beta1(),
-}
+from networks import CASES, RULES, lower
 
 
 def compiled(model: nnx.Module, x: jax.Array, rule: Any) -> tuple[Callable[[], Any], dict[str, float]]:
     """A call of the compiled explanation, and what the compiler says of it."""
     structure, state = nnx.split(model)
-
-    def explain(state: Any, x: jax.Array) -> jax.Array:
-        network: Any = nnx.merge(structure, state)
-        explained = network if rule is None else lrp(network, rule)
-        return jax.grad(lambda x: explained(x)[:, 1].sum())(x)
-
-    lowered = jax.jit(explain).lower(state, x)
+    lowered = lower(structure, state, x, rule)
     start = time.perf_counter()
     program = lowered.compile()
     facts = {
