@@ -23,8 +23,18 @@ lint: $(VENV)/installed-book,dev  ## Check style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy lrp_jax
 
-bench: $(VENV)/installed-book,dev  ## Time relevance as a ratio to the input gradient
-	@cd tests/benchmarks && ../../$(BIN)/python relevance.py
+bench: $(VENV)/installed-book,dev,large  ## Time relevance as a ratio to the input gradient
+	@cd tests/benchmarks && for program in relevance accuracy devices tasks; do ../../$(BIN)/python $$program.py || exit; done
+
+bench-peers: $(VENV)/installed-book,dev _build/peers/installed  ## Time relevance beside zennit, captum, autolrp and Quantus
+	@cd tests/benchmarks && ../../$(BIN)/python peers.py --python ../../_build/peers/bin/python
+	@cd tests/benchmarks && ../../$(BIN)/python tasks.py --python ../../_build/peers/bin/python
+	@cd tests/benchmarks && ../../$(BIN)/python plot.py
+
+_build/peers/installed: tests/benchmarks/requirements-peers.txt
+	@$(PYTHON) -m venv --clear _build/peers
+	@_build/peers/bin/pip install --quiet -r $<
+	@touch $@
 
 clean:  ## Remove what was built, the environment included
 	rm -rf _build $(VENV)

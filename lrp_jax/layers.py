@@ -10,12 +10,32 @@ import jax.numpy as jnp
 from jax import lax
 
 from lrp_jax import equations
-from lrp_jax.depthwise import is_depthwise, shifted_products
 from lrp_jax.graph import Graph, Operation, Status
+from lrp_jax.windows import is_depthwise, shifted_products
 
 _KINDS = {"dot_general": "dense", "conv_general_dilated": "conv"}
 _AFFINE = {"add", "sub", "mul", "div", "neg"}
 _STRUCTURE = {"reshape", "transpose", "squeeze"}
+
+
+def product(equation: Any, *operands: jax.Array, precision: Any = None) -> jax.Array:
+    """Applies a linear operation; on a CPU, where XLA is slow at them, depthwise convolutions in another way.
+
+    Args:
+        equation: The operation.
+        operands: Its operands.
+        precision: The dtype of the output; the operation's own if None.
+
+    Returns:
+        Its output, up to rounding.
+    """
+    params = equation.params if precision is None else equation.params | {"preferred_element_type": precision}
+    if equation.primitive.name != "conv_general_dilated" or not is_depthwise(params, *operands):
+        changed = {} if precision is None else {"preferred_element_type": precision}
+        return equations.run(equation, *operands, **changed)[0]
+    as_products = functools.partial(shifted_products, params=params)
+    as_convolution = functools.partial(equation.primitive.bind, **params)
+    return lax.platform_dependent(*operands, cpu=as_products, default=as_convolution)
 
 
 @dataclass(frozen=True)
@@ -95,7 +115,7 @@ class Layer:
 
         def linear(x: jax.Array, w: jax.Array) -> jax.Array:
             operands = (x if i == self.input else w for i in head.inputs)
-            return reshape(_product(head.equation, precision, *operands))
+            return reshape(product(head.equation, *operands, precision=precision))
 
         def root_mean_square(z: jax.Array) -> jax.Array:
             shape = head.equation.outvars[0].aval
@@ -328,16 +348,6 @@ def _feature_axes(head: Operation, weight: int) -> tuple[int, ...]:
         batch = head.equation.params["dimension_numbers"].out_spec[0]
         return tuple(axis for axis in range(head.equation.outvars[0].aval.ndim) if axis != batch)
     return tuple(_weight_axes(head, weight))
-
-
-def _product(equation: Any, precision: Any, *operands: jax.Array) -> jax.Array:
-    """Applies a linear operation; on a CPU, where XLA is slow at them, depthwise convolutions in another way."""
-    params = equation.params | {"preferred_element_type": precision}
-    if equation.primitive.name != "conv_general_dilated" or not is_depthwise(params, *operands):
-        return equations.run(equation, *operands, preferred_element_type=precision)[0]
-    as_products = functools.partial(shifted_products, params=params)
-    as_convolution = functools.partial(equation.primitive.bind, **params)
-    return lax.platform_dependent(*operands, cpu=as_products, default=as_convolution)
 
 
 def _sample_axes(head: Operation, x: int) -> tuple[int, ...]:

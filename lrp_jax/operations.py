@@ -16,6 +16,7 @@ from lrp_jax import equations
 from lrp_jax.errors import UnsupportedOperationError
 from lrp_jax.forms import STABILIZER, Form, divide, stabilize
 from lrp_jax.graph import Graph, Operation
+from lrp_jax.windows import is_small_pooling, to_first_largest
 
 Arrays = Sequence[jax.Array]
 
@@ -95,6 +96,14 @@ def _unbroadcast(array: jax.Array, shape: Sequence[int]) -> jax.Array:
     return array.sum(axes, keepdims=True)
 
 
+def _to_winner(call: Call) -> Arrays:
+    (x,), (largest,), (cotangent,) = call.live, call.outputs, call.cotangents
+    if is_small_pooling(call.params):
+        return (to_first_largest(x, largest, cotangent, call.params),)
+    _, transpose = jax.vjp(lambda x: call.run([x], call.constants), x)
+    return transpose([cotangent])
+
+
 def _pooled_sum(call: Call) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
     """Sum over the windows of a pooling, and its transpose."""
     names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
@@ -156,7 +165,7 @@ gated = Treatment("all to the signal, the gate is held constant", {Form.RELEVANC
 smooth = Treatment("gradient times input", needs=Form.RATIO, returns=Form.RATIO)
 """For smooth functions such as softmax (Achtibat et al. 2024, proposition 3.1)."""
 
-winner_takes_all = structural
+winner_takes_all = Treatment(structural.summary, dict.fromkeys(Form, _to_winner))
 """For max pooling: the largest element of the window gets all, the first one of equals."""
 
 pooled_in_proportion = Treatment(
@@ -179,7 +188,7 @@ _STRUCTURAL = frozenset(
     """
     all_gather broadcast_in_dim broadcast_to concatenate convert_element_type copy copy_p cummax cummin device_put
     dynamic_slice dynamic_update_slice expand_dims gather layout_constraint name optimization_barrier pad pvary
-    reduce_max reduce_min reduce_precision reduce_window_max reduce_window_min reshape reshard rev scatter
+    reduce_max reduce_min reduce_precision reduce_window_min reshape reshard rev scatter
     select_and_gather_add select_n sharding_constraint slice sort split squeeze stack tile top_k transpose unstack
     """.split()
 )
@@ -197,7 +206,7 @@ _SUMMARIES: tuple[tuple[Set[str], str], ...] = (
     ({"div"}, "passed one to one; refused for a live denominator, unless it is a statistic or part of a softmax"),
     ({"max", "min"}, "passed one to one; to the winner of two live values"),
     (_PROPORTIONAL | {"scatter-add"}, "split in proportion; passed one to one by a sum with a constant"),
-    (_STRUCTURAL, structural.summary),
+    (_STRUCTURAL | {"reduce_window_max"}, structural.summary),
     ({"scan", "cond"}, "looked into: the bodies are transformed"),
     (set(equations.CALLS), "looked into"),
     (_ENDS, "relevance ends: the output is not differentiable, or is held constant"),
@@ -231,6 +240,8 @@ def treatment_of(graph: Graph, operation: Operation) -> Treatment:
         raise _refusal(operation, "complex numbers")
     if name in _STRUCTURAL or (name in {"max", "min"} and len(live) == 2):
         return structural
+    if name == "reduce_window_max":
+        return winner_takes_all
     if name == "scatter-add" or (name in _PROPORTIONAL and len(live) == len(operation.inputs)):
         return proportional
     if name in _BILINEAR and len(live) == 2:

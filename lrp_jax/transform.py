@@ -147,7 +147,7 @@ def _runner(piece: Piece) -> Callable[[Sequence[jax.Array], Sequence[jax.Array]]
         return piece.run(live, constants)
 
     def forward(live: list[jax.Array], constants: list[jax.Array]) -> tuple[list[jax.Array], Any]:
-        outputs = piece.run(live, constants)
+        outputs = piece.run_with_backward(live, constants)
         return outputs, (live, constants, outputs)
 
     def back(residuals: Any, cotangents: list[jax.Array]) -> tuple[list[jax.Array], None]:

@@ -23,6 +23,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from networks import CASES
+from results import save, versions
 
 from lrp_jax import composites, relevance
 from lrp_jax.explain_dataset import explain_dataset
@@ -67,11 +68,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
 
-    cores = len(os.sched_getaffinity(0))
-    print(f"{jax.devices()[0].device_kind}, {cores} cores, jax {jax.__version__}", end="")
-    print("; overhead only\n" if jax.default_backend() == "cpu" and cores < max(arguments.devices) else "\n")
-    print("| network | devices | relevance, images/s | to the first | explain_dataset, images/s | to the first |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    measured = []
     for network in arguments.networks:
         prepared = {
             n: runs(network, n, arguments.side, arguments.batch_size, arguments.batches) for n in arguments.devices
@@ -86,11 +83,24 @@ def main() -> None:
                         seconds.setdefault((devices, name), []).append(time.perf_counter() - start)
         rates = {key: prepared[key[0]][0] / statistics.median(values) for key, values in seconds.items()}
         for devices in arguments.devices:
-            cells = [
-                f"{rates[devices, name]:.4g} | {rates[devices, name] / rates[arguments.devices[0], name]:.2f}"
-                for name in ("relevance", "explain_dataset")
-            ]
-            print(f"| {network} | {devices} | {' | '.join(cells)} |", flush=True)
+            row: dict[str, Any] = {"network": network, "devices": devices}
+            for name in ("relevance", "explain_dataset"):
+                rate = rates[devices, name]
+                row |= {name: rate, f"{name} to one": rate / rates[arguments.devices[0], name]}
+            measured.append(row)
+    columns = {
+        "network": "Network|",
+        "devices": "Devices|d",
+        "relevance": "relevance (images/s)|.4g",
+        "relevance to one": "to the first|.2f",
+        "explain_dataset": "explain_dataset (images/s)|.4g",
+        "explain_dataset to one": "to the first|.2f",
+    }
+    note = (
+        f"EpsilonPlus, batches of {arguments.batch_size}; LeNet at 28 x 28, others at {arguments.side} x "
+        f"{arguments.side} pixels; medians of {arguments.rounds} rounds. Devices: {jax.devices()[0].device_kind}."
+    )
+    save("devices", measured, columns, versions("lrp_jax", "jax", "flax"), note)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,9 @@ class Bottleneck(nnx.Module):
 
     def __init__(self, incoming: int, width: int, stride: int, *, rngs: nnx.Rngs) -> None:
         def convolution(i: int, o: int, size: int, stride: int = 1) -> nnx.Conv:
-            return nnx.Conv(i, o, (size, size), strides=(stride, stride), use_bias=False, rngs=rngs)
+            padding = (size // 2, size // 2)
+            strides = (stride, stride)
+            return nnx.Conv(i, o, (size, size), strides=strides, padding=(padding, padding), use_bias=False, rngs=rngs)
 
         def normalization(channels: int) -> nnx.BatchNorm:
             return nnx.BatchNorm(channels, use_running_average=True, rngs=rngs)
@@ -106,10 +108,10 @@ class Bottleneck(nnx.Module):
 
 
 class ResNet50(nnx.Module):
-    """He, Zhang, Ren and Sun (2016), with batch normalisation at inference."""
+    """He, Zhang, Ren and Sun (2016), with batch normalisation at inference; strides as in torchvision."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
-        self.stem = nnx.Conv(3, 64, (7, 7), strides=(2, 2), use_bias=False, rngs=rngs)
+        self.stem = nnx.Conv(3, 64, (7, 7), strides=(2, 2), padding=((3, 3), (3, 3)), use_bias=False, rngs=rngs)
         self.normalization = nnx.BatchNorm(64, use_running_average=True, rngs=rngs)
         self.blocks, incoming = nnx.List(), 64
         for width, number, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
@@ -120,7 +122,7 @@ class ResNet50(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nnx.relu(self.normalization(self.stem(x)))
-        x = nnx.max_pool(x, (3, 3), (2, 2), padding="SAME")
+        x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for block in self.blocks:
             x = block(x)
         return self.dense(x.mean((1, 2)))

@@ -1,26 +1,22 @@
 """What relevance costs, as a ratio to the input gradient of the same network in the same process.
 
-    python tests/benchmarks/relevance.py [--networks LeNet VGG16 ResNet50] [--rounds 9] [--output results.md]
+    python relevance.py [--networks LeNet VGG16 ResNet50] [--rounds 9]
 
 Every round times the gradient, then each composite, then the gradient again, and divides by the mean of the two; the
-median of the rounds is printed. Floating-point operations and memory beside the parameters are those of the compiled
+median of the rounds is reported. Floating-point operations and memory beside the parameters are those of the compiled
 programs.
 """
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from networks import CASES, RULES, lower
+from results import save, seconds, versions
 
 
 def compiled(model: nnx.Module, x: jax.Array, rule: Any) -> tuple[Callable[[], Any], dict[str, float]]:
@@ -37,14 +33,7 @@ def compiled(model: nnx.Module, x: jax.Array, rule: Any) -> tuple[Callable[[], A
     return lambda: program(state, x).block_until_ready(), facts
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """How long a call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def rows(name: str, rounds: int) -> list[str]:
+def rows(name: str, rounds: int) -> list[dict[str, Any]]:
     """The rows of the table for one network."""
     case = CASES[name]
     model, x = case.make(rngs=nnx.Rngs(0)), jax.random.normal(jax.random.key(0), case.shape)
@@ -54,38 +43,36 @@ def rows(name: str, rounds: int) -> list[str]:
         call()
         call()
     ratios: dict[str, list[float]] = {rule: [] for rule in RULES}
-    gradients = []
     for _ in range(rounds):
         before = seconds(gradient)
         for rule, (call, _) in calls.items():
             took, after = seconds(call), seconds(gradient)
             ratios[rule].append(2 * took / (before + after))
-            gradients.append(before := after)
-    print(f"{name}: gradient {statistics.median(gradients):.3f} s", flush=True)
+            before = after
     return [
-        f"| {name} | {rule} | {statistics.median(ratios[rule]):.2f} | "
-        + " | ".join(f"{facts[key] / of_gradient[key]:.2f}" for key in ("operations", "memory", "compilation"))
-        + " |"
+        {"network": name, "rules": rule, "time": statistics.median(ratios[rule])}
+        | {key: facts[key] / of_gradient[key] for key in of_gradient}
         for rule, (_, facts) in calls.items()
     ]
 
 
 def main() -> None:
-    """Measures and prints the table."""
+    """Measures and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    table = ["| network | rules | time | operations | memory | compilation |", "| --- | --- | --- | --- | --- | --- |"]
-    for name in arguments.networks:
-        table += rows(name, arguments.rounds)
-    versions = ", ".join(f"{package} {version(package)}" for package in ("lrp_jax", "jax", "flax"))
-    where = f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}, {jnp.zeros(()).dtype}, {versions}"
-    text = "\n".join([*table, "", f"Ratios to the input gradient; median of {arguments.rounds} rounds. {where}."])
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
+    columns = {
+        "network": "Network|",
+        "rules": "Rules|",
+        "time": "Time|.2f",
+        "operations": "Operations|.2f",
+        "memory": "Memory|.2f",
+        "compilation": "Compilation|.2f",
+    }
+    measured = [row for name in arguments.networks for row in rows(name, arguments.rounds)]
+    note = f"Ratios to the input gradient; times are medians of {arguments.rounds} rounds."
+    save("relevance", measured, columns, versions("lrp_jax", "jax", "flax"), note)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,72 @@
+"""Depthwise convolutions and max pooling written out, against JAX's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from lrp_jax import lrp, rules
+from lrp_jax.windows import to_first_largest
+
+POOLINGS = {
+    "apart": ((1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
+    "overlapping": ((1, 3, 3, 1), (1, 2, 2, 1), "SAME"),
+    "with gaps": ((1, 2, 2, 1), (1, 3, 3, 1), "VALID"),
+    "over channels": ((1, 2, 1, 3), (1, 2, 1, 3), "VALID"),
+}
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+@pytest.mark.parametrize("values", ["different", "with ties"])
+def test_the_first_largest_element_gets_what_the_gradient_gives_it(name, values):
+    window, strides, padding = POOLINGS[name]
+    x = jax.random.normal(jax.random.key(0), (2, 9, 8, 6))
+    x = x if values == "different" else jnp.maximum(x.round(), 0)
+
+    def pool(x):
+        return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
+
+    (equation,) = jax.make_jaxpr(pool)(x).eqns
+    largest, transpose = jax.vjp(pool, x)
+    cotangent = jax.random.normal(jax.random.key(1), largest.shape)
+    found = to_first_largest(x, largest, cotangent, equation.params)
+    np.testing.assert_allclose(found, transpose(cotangent)[0], atol=1e-6)
+
+
+def test_a_dilated_pooling_which_has_no_gradient_in_jax():
+    def pool(x):
+        return lax.reduce_window(x, -jnp.inf, lax.max, (2,), (1,), "VALID", window_dilation=(2,)).sum()
+
+    relevance = jax.grad(lrp(pool, rules.Zero()))(jnp.array([3.0, 1.0, 2.0, 5.0]))
+    np.testing.assert_allclose(relevance, [3.0, 0.0, 0.0, 5.0])
+
+
+def test_relevance_of_a_pooling_can_be_differentiated_with_regard_to_parameters():
+    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 1))
+
+    def total(scale):
+        network = lambda x: lax.reduce_window(scale * x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").sum()
+        return (jax.grad(lrp(network, rules.Zero()))(x) ** 2).sum()
+
+    step = 1e-3
+    slope = (total(2.0 + step) - total(2.0 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(total)(2.0), slope, rtol=1e-2)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_the_value_of_a_depthwise_network_is_the_same_to_the_last_bit_and_to_rounding_under_a_derivative(
+    strides, padding
+):
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 1, 5))
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 5))
+
+    def network(x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers, feature_group_count=5)
+
+    explained = lrp(network, rules.Epsilon())
+    np.testing.assert_array_equal(jax.jit(explained)(x), jax.jit(network)(x))
+    value, _ = jax.vjp(explained, x)
+    np.testing.assert_allclose(value, network(x), rtol=1e-5, atol=1e-5)
