@@ -311,7 +311,7 @@ def _explain_batch(
     targets: Any,
 ) -> dict[str, jax.Array]:
     """What is stored of a batch, by name."""
-    output, maps, _ = explain_arrays(static, composite, Request((), ()), kind, arrays, x, targets, [])
+    output, maps, *_ = explain_arrays(static, composite, Request((), ()), kind, arrays, x, targets, [])
     if kind == "all":
         maps = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), maps)
     explained = {"relevance": reduce(maps) if reduce else maps, "output": output}
