@@ -2,7 +2,7 @@
 
 import reprlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,7 +91,9 @@ def _outside_of_boxes(plan: Plan, inputs: Sequence[jax.Array]) -> dict[str, Outs
         number = ((x < low - rounding) | (x > high + rounding)).sum()
         bounds = f"[{reprlib.repr(piece.rule.low)}, {reprlib.repr(piece.rule.high)}]"
         place = f"{bounds} of ZBox in the layer {piece.layer.name!r}"
-        found[place] = Outside(number, x.min(initial=jnp.inf), x.max(initial=-jnp.inf))
+        known = ~jnp.isnan(x)
+        smallest, largest = x.min(initial=jnp.inf, where=known), x.max(initial=-jnp.inf, where=known)
+        found[place] = Outside(number, smallest, largest)
     return found
 
 
@@ -121,6 +123,35 @@ def report(checks: Sequence[Checks], trace: Callable[[], Traced]) -> None:
             )
     if not all(bool(part.is_sound) for part in checks):
         _explain_what_is_not_finite(trace())
+
+
+def report_batches(checks: Mapping[range, Checks]) -> None:
+    """As `report`, for a data set, whose explanations are kept all the same: only warns.
+
+    Args:
+        checks: What was found, in each part of a batch, by the samples of the batch.
+    """
+    if not checks:
+        return
+    for place in next(iter(checks.values())).outside:
+        parts = [batch.outside[place] for batch in checks.values()]
+        number = sum(bool(part.number.any()) for part in parts)
+        if number:
+            smallest, largest = min(part.smallest.min() for part in parts), max(part.largest.max() for part in parts)
+            warnings.warn(
+                f"In {number} of {len(checks)} batches, values are outside of the bounds {place}: they reach from "
+                f"{smallest:g} to {largest:g}. Pass the bounds that the input of this layer has, and another store.",
+                LRPWarning,
+                stacklevel=3,
+            )
+    unsound = [samples for samples, batch in checks.items() if not batch.is_sound.all()]
+    if unsound:
+        warnings.warn(
+            f"Relevance is NaN or infinite in {len(unsound)} of {len(checks)} batches, first among the samples "
+            f"{unsound[0].start} to {unsound[0].stop - 1}. For these, lrp_jax.relevance says where it comes from.",
+            LRPWarning,
+            stacklevel=3,
+        )
 
 
 def _explain_what_is_not_finite(traced: Traced) -> None:

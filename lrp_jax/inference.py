@@ -71,8 +71,8 @@ def _find_drawn_mask(graph: Graph, drawn: dict[int, int]) -> Operation | None:
     for operation in graph.operations:
         known = [drawn.get(value, 0) for value in operation.inputs]
         live = graph.live_inputs(operation)
-        is_product = operation.name in {"mul", "select_n"} or operation.equation.primitive.name in equations.CALLS
-        if live and is_product and 2 in known:
+        is_product = operation.name in {"mul", "select_n", *equations.CALLS}
+        if live and is_product and not operation.bodies and 2 in known:
             return operation
         for body in operation.bodies:
             inside = known[len(known) - len(body.inputs) :]  # without the index of a branch
@@ -143,8 +143,13 @@ def _follow_samples(graph: Graph, axes: dict[int, int]) -> Operation | None:
 
 def _is_statistic(operation: Operation, axis: int | None) -> bool:
     """Whether an operation reduces over the samples and leaves something, such as a number for each channel."""
-    is_reduction = operation.name in _REDUCTIONS and axis in operation.equation.params["axes"]
+    is_reduction = operation.name in _REDUCTIONS and axis in _axes(operation)
     return is_reduction and math.prod(operation.equation.outvars[0].aval.shape) > 1
+
+
+def _axes(operation: Operation) -> list[int]:
+    """The dimensions over which an operation reduces; a `psum` may name others, which belong to no single device."""
+    return [axis for axis in operation.equation.params["axes"] if isinstance(axis, int)]
 
 
 def _follow_into(operation: Operation, carried: Sequence[int | None]) -> tuple[Operation | None, list[int | None]]:
@@ -196,7 +201,8 @@ def _axis_after(graph: Graph, operation: Operation, carried: Sequence[int | None
     if name == "stack":
         return axis + (params["axis"] <= axis)
     if name in _REDUCTIONS:
-        return None if axis in params["axes"] else axis - sum(dimension < axis for dimension in params["axes"])
+        axes = _axes(operation)
+        return None if axis in axes else axis - sum(other < axis for other in axes)
     if name == "gather":
         offsets = params["dimension_numbers"].offset_dims
         batch = [i for i in range(len(shape)) if i not in offsets]

@@ -372,6 +372,7 @@ CASES = {
     ),
     "A checkpoint is damaged": "test_training.test_damaged_checkpoint_is_named",
     "A checkpoint is that of another training": "test_training.test_checkpoint_of_another_network_is_refused",
+    "The names of the classes are truncated": "test_pretrained.test_truncated_names_are_refused",
     "An original file of a data set is damaged": "test_datasets.test_damaged_original_file_is_named",
     "The prepared copy of a data set is truncated": "test_datasets.test_truncated_prepared_copy_is_reported",
     "A store holds the explanations of another run": "test_explain_dataset.test_store_of_another_run_is_refused",
@@ -639,3 +640,15 @@ def test_inside_of_jit_nothing_is_looked_at(no_warnings):
     explained = jax.jit(lambda x: explain(network, x, 0, rules.ZBox(0.0, 1.0)).relevance)
     assert explained(X).shape == X.shape
     assert "is_finite" not in explained.lower(X).compile().as_text()
+
+
+def test_reduction_over_a_named_axis():
+    split = lambda x: jax.nn.relu(jax.lax.psum(x @ WEIGHT, "parts"))
+    model = jax.vmap(lrp(split, rules.Epsilon()), axis_name="parts")
+    np.testing.assert_allclose(model(jnp.stack([X, 2 * X]))[0], 3 * jnp.maximum(X @ WEIGHT, 0), rtol=1e-5, atol=1e-5)
+
+
+def test_mask_that_a_checkpoint_applies_to_weights_is_no_dropout():
+    mask = lambda: jax.random.bernoulli(jax.random.key(0), 0.5, WEIGHT.shape)
+    model = lambda x: jax.checkpoint(lambda x, mask: x @ (WEIGHT * mask))(x, mask())
+    np.testing.assert_allclose(lrp(model, rules.Epsilon())(X), model(X), rtol=1e-5, atol=1e-6)
