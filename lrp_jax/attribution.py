@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from lrp_jax.checks import Checks, check, number_of_samples, report
 from lrp_jax.composites import Composite, Rules, as_composite
-from lrp_jax.errors import InputError, import_extra
+from lrp_jax.errors import InputError, LRPError, ModelError, import_extra
 from lrp_jax.planning import Plan, make_plan
-from lrp_jax.tracing import Traced, trace
+from lrp_jax.tracing import Traced, call_model, trace
 from lrp_jax.transform import Probe, propagator
 
 Target = int | str | Sequence[int] | jax.Array | np.ndarray | Callable[[Any], Any] | None
@@ -50,6 +51,8 @@ def relevance(
     """Explains a model's output by the relevance of its input.
 
     The computation is compiled once per model structure, rules and shapes; parameters are passed to it as arguments.
+    What comes out of it is looked at: NaN is refused, and inputs outside of the bounds of `ZBox` are counted in a
+    warning. Inside of `jax.jit`, where values are not known, both are left out, and cost nothing.
 
     Args:
         model: A function of one argument whose output has the shape (samples, classes): a Flax NNX module, an Equinox
@@ -72,7 +75,10 @@ def relevance(
         The output, the relevance, and the relevance of the hidden values.
 
     Raises:
-        InputError: If the target does not fit the output, a name does not exist, or `x` has a dtype without relevance.
+        InputError: If the target does not fit the output, a name does not exist, or `x` is NaN or has a dtype without
+            relevance.
+        ModelError: If the model is in training mode, needs values in Python, has parameters that are NaN or an output
+            that is not differentiable.
         SelectorError: If the rules do not fit the layers.
         UnsupportedOperationError: If relevance reaches an operation that has no treatment.
 
@@ -87,15 +93,17 @@ def relevance(
     arrays, static = split_model(model)
     request = Request(tuple(at), tuple(sorted(given or ())))
     masks = [jnp.asarray((given or {})[name]) for name in request.given]
-    samples = {len(leaf) for leaf in jax.tree.leaves(x)}
-    if len(samples) != 1:
-        raise InputError(f"The arrays of x need the samples in their first dimension, but these differ: {samples}.")
-    (number,) = samples
+    number = number_of_samples(x)
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, but it is {batch_size}.")
     output = _output.eval_shape(static, arrays, x)
     kind, values = read_target(target, output, number)
     explain = functools.partial(explain_arrays, static, composite, request, kind)
+    retrace = functools.partial(trace_model, static, None, arrays, x)
     if batch_size is None or batch_size >= number:
-        return Explanation(*explain(arrays, x, values, masks))
+        *explanation, checks = explain(arrays, x, values, masks)
+        report([checks], retrace)
+        return Explanation(*explanation)
     starts = range(0, number, batch_size)
     bar = import_extra("tqdm.auto", "book").tqdm(starts, desc="explaining", unit="batch", disable=not progress)
     per_sample = kind in ("index", "mask")
@@ -108,7 +116,8 @@ def relevance(
         )
         for start in bar
     ]
-    outputs, maps, hidden = zip(*parts, strict=True)
+    outputs, maps, hidden, checks = zip(*parts, strict=True)
+    report(checks, retrace)
     axis = 1 if kind == "all" else 0
     join = functools.partial(jax.tree.map, lambda *parts: jnp.concatenate(parts, axis))
     return Explanation(jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs), join(*maps), join(*hidden))
@@ -151,7 +160,17 @@ class StaticModel:
     def call(self, arrays: Mapping[str, Any], x: Any) -> Any:
         """Calls the model with its arrays put back."""
         leaves = [arrays[leaf.name] if isinstance(leaf, _Path) else leaf for leaf in self.leaves]
-        return jax.tree.unflatten(self.structure, leaves)(x)
+        try:
+            return call_model(jax.tree.unflatten(self.structure, leaves), x)
+        except LRPError:
+            raise
+        except Exception as error:
+            shapes = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", x)
+            error.add_note(
+                f"The model raised this when it was called with x: {shapes}. It needs the samples in the first "
+                "dimension, and to be in inference mode."
+            )
+            raise
 
 
 def as_pytree(model: Any) -> Any:
@@ -163,6 +182,8 @@ def as_pytree(model: Any) -> Any:
 
 def split_model(model: Callable[[Any], Any]) -> tuple[dict[str, Any], StaticModel]:
     """Takes a model apart into its arrays, by path, and the rest."""
+    if not callable(model):
+        raise InputError(f"The model is a {type(model).__name__}, which cannot be called. Pass a function of x.")
     with_paths, structure = jax.tree_util.tree_flatten_with_path(as_pytree(model))
     arrays: dict[str, Any] = {}
     leaves = []
@@ -180,13 +201,23 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[Any, Any]:
     """The kind of a target ("index", "all", "mask", or a function) and its array."""
     if callable(target):
         return target, None
+    if hasattr(output, "dtype") and not jnp.issubdtype(output.dtype, jnp.inexact):
+        raise ModelError(
+            f"The model's output, {output.dtype}{list(output.shape)}, is not differentiable: nothing is to explain. "
+            "Explain what comes before an argmax or a comparison, such as the logits."
+        )
     if not hasattr(output, "shape") or len(output.shape) != 2:
         shape = jax.tree.map(lambda leaf: leaf.shape, output)
         if hasattr(output, "shape") and np.shape(target) == output.shape:
             return "mask", jnp.asarray(target)
         raise InputError(
             f"A target of this kind needs an output of shape (samples, classes), but the model returns {shape}. Pass a "
-            "function of the output that returns what is to be explained."
+            "function of the output that returns what is to be explained, or x[None] if x is one sample."
+        )
+    if output.shape[0] != samples:
+        raise InputError(
+            f"The model returns {output.shape[0]} outputs for {samples} samples, but needs one for each, in the first "
+            "dimension."
         )
     classes = output.shape[1]
     if target is None:
@@ -195,7 +226,10 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[Any, Any]:
         if target != "all":
             raise InputError(f"The target {target!r} is none: it is a class index, 'all', a mask or a function.")
         return "all", None
-    array = jnp.asarray(target)
+    try:
+        array = jnp.asarray(target)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The target {target!r} is no class index, and no array of them: {error}") from error
     if array.ndim == 2:
         if array.shape != output.shape:
             raise InputError(f"A mask needs the output's shape {output.shape}, but it has {array.shape}.")
@@ -224,8 +258,8 @@ def explain_arrays(
     x: Any,
     values: Any,
     masks: list[jax.Array],
-) -> tuple[Any, Any, dict[str, jax.Array]]:
-    """The compiled part of `relevance`: the output, the relevance of x, and that of the named hidden values."""
+) -> tuple[Any, Any, dict[str, jax.Array], Checks]:
+    """The compiled part of `relevance`: the output, the relevance of x and of the named hidden values, and checks."""
     is_read_on_the_way = request != Request((), ()) or any(
         jnp.issubdtype(jnp.result_type(leaf), jnp.integer) for leaf in jax.tree.leaves(x)
     )
@@ -233,6 +267,10 @@ def explain_arrays(
     plan = make_plan(traced.graph, composite)
     named = _named_probes(plan, (*request.at, *request.given))
     embeddings = _embedding_probes(plan)
+    for name, mask, probe in zip(request.given, masks, named[len(request.at) :], strict=True):
+        shape = plan.graph.shapes[probe.value].shape
+        if not _broadcasts(mask.shape, shape):
+            raise InputError(f"given[{name!r}] has the shape {mask.shape}, which does not broadcast to {shape}.")
     given = {len(request.at) + i: mask for i, mask in enumerate(masks)}
     outputs, propagate = propagator(plan, traced.inputs, [*named, *embeddings], given)
     output, explained = jax.tree.unflatten(traced.structure, outputs)
@@ -245,8 +283,17 @@ def explain_arrays(
     if kind == "all":
         classes = explained.shape[1]
         seeds = jnp.broadcast_to(jnp.eye(classes, dtype=explained.dtype)[:, None], (classes, *explained.shape))
-        return output, *jax.vmap(maps)(seeds)
-    return output, *maps(seed_of(kind, values, explained))
+        found, hidden = jax.vmap(maps)(seeds)
+    else:
+        found, hidden = maps(seed_of(kind, values, explained))
+    return output, found, hidden, check(plan, traced.inputs, output, found)
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
 
 
 def trace_model(
@@ -258,10 +305,7 @@ def trace_model(
         output = static.call(arrays, x)
         return output, kind(output) if callable(kind) else output
 
-    traced = trace(fun, (1,), (arrays, x), {}, tokens=True, keep_checkpoints=keep_checkpoints)
-    if not any(map(traced.graph.is_live, traced.graph.outputs)):
-        raise InputError("The model's output does not depend on x in a differentiable way: nothing is to explain.")
-    return traced
+    return trace(fun, (1,), (arrays, x), {}, tokens=True, keep_checkpoints=keep_checkpoints)
 
 
 def _in_structure_of(x: Any, arrays: Sequence[jax.Array], embedded: Sequence[jax.Array]) -> Any:

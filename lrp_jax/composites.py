@@ -163,8 +163,7 @@ class Composite:
     strict: bool = True
 
     def __post_init__(self) -> None:
-        pairs = tuple((_as_selector(selector), rule) for selector, rule in self.rules)
-        object.__setattr__(self, "rules", pairs)
+        object.__setattr__(self, "rules", tuple(map(_as_pair, self.rules)))
 
     def __hash__(self) -> int:
         return hash((self.rules, tuple(self.treatments), self.holds_attention, self.input_form, self.strict))
@@ -183,7 +182,8 @@ class Composite:
         """
         if self.strict:
             for selector, _ in self.rules:
-                if layers and not any(selector.matches(layer) for layer in layers):
+                is_needless = selector is any_layer and not layers
+                if not is_needless and not any(selector.matches(layer) for layer in layers):
                     raise SelectorError(f"{selector} matches no layer. {_list(layers)}")
         assigned = []
         for layer in layers:
@@ -251,6 +251,16 @@ def with_treatment(rules: Rules, primitive: str, treatment: Treatment) -> Compos
     return replace(composite, treatments={**composite.treatments, primitive: treatment})
 
 
+def _as_pair(pair: Any) -> tuple[Selector, Rule]:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise SelectorError(f"{pair!r} is no pair of a selector and a rule, such as (any_layer, Epsilon()).")
+    selector, rule = pair
+    if not isinstance(rule, Rule):
+        hint = f" Did you mean {rule.__name__}()?" if isinstance(rule, type) else ""
+        raise SelectorError(f"In the pair ({selector}, {rule!r}) the second part is no rule.{hint}")
+    return _as_selector(selector), rule
+
+
 def _as_selector(selector: Any) -> Selector:
     if isinstance(selector, Selector):
         return selector
@@ -260,6 +270,8 @@ def _as_selector(selector: Any) -> Selector:
 
 
 def _list(layers: Sequence[Layer]) -> str:
+    if not layers:
+        return "The function has no layers."
     rows = (f"  {layer.index}: {layer.name} ({layer.kind}, weight {layer.weight_shape})" for layer in layers)
     return "The layers are:\n" + "\n".join(rows)
 

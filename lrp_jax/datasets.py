@@ -260,16 +260,25 @@ def _cached_split(builder: Any, split: str) -> Split:
     """
     cache = Path(builder.data_path) / f"{builder.name}-{split}.npz"
     try:
-        with np.load(cache) as arrays:
-            return Split(arrays["images"], arrays["labels"])
+        with np.load(cache, allow_pickle=False) as arrays:
+            result = Split(arrays["images"], arrays["labels"])
+        if _is_split(result, builder, split):
+            return result
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        result = _decoded_split(builder, split)
+        pass
+    result = _decoded_split(builder, split)
     partial = cache.with_suffix(f".{os.getpid()}.partial")
     with contextlib.suppress(OSError):  # the prepared copy may be read-only
         with partial.open("wb") as file:
             np.savez(file, images=result.images, labels=result.labels)
         partial.replace(cache)
     return result
+
+
+def _is_split(arrays: Split, builder: Any, split: str) -> bool:
+    number, shape = builder.info.splits[split].num_examples, builder.info.features["image"].shape
+    found = [(array.shape, array.dtype) for array in arrays]
+    return found == [((number, *shape), np.uint8), ((number,), np.int32)]
 
 
 def _decoded_split(builder: Any, split: str) -> Split:

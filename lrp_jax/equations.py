@@ -50,11 +50,16 @@ def location(equation: Any) -> str:
     """The innermost line outside of installed packages that an equation comes from; empty if there is none."""
     traceback = equation.source_info.traceback
     for frame in traceback.frames if traceback is not None else ():
-        path = Path(frame.file_name)
-        is_tracing = path.parent == Path(__file__).parent and path.stem in _TRACING
-        if "site-packages" not in path.parts and not is_tracing:
+        if is_of_user(frame.file_name):
             return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
     return ""
+
+
+def is_of_user(file_name: str) -> bool:
+    """Whether a line of this file may be what a user wants to know: not one of an installed package or of a trace."""
+    path = Path(file_name)
+    is_tracing = path.parent == Path(__file__).parent and path.stem in _TRACING
+    return "site-packages" not in path.parts and not is_tracing
 
 
 def literal_value(literal: Any) -> np.ndarray:

@@ -67,3 +67,11 @@ class SelectorError(LRPError, ValueError):
 
 class InputError(LRPError, ValueError):
     """An argument of a call does not fit: its dtype, its shape, a target, a name that there is not."""
+
+
+class ModelError(LRPError, ValueError):
+    """A function cannot be explained as it is: it is in training mode, branches on values, or has NaN in it."""
+
+
+class LRPWarning(UserWarning):
+    """An explanation was computed, but something about it is suspicious, such as inputs outside the bounds of z-box."""

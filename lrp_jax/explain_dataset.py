@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lrp_jax.attribution import Request, StaticModel, Target, explain_arrays, read_target, split_model
+from lrp_jax.checks import Checks, report_batches
 from lrp_jax.composites import Composite, Rules, as_composite
 from lrp_jax.errors import InputError, StoreError, import_extra
 
@@ -49,6 +50,8 @@ def explain_dataset(
     same arguments, and a store that all can reach. They do not wait for each other; call
     `jax.experimental.multihost_utils.sync_global_devices` before one reads what another has written.
 
+    At the end a warning counts the batches in which relevance is NaN, or the input is outside of the bounds of `ZBox`.
+
     Args:
         model: A function of one argument, as for `lrp_jax.relevance`.
         source: The data set, one element for each sample: an array, a list, or anything else with a length and an index
@@ -76,6 +79,8 @@ def explain_dataset(
     Raises:
         InputError: If the source is empty or a mapping, its samples differ in shape, a target does not fit the output,
             or the mesh holds devices of another process.
+        ModelError: If the model is in training mode, needs values in Python, or has an output that is not
+            differentiable.
         StoreError: If the store belongs to another run: to other data, another model, other rules.
         MissingExtraError: If TensorStore or tqdm is not installed.
         SelectorError: If the rules do not fit the layers.
@@ -115,7 +120,7 @@ def explain_dataset(
 
     explain = functools.partial(_explain_batch, static, composite, kind, reduce)
     one_target = targets_of([first], 0, 1)
-    computation, shapes = jax.make_jaxpr(explain, return_shape=True)(arrays, one, one_target)
+    computation, (shapes, _) = jax.make_jaxpr(explain, return_shape=True)(arrays, one, one_target)
     fingerprint = {
         "samples": "unknown" if number is None else str(number),
         "sample": _describe(sample),
@@ -136,6 +141,13 @@ def explain_dataset(
     own = None if number is None else sum(map(len, _own_batches(number, batch_size)))
     tqdm = import_extra("tqdm.auto", "large").tqdm
     running: tuple[range, Any] | None = None
+    found: dict[range, Checks] = {}
+
+    def finish(indices: range, started: Any) -> None:
+        explained, checks = started
+        group.write(indices, explained)
+        found[indices] = jax.device_get(checks)
+
     with tqdm(total=own, desc="explaining", unit="sample", disable=not progress or jax.process_index() > 0) as bar:
         for indices, batch in _batches(elements, batch_size):
             if not group.holds(indices):
@@ -143,11 +155,12 @@ def explain_dataset(
                 x, targets = stack(loaded, indices.start, width), targets_of(loaded, indices.start, width)
                 started = _explain_shared(mesh, static, composite, kind, reduce, arrays, place(x), place(targets))
                 if running is not None:  # is written while the devices are at work
-                    group.write(*running)
+                    finish(*running)
                 running = indices, started
             bar.update(len(indices))
         if running is not None:
-            group.write(*running)
+            finish(*running)
+    report_batches(found)
     return open_explanations(store)
 
 
@@ -309,9 +322,9 @@ def _explain_batch(
     arrays: dict[str, Any],
     x: Any,
     targets: Any,
-) -> dict[str, jax.Array]:
-    """What is stored of a batch, by name."""
-    output, maps, _ = explain_arrays(static, composite, Request((), ()), kind, arrays, x, targets, [])
+) -> tuple[dict[str, jax.Array], Checks]:
+    """What is stored of a batch, by name, and what was found in it."""
+    output, maps, _, checks = explain_arrays(static, composite, Request((), ()), kind, arrays, x, targets, [])
     if kind == "all":
         maps = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), maps)
     explained = {"relevance": reduce(maps) if reduce else maps, "output": output}
@@ -325,7 +338,7 @@ def _explain_batch(
                 f"{name} has the shape {jnp.shape(leaf)} for {samples} samples, but model and reduce must return them "
                 "in the first dimension."
             )
-    return named
+    return named, jax.tree.map(lambda leaf: leaf[None], checks)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -338,7 +351,7 @@ def _explain_shared(
     arrays: dict[str, Any],
     x: Any,
     targets: Any,
-) -> dict[str, jax.Array]:
+) -> tuple[dict[str, jax.Array], Checks]:
     """Each device along the first axis of the mesh explains samples of its own: none has to wait for another."""
     (axis, *_) = mesh.axis_names
     explain = functools.partial(_explain_batch, static, composite, kind, reduce)

@@ -13,6 +13,7 @@ from jax.extend.core import Primitive
 
 from lrp_jax import operations
 from lrp_jax.attribution import Target, cotangents_of, read_target, seed_of, split_model, trace_model
+from lrp_jax.checks import Checks, check, number_of_samples, report
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.errors import InputError
 from lrp_jax.forms import Form
@@ -74,6 +75,8 @@ def plan(model: Callable[[Any], Any], x: Any, rules: Rules | None = None) -> Tab
         form in which the cotangent of the output is taken, and sign of the input, where it is known.
 
     Raises:
+        InputError: If `x` has a dtype without relevance.
+        ModelError: As for `relevance`.
         SelectorError: If the rules do not fit the layers.
         UnsupportedOperationError: If relevance reaches an operation that has no treatment.
 
@@ -87,6 +90,7 @@ def plan(model: Callable[[Any], Any], x: Any, rules: Rules | None = None) -> Tab
         dense_0... dense  (1, 2)  Zero(bias='absorb')  ratio  any sign
         ... relu   (1, 2)  passed one to one    ratio  any sign
     """
+    number_of_samples(x)
     arrays, static = split_model(model)
     composite = as_composite(rules)
     made = make_plan(trace_model(static, None, arrays, x).graph, composite)
@@ -258,7 +262,8 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
         to rounding.
 
     Raises:
-        InputError: If the target does not fit the output.
+        InputError: If the target does not fit the output, or `x` is NaN or has a dtype without relevance.
+        ModelError: As for `relevance`.
         SelectorError: If the rules do not fit the layers.
         UnsupportedOperationError: If relevance reaches an operation that has no treatment.
 
@@ -272,8 +277,9 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
     """
     composite = as_composite(rules)
     arrays, static = split_model(model)
+    number = number_of_samples(x)
     output = jax.eval_shape(static.call, arrays, x)
-    kind, values = read_target(target, output, len(jax.tree.leaves(x)[0]))
+    kind, values = read_target(target, output, number)
     if kind == "all":
         raise InputError("A ledger is kept for one target at a time: pass a class index instead of 'all'.")
     traced = trace_model(static, kind, arrays, x)
@@ -287,6 +293,8 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
         if made.graph.is_live(value)
     ]
     accounts = jax.jit(lambda inputs: _accounts(traced, made, pieces, probes, kind, values, inputs))(traced.inputs)
+    *accounts, checks = accounts
+    report([checks], lambda: traced)
     start, end, sums = jax.tree.map(float, accounts)
     rows = tuple(_ledger_row(piece, *numbers) for piece, numbers in zip(pieces, sums, strict=True))
     return Ledger(start, end, tuple(row for row in rows if _matters(row, start)))
@@ -300,8 +308,8 @@ def _accounts(
     kind: Any,
     values: Any,
     inputs: Sequence[jax.Array],
-) -> tuple[jax.Array, jax.Array, list[tuple[Any, Any, Any]]]:
-    """The explained output, the relevance of the input, and per piece what arrived, was handed on, the bias kept."""
+) -> tuple[jax.Array, jax.Array, list[tuple[Any, Any, Any]], Checks]:
+    """The explained output, the relevance of x, per piece what arrived, was handed on, the bias kept; and checks."""
     outputs, propagate = propagator(made, inputs, probes)
     returned, explained = jax.tree.unflatten(traced.structure, outputs)
     seed = seed_of(kind, values, explained)
@@ -317,7 +325,7 @@ def _accounts(
         array for (_, side, value), array in found.items() if side == "output" and value in made.graph.embeddings
     ]
     start = _sum([s * e for s, e in zip(jax.tree.leaves(seed), jax.tree.leaves(explained), strict=True)])
-    return start, _sum([*relevance, *embedded]), sums
+    return start, _sum([*relevance, *embedded]), sums, check(made, inputs, returned, relevance)
 
 
 def _sum(arrays: Sequence[jax.Array]) -> Any:

@@ -349,7 +349,7 @@ def imagenet_classes(path: str | os.PathLike[str] | None = None) -> tuple[str, .
         1000 names.
 
     Raises:
-        CheckpointError: If the file is absent.
+        CheckpointError: If the file is absent, or has another number of lines.
 
     Example:
         >>> names = imagenet_classes()
@@ -361,6 +361,8 @@ def imagenet_classes(path: str | os.PathLike[str] | None = None) -> tuple[str, .
         lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from error
+    if len(lines) != 1000:
+        raise CheckpointError(f"{file} has {len(lines)} lines, expected one for each of 1000 classes. Restore it.")
     return tuple(line.partition(",")[0] for line in lines)
 
 

@@ -14,8 +14,10 @@ Every rule has a field `bias`:
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, ClassVar, Literal, get_args
 
 import jax
@@ -432,7 +434,8 @@ class ZBox(Rule):
         bias: "ignore", or "absorb" or "distribute" with b in the denominator.
 
     Raises:
-        RuleError: If low is larger than high anywhere.
+        RuleError: If low is larger than high anywhere, or a bound is not finite; (when applied) if the bounds do not
+            broadcast to the input.
 
     Example:
         >>> from lrp_jax import lrp
@@ -451,15 +454,27 @@ class ZBox(Rule):
         for name in ("low", "high"):
             object.__setattr__(self, name, _as_tuples(getattr(self, name)))
         _check(self, "stabilizer")
-        if not (np.asarray(self.low) <= np.asarray(self.high)).all():
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise RuleError(f"ZBox(low={self.low}, high={self.high}): the bounds must be finite numbers.")
+        if not (low <= high).all():
             raise RuleError(f"ZBox(low={self.low}, high={self.high}): low must not be larger than high. Swap them?")
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         x, w, lin = layer.x, layer.w, layer.linear
-        low, high = layer.filled(self.low), layer.filled(self.high)
+        low, high = (self._filled(layer, bound) for bound in (self.low, self.high))
         z = lin(x, w) - lin(low, positive(w)) - lin(high, negative(w)) + (0.0 if self.bias == "ignore" else layer.b)
         s = divide(relevance, stabilize(z, self.stabilizer))
         return [Share(x, w, layer.b, s), Share(-low, positive(w), 0.0, s), Share(-high, negative(w), 0.0, s)]
+
+    def _filled(self, layer: LinearMap, bound: Any) -> jax.Array:
+        try:
+            return layer.filled(bound)
+        except ValueError as error:
+            raise RuleError(
+                f"ZBox: bounds of shape {np.shape(bound)} do not broadcast to the layer's input, {layer.x.shape}. "
+                "Pass numbers, or one for each channel (the last dimension, for Flax) or pixel."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -561,8 +576,8 @@ def _check(rule: Rule, *names: str) -> None:
     """Checks that parameters are not negative, and that the treatment of the bias exists."""
     for name in names:
         value = getattr(rule, name)
-        if not value >= 0:
-            raise RuleError(f"{type(rule).__name__}({name}={value}): {name} must be a number that is not negative.")
+        if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+            raise RuleError(f"{type(rule).__name__}({name}={value!r}): {name} must be a number that is not negative.")
     if rule.bias not in get_args(Bias):
         options = ", ".join(get_args(Bias))
         raise RuleError(f"{type(rule).__name__}(bias={rule.bias!r}): bias must be one of {options}.")

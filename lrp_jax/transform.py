@@ -11,6 +11,7 @@ from jax import lax
 
 from lrp_jax import forms
 from lrp_jax.composites import Rules, as_composite
+from lrp_jax.errors import InputError
 from lrp_jax.graph import Graph, Status
 from lrp_jax.operations import Call
 from lrp_jax.planning import Piece, Plan, make_plan
@@ -38,8 +39,10 @@ def lrp(fun: Callable[..., Any], rules: Rules, argnums: int | Sequence[int] = 0)
     Raises:
         UnsupportedOperationError: (when called) relevance reaches an operation that has no treatment; the message names
             it and the line that it comes from.
-        InputError: (when called) an explained argument is not real floating-point, `argnums` does not fit the call, or
-            the value is differentiated with regard to an argument that is not explained.
+        InputError: `fun` cannot be called; (when called) an explained argument is not real floating-point, `argnums`
+            does not fit the call, or the value is differentiated with regard to an argument that is not explained.
+        ModelError: (when called) `fun` is in training mode, needs values in Python, or has an output that is not
+            differentiable.
 
     Source: Bach et al. (2015), section "Layer-wise relevance propagation"; the backward pass as a gradient: Montavon et
     al. (2019), section 10.3.
@@ -52,6 +55,8 @@ def lrp(fun: Callable[..., Any], rules: Rules, argnums: int | Sequence[int] = 0)
         >>> jax.grad(lrp(network, rules.Zero()))(jnp.array([3.0, 1.0]))
         Array([3., 2.], dtype=float32)
     """
+    if not callable(fun):
+        raise InputError(f"lrp transforms a function, but this is a {type(fun).__name__}.")
     composite = as_composite(rules)
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lrp_jax import LRPError, composites, ledger, lrp, plan, relevance, rules
 from lrp_jax.attribution import explain_arrays
-from lrp_jax.errors import InputError
+from lrp_jax.errors import InputError, ModelError
 
 
 class Network(nnx.Module):
@@ -174,7 +174,7 @@ def test_unknown_hidden_layer_lists_the_names(network, images):
 
 
 def test_output_that_does_not_depend_on_the_input(images):
-    with pytest.raises(InputError, match="nothing is to explain"):
+    with pytest.raises(ModelError, match="nothing is to explain"):
         relevance(lambda x: jnp.ones((5, 2)) * jax.lax.stop_gradient(x).sum(), images, 0)
 
 

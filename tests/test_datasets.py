@@ -140,6 +140,34 @@ def test_arrays_beside_the_prepared_copy_can_be_lost(few_images, tmp_path, damag
     np.testing.assert_array_equal(first.test.labels, second.test.labels)
 
 
+def swap_splits(folder):
+    train, test = (next(folder.rglob(f"mnist-{split}.npz")) for split in ("train", "test"))
+    train.rename(folder / "kept")
+    test.rename(train)
+    (folder / "kept").rename(test)
+
+
+def put_a_trap(folder):
+    """Arrays of objects, which NumPy keeps as a pickle that runs code when it is read."""
+
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (folder / "touched",)
+
+    for cache in folder.rglob("*.npz"):
+        np.savez(cache, images=np.array([Trap()], object), labels=np.array([Trap()], object))
+
+
+@pytest.mark.parametrize("change", [swap_splits, put_a_trap])
+def test_other_arrays_beside_the_prepared_copy_are_not_taken(few_images, tmp_path, change):
+    first = mnist(data_dir=tmp_path)
+    change(tmp_path)
+    second = mnist(data_dir=tmp_path)
+    for one, other in zip((*first.train, *first.test), (*second.train, *second.test), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not (tmp_path / "touched").exists()
+
+
 def test_truncated_prepared_copy_is_reported(few_images, tmp_path):
     mnist(data_dir=tmp_path)
     for cache in tmp_path.rglob("*.npz"):

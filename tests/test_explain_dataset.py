@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lrp_jax import composites, relevance, rules
 from lrp_jax.attribution import split_model
 from lrp_jax.datasets import Split
-from lrp_jax.errors import InputError, MissingExtraError, StoreError
+from lrp_jax.errors import InputError, LRPWarning, MissingExtraError, ModelError, StoreError
 from lrp_jax.explain_dataset import _explain_shared, _Group, explain_dataset, open_explanations
 
 ROOT = Path(__file__).parents[1]
@@ -471,3 +471,21 @@ def test_missing_extra(store, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorstore", None)
     with pytest.raises(MissingExtraError, match=r"lrp_jax\[large\]"):
         explain(Source(), store)
+
+
+def test_what_is_suspicious_is_warned_of_once(store):
+    images = IMAGES.copy()
+    images[5], images[20] = -0.5, np.nan
+    with pytest.warns(LRPWarning) as caught:
+        stored = explain_dataset(a_network(), images, store, 0, COMPOSITE, batch_size=4, progress=False)
+    outside, infinite = sorted(str(warning.message) for warning in caught)
+    assert re.search(r"^In 1 of 6 batches, .* \[0.0, 1.0\] of ZBox in the layer .* from -0.5 to", outside)
+    assert re.search("^Relevance is NaN or infinite in 1 of 6 batches, first among the samples 20 to 20", infinite)
+    assert stored["done"].read().result().all()
+
+
+def test_training_mode_is_refused(store):
+    masked = lambda x: x.reshape(len(x), -1) * jax.random.bernoulli(jax.random.key(0), 0.5, (36,))
+    with pytest.raises(ModelError, match="dropout is active"):
+        explain_dataset(masked, IMAGES, store, 0, progress=False)
+    assert not store.exists()

@@ -259,6 +259,12 @@ def test_absent_files_are_named(tmp_path, monkeypatch):
         imagenet_classes()
 
 
+def test_truncated_names_are_refused(tmp_path):
+    (tmp_path / "classes.txt").write_text("tench\ngoldfish, Carassius auratus\n")
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}/classes.txt has 2 lines, expected one for each of 1000"):
+        imagenet_classes(tmp_path / "classes.txt")
+
+
 @pytest.mark.parametrize(
     ("module", "call"),
     [("safetensors", efficientnet_lite0), ("PIL.Image", lambda: preprocess(np.zeros((9, 9, 3), np.uint8)))],

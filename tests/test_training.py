@@ -348,6 +348,24 @@ def test_damaged_checkpoint_is_named(dataset, copy, calls_of_train, damage, reas
         load_or_train(DenseNetwork, dataset, CONFIG, directory=directory, progress=False, **OPTIONS)
 
 
+@pytest.mark.parametrize(
+    ("hidden", "message"),
+    [
+        ((8,), r"Requested shape: \((8|16),\) is not compatible with the stored shape: \((8|16),\)"),
+        ((16, 16), r"layers\.2.*MISSING.*kernel.*write_shape=\(16, 3\)"),
+    ],
+    ids=["other shape", "other architecture"],
+)
+def test_checkpoint_of_another_network_is_refused(dataset, copy, calls_of_train, hidden, message):
+    directory, checkpoint = copy
+    load_or_train(DenseNetwork, dataset, CONFIG, directory=directory / "other", **OPTIONS | {"hidden": hidden})
+    (other,) = (directory / "other").iterdir()
+    shutil.rmtree(checkpoint / "parameters")
+    (other / "parameters").rename(checkpoint / "parameters")
+    with pytest.raises(CheckpointError, match=rf"(?s)checkpoint in {checkpoint} .*{message}"):
+        load_or_train(DenseNetwork, dataset, CONFIG, directory=directory, progress=False, **OPTIONS)
+
+
 def test_interrupted_saving_leaves_nothing(dataset, tmp_path, monkeypatch):
     @contextlib.contextmanager
     def interrupted():

@@ -1,0 +1,200 @@
+"""What is looked at before and after an explanation is computed, so that nothing wrong passes in silence."""
+
+import reprlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lrp_jax.errors import InputError, LRPWarning, ModelError
+from lrp_jax.graph import Graph, Operation, Status
+from lrp_jax.planning import Plan
+from lrp_jax.rules import ZBox
+from lrp_jax.tracing import Traced, check_dtype
+from lrp_jax.transform import run_pieces
+
+
+def number_of_samples(x: Any) -> int:
+    """The length of the first dimension, which all arrays of an input have in common.
+
+    Raises:
+        InputError: If there is none, or the input holds something else than arrays of numbers.
+    """
+    with_paths = jax.tree_util.tree_leaves_with_path(x)
+    for path, leaf in with_paths:
+        name = f"x{jax.tree_util.keystr(path)}"
+        if not hasattr(leaf, "dtype"):
+            raise InputError(f"{name} is no array, but a {type(leaf).__name__}. Pass jnp.asarray(x), or leave it out.")
+        check_dtype(leaf, tokens=True)
+        if leaf.ndim == 0:
+            raise InputError(f"{name} has no dimension for the samples. Pass x[None] for one sample.")
+    samples = {leaf.shape[0] for _, leaf in with_paths}
+    if not samples:
+        raise InputError("x holds no array: there is nothing to explain.")
+    if len(samples) > 1:
+        raise InputError(f"The arrays of x need the samples in their first dimension, but these differ: {samples}.")
+    return samples.pop()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Outside:
+    """How much of a layer's input is outside the bounds of its z-box rule.
+
+    Attributes:
+        number: The number of values.
+        smallest: The smallest value of the input.
+        largest: Its largest value.
+    """
+
+    number: jax.Array
+    smallest: jax.Array
+    largest: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Checks:
+    """What is found of an explanation while it runs.
+
+    Attributes:
+        is_sound: Whether the relevance is finite and the output is not NaN.
+        outside: What is outside of its bounds, by the layer and the bounds in words.
+    """
+
+    is_sound: jax.Array
+    outside: dict[str, Outside]
+
+
+def check(plan: Plan, inputs: Sequence[jax.Array], output: Any, relevance: Any) -> Checks:
+    """Looks at the values of an explanation; part of the compiled program."""
+    known = [~jnp.isnan(leaf).any() for leaf in jax.tree.leaves(output) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(relevance)]
+    return Checks(jnp.stack([*known, *finite]).all(), _outside_of_boxes(plan, inputs))
+
+
+def _outside_of_boxes(plan: Plan, inputs: Sequence[jax.Array]) -> dict[str, Outside]:
+    boxed = [i for i, piece in enumerate(plan.pieces) if isinstance(piece.rule, ZBox) and piece.treatment is not None]
+    if not boxed:
+        return {}
+    values = run_pieces(replace(plan, pieces=plan.pieces[: boxed[-1]]), inputs)
+    found = {}
+    for piece in (plan.pieces[i] for i in boxed):
+        assert isinstance(piece.rule, ZBox)
+        assert piece.layer is not None
+        x = values[piece.layer.input]
+        low, high = (jnp.asarray(bound, x.dtype) for bound in (piece.rule.low, piece.rule.high))
+        rounding = 8 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high))
+        number = ((x < low - rounding) | (x > high + rounding)).sum()
+        bounds = f"[{reprlib.repr(piece.rule.low)}, {reprlib.repr(piece.rule.high)}]"
+        place = f"{bounds} of ZBox in the layer {piece.layer.name!r}"
+        known = ~jnp.isnan(x)
+        smallest, largest = x.min(initial=jnp.inf, where=known), x.max(initial=-jnp.inf, where=known)
+        found[place] = Outside(number, smallest, largest)
+    return found
+
+
+def report(checks: Sequence[Checks], trace: Callable[[], Traced]) -> None:
+    """Warns of what is suspicious in an explanation and refuses what is wrong; silent where values are not known.
+
+    Args:
+        checks: What was found in each batch.
+        trace: Traces the model, to find out where NaN comes from.
+
+    Raises:
+        InputError: If it comes from the input.
+        ModelError: If it comes from the parameters.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(checks)):
+        return
+    for place in checks[0].outside:
+        parts = [part.outside[place] for part in checks]
+        number = sum(int(part.number) for part in parts)
+        if number:
+            smallest, largest = min(float(part.smallest) for part in parts), max(float(part.largest) for part in parts)
+            warnings.warn(
+                f"{number} values are outside of the bounds {place}: they reach from {smallest:g} to {largest:g}. "
+                "The rule holds for values between its bounds: pass the bounds that the input of this layer has.",
+                LRPWarning,
+                stacklevel=3,
+            )
+    if not all(bool(part.is_sound) for part in checks):
+        _explain_what_is_not_finite(trace())
+
+
+def report_batches(checks: Mapping[range, Checks]) -> None:
+    """As `report`, for a data set, whose explanations are kept all the same: only warns.
+
+    Args:
+        checks: What was found, in each part of a batch, by the samples of the batch.
+    """
+    if not checks:
+        return
+    for place in next(iter(checks.values())).outside:
+        parts = [batch.outside[place] for batch in checks.values()]
+        number = sum(bool(part.number.any()) for part in parts)
+        if number:
+            smallest, largest = min(part.smallest.min() for part in parts), max(part.largest.max() for part in parts)
+            warnings.warn(
+                f"In {number} of {len(checks)} batches, values are outside of the bounds {place}: they reach from "
+                f"{smallest:g} to {largest:g}. Pass the bounds that the input of this layer has, and another store.",
+                LRPWarning,
+                stacklevel=3,
+            )
+    unsound = [samples for samples, batch in checks.items() if not batch.is_sound.all()]
+    if unsound:
+        warnings.warn(
+            f"Relevance is NaN or infinite in {len(unsound)} of {len(checks)} batches, first among the samples "
+            f"{unsound[0].start} to {unsound[0].stop - 1}. For these, lrp_jax.relevance says where it comes from.",
+            LRPWarning,
+            stacklevel=3,
+        )
+
+
+def _explain_what_is_not_finite(traced: Traced) -> None:
+    graph = traced.graph
+    values = {**graph.constants, **dict(zip(graph.inputs, traced.inputs, strict=True))}
+    explained = [value for value in graph.inputs if graph.status[value] is Status.LIVE]
+    bad = sum(int((~jnp.isfinite(values[value])).sum()) for value in explained)
+    if bad:
+        raise InputError(f"{bad} values of x are NaN or infinite. Look at where x comes from.")
+    names = [
+        graph.paths.get(value) or f"a constant of shape {array.shape}, read at {_reader(graph, value)}"
+        for value, array in values.items()
+        if jnp.issubdtype(array.dtype, jnp.floating) and jnp.isnan(array).any()
+    ]
+    if names:
+        raise ModelError(
+            f"Parameters of the model are NaN: {', '.join(names)}. Load them again, or train the model with a lower "
+            "learning rate."
+        )
+    operation = _first_overflow(graph, values)
+    where = f"{operation.function!r} at {operation.location}" if operation else "the backward pass"
+    warnings.warn(
+        f"Values are NaN or infinite, first in {where}, though the input and the parameters are finite. "
+        "Use a dtype with a larger range, or a larger epsilon.",
+        LRPWarning,
+        stacklevel=4,
+    )
+
+
+def _reader(graph: Graph, value: int) -> str:
+    readers = graph.readers.get(value, [])
+    return readers[0].location if readers else "an unknown line"
+
+
+def _first_overflow(graph: Graph, values: dict[int, Any]) -> Operation | None:
+    """The first operation that makes something infinite or NaN of finite values."""
+    for operation in graph.operations:
+        outputs = operation.run(*(values[i] for i in operation.inputs))
+        values.update(zip(operation.outputs, outputs, strict=True))
+        if all(map(_is_finite, (values[i] for i in operation.inputs))) and not all(map(_is_finite, outputs)):
+            return operation
+    return None
+
+
+def _is_finite(array: Any) -> bool:
+    return not jnp.issubdtype(array.dtype, jnp.floating) or bool(jnp.isfinite(array).all())
