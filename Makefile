@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test test-book lint bench clean
+.PHONY: help book test test-book fuzz lint bench clean
 
 help:  ## Say what there is (the default)
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -17,6 +17,9 @@ test: $(VENV)/installed-book,dev  ## Run the tests
 
 test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built
 	@$(BIN)/pytest -m book tests/test_built_book.py
+
+fuzz: $(VENV)/installed-book,dev  ## Compare 2000 random programs with the plain loop (nightly)
+	@FUZZ_PROGRAMS=$${FUZZ_PROGRAMS:-2000} $(BIN)/pytest tests/test_fuzz.py
 
 lint: $(VENV)/installed-book,dev  ## Check style, format and types
 	$(BIN)/ruff check

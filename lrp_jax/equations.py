@@ -99,7 +99,7 @@ def is_relu(equation: Any) -> bool:
     )
 
 
-_NONNEGATIVE = frozenset("abs erfc exp exp2 logistic sqrt square softplus sigmoid relu relu6".split())
+_NONNEGATIVE = frozenset("abs erfc exp exp2 logistic sqrt square".split())
 _KEEPS_SIGN = frozenset(
     """
     add add_any broadcast_in_dim concatenate convert_element_type copy cumsum div dynamic_slice expand_dims expm1 gather
@@ -117,7 +117,10 @@ def is_nonnegative(equation: Any, known: Sequence[bool]) -> bool:
         known: For each operand, whether it is known not to be negative.
     """
     name = name_of(equation)
-    if name in _NONNEGATIVE or (name == "integer_pow" and equation.params["y"] % 2 == 0):
+    called = called_jaxpr(equation)
+    if called is not None and name != "softplus":
+        return _call_is_nonnegative(called, known)
+    if name in {*_NONNEGATIVE, "softplus"} or (name == "integer_pow" and equation.params["y"] % 2 == 0):
         return True
     if name == "max":
         return any(known)
@@ -125,6 +128,19 @@ def is_nonnegative(equation: Any, known: Sequence[bool]) -> bool:
         is_known or not jnp.issubdtype(atom.aval.dtype, jnp.floating)
         for is_known, atom in zip(known, equation.invars, strict=True)
     )
+
+
+def _call_is_nonnegative(called: core.ClosedJaxpr, known: Sequence[bool]) -> bool:
+    """Whether what a call returns cannot be negative. Its name says nothing: a `square` may have a sign."""
+    signs = dict(zip(called.jaxpr.invars, known, strict=True))
+    signs.update(dict.fromkeys(called.jaxpr.constvars, False))
+
+    def is_known(atom: Any) -> bool:
+        return bool(literal_value(atom) >= 0) if isinstance(atom, core.Literal) else signs[atom]
+
+    for inner in called.jaxpr.eqns:
+        signs.update(dict.fromkeys(inner.outvars, is_nonnegative(inner, list(map(is_known, inner.invars)))))
+    return all(map(is_known, called.jaxpr.outvars))
 
 
 def name_of(equation: Any) -> str:

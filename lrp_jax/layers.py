@@ -124,6 +124,11 @@ class Layer:
             mean = jnp.sqrt((unshaped**2).mean(axes, keepdims=True))
             return reshape(jnp.broadcast_to(mean, unshaped.shape))
 
+        def aligned(relevance: jax.Array) -> jax.Array:
+            shape = head.equation.outvars[0].aval
+            (unshaped,) = jax.linear_transpose(reshape, jax.ShapeDtypeStruct(shape.shape, relevance.dtype))(relevance)
+            return jnp.transpose(unshaped, _output_axes(head, self.input))
+
         samples = () if structure else _sample_axes(head, self.input)
 
         def filled(value: Any) -> jax.Array:
@@ -135,7 +140,7 @@ class Layer:
         w = w * _along_weight(head, self.constants[0], scale).astype(w.dtype)
         if is_coarse:
             z = linear(x, w) + shift
-        return LinearMap(x, w, shift, z, linear, filled, root_mean_square, self.nonnegative, self.rectified)
+        return LinearMap(x, w, shift, z, linear, filled, root_mean_square, aligned, self.nonnegative, self.rectified)
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,7 @@ class LinearMap:
         filled: Maps a value that broadcasts to x (a number, or one for each channel or pixel) to an input that holds
             it everywhere, with a single sample where all would be the same: what follows from it is computed once.
         root_mean_square: Maps an output z to its root mean square over each sample's features, in the shape of z.
+        aligned: Brings an array in the shape of z into the order of x's dimensions.
         nonnegative: Whether x is known to be non-negative.
         rectified: Whether z is known to be read through a relu alone, so that no relevance arrives where z <= 0.
     """
@@ -162,6 +168,7 @@ class LinearMap:
     linear: Callable[[jax.Array, jax.Array], jax.Array]
     filled: Callable[[Any], jax.Array]
     root_mean_square: Callable[[jax.Array], jax.Array]
+    aligned: Callable[[jax.Array], jax.Array]
     nonnegative: bool = False
     rectified: bool = False
 
@@ -275,7 +282,8 @@ def _with_affine_tail(graph: Graph, head: Operation, weight: int) -> tuple[Opera
     length = 1
     while reader := graph.only_reader(operations[-1].outputs[0]):
         others = [value for value in reader.inputs if value != operations[-1].outputs[0]]
-        if any(graph.status[value] is not Status.CONSTANT for value in others):
+        is_twice = len(others) < len(reader.inputs) - 1  # z + z is not affine with a constant
+        if is_twice or any(graph.status[value] is not Status.CONSTANT for value in others):
             break
         if graph.shapes[reader.outputs[0]].dtype != graph.shapes[head.outputs[0]].dtype:
             break
@@ -359,6 +367,25 @@ def _sample_axes(head: Operation, x: int) -> tuple[int, ...]:
     side = head.inputs.index(x)
     contracted, batch = (dimensions[side] for dimensions in params["dimension_numbers"])
     return tuple(axis for axis in range(head.equation.invars[side].aval.ndim) if axis not in (*contracted, *batch))
+
+
+def _output_axes(head: Operation, x: int) -> list[int]:
+    """The dimensions of a linear operation's output in the order of the input's: samples, and features for features."""
+    params = head.equation.params
+    if head.name == "conv_general_dilated":
+        numbers = params["dimension_numbers"]
+        return [numbers.out_spec[numbers.lhs_spec.index(axis)] for axis in range(len(numbers.lhs_spec))]
+    side = head.inputs.index(x)
+    contracted, batch = (dimensions[side] for dimensions in params["dimension_numbers"])
+    samples = _sample_axes(head, x)
+    rank = head.equation.outvars[0].aval.ndim
+    features = rank - len(batch) - len(samples)
+    start = len(batch) + side * features
+    place = {axis: i for i, axis in enumerate(batch)} | {axis: start + i for i, axis in enumerate(samples)}
+    others = [i for i in range(rank) if i not in place.values()]
+    place.update(zip(contracted, others, strict=False))
+    ordered = [place[axis] for axis in sorted(place)]
+    return ordered if len(ordered) == rank else list(range(rank))
 
 
 def _along_weight(head: Operation, weight: int, scale: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lrp_jax import equations
@@ -109,7 +110,7 @@ def _pooled_sum(call: Call) -> tuple[Callable[[jax.Array], jax.Array], Callable[
     names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
 
     def pool(x: jax.Array) -> jax.Array:
-        return lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, *(call.params[name] for name in names))
+        return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, *(call.params[name] for name in names))
 
     return pool, lambda s: jax.linear_transpose(pool, call.live[0])(s)[0]
 

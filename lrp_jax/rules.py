@@ -498,7 +498,8 @@ class Pass(Rule):
     bias: Bias = "absorb"
 
     def propagate(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
-        if layer.x.shape != layer.z.shape:
+        relevance = layer.aligned(relevance)
+        if layer.x.shape != relevance.shape:
             raise RuleError(
                 f"Pass hands relevance on element by element, but the layer maps {layer.x.shape} to {layer.z.shape}. "
                 "Choose another rule for it."

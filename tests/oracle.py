@@ -1,8 +1,11 @@
 """The rules once more, naively: on the dense matrix of a layer, in numpy and float64, without the library's code.
 
 A layer is z = J x + b with J of shape (outputs, inputs). Each function returns the relevance of the inputs. `bias` is
-"absorb", "ignore" or "distribute", as in the library.
+"absorb", "ignore" or "distribute", as in the library. Without the relevance of the outputs (None) it
+returns the shares.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,19 +14,36 @@ def _stabilize(z, epsilon):
     return z + np.where(z >= 0, epsilon, -epsilon)
 
 
+@dataclass(frozen=True)
+class Shares:
+    """What a rule gives to each input of each output: terms of a numerator over a denominator each.
+
+    A term is (contributions (outputs, inputs), contribution of the bias, weight, denominator, mask of outputs).
+    """
+
+    terms: list
+    bias: str
+    contributed: np.ndarray
+
+    @property
+    def matrix(self):
+        """The part of each output's relevance that each input gets, of shape (inputs, outputs)."""
+        matrix = np.zeros(self.contributed.shape[::-1])
+        for contributions, bias_contribution, weight, denominator, mask in self.terms:
+            parts = contributions
+            if self.bias == "distribute":
+                number = self.contributed.sum(1, keepdims=True)
+                spread = np.divide(self.contributed, number, out=np.zeros(parts.shape), where=number > 0)
+                parts = parts + spread * bias_contribution[:, None]
+            counts = mask.astype(bool) & (denominator != 0)
+            fraction = np.divide(weight, denominator, out=np.zeros(len(denominator)), where=counts)
+            matrix += (parts * fraction[:, None]).T
+        return matrix
+
+
 def _share_out(terms, relevance, bias, contributed):
-    """Sums terms (contributions (outputs, inputs), bias contribution, weight, denominator, mask of outputs)."""
-    out = np.zeros(contributed.shape[1])
-    number = contributed.sum(1)
-    for contributions, bias_contribution, weight, denominator, mask in terms:
-        for j in range(len(relevance)):
-            if denominator[j] == 0 or not mask[j]:
-                continue
-            fraction = weight * relevance[j] / denominator[j]
-            out += contributions[j] * fraction
-            if bias == "distribute" and number[j] > 0:
-                out += contributed[j] / number[j] * bias_contribution[j] * fraction
-    return out
+    shares = Shares(terms, bias, contributed)
+    return shares if relevance is None else shares.matrix @ relevance
 
 
 def zero(jacobian, b, x, relevance, bias="absorb"):
@@ -34,7 +54,7 @@ def epsilon(jacobian, b, x, relevance, epsilon, bias="absorb"):
     b = b * (bias != "ignore")
     contributions = jacobian * x
     z = contributions.sum(1) + b
-    terms = [(contributions, b, 1.0, _stabilize(z, epsilon) if epsilon else z, np.ones_like(z))]
+    terms = [(contributions, b, 1.0, _stabilize(z, epsilon), np.ones_like(z))]
     return _share_out(terms, relevance, bias, contributions != 0)
 
 

@@ -433,6 +433,18 @@ def test_forward_mode_fails_with_the_reason():
         jax.jvp(lrp(CONSTANT_WEIGHT, rules.Zero()), (example(),), (example(),))
 
 
+@pytest.mark.parametrize("name", ["square", "sigmoid", "relu"])
+def test_sign_of_a_function_is_not_taken_from_its_name(name):
+    function = lambda x: x * jnp.abs(x)
+    named = lambda x: function(x)
+    named.__name__ = name
+    x = example()
+    assert (function(x) < 0).any()
+    _, _, relevance = relevance_from_ratio(lambda x: jax.jit(named)(x) @ WEIGHT, x, rules.AlphaBeta())
+    _, _, expected = relevance_from_ratio(lambda x: function(x) @ WEIGHT, x, rules.AlphaBeta())
+    assert_close(relevance, expected)
+
+
 def test_printing_inside_of_a_model(capfd):
     def network(x):
         jax.debug.print("hidden values: {}", x.shape[0] + 0 * x[0, 0])
