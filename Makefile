@@ -16,7 +16,7 @@ test: $(VENV)/installed-book,dev  ## Run the tests
 	@$(BIN)/pytest --numprocesses auto --dist loadfile
 
 test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built
-	@$(BIN)/pytest -m book tests/test_built_book.py
+	@$(BIN)/pytest -m book tests/test_built_book.py tests/test_draw.py
 
 lint: $(VENV)/installed-book,dev  ## Check style, format and types
 	$(BIN)/ruff check
