@@ -16,7 +16,7 @@ test: $(VENV)/installed-book,dev  ## Run the tests
 	@$(BIN)/pytest --numprocesses auto --dist loadfile
 
 test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built
-	@$(BIN)/pytest -m book tests/test_built_book.py
+	@$(BIN)/pytest -m book tests/test_built_book.py tests/test_draw.py
 
 fuzz: $(VENV)/installed-book,dev  ## Compare 2000 random programs with the plain loop (nightly)
 	@FUZZ_PROGRAMS=$${FUZZ_PROGRAMS:-2000} $(BIN)/pytest tests/test_fuzz.py

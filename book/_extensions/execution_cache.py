@@ -1,4 +1,4 @@
-"""Sphinx extension: executed chapters are kept for one state of `lrp_jax` and its dependencies.
+"""Sphinx extension: executed chapters are kept for one state of `lrp_jax`, the book's modules and their dependencies.
 
 The notebook cache looks at the cells of a chapter alone and would keep numbers of an older
 package. So each state of the package gets a folder of its own.
@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def package_state(root: Path = ROOT) -> str:
-    """Returns a hash of the package's files, the pinned versions and Python's version."""
-    files = [root / "constraints.txt"]
+    """Returns a hash of the package's files, the book's modules, the pinned versions and Python's version."""
+    files = [root / "constraints.txt", *(root / "book").glob("*.py")]
     files += (path for path in (root / "lrp_jax").rglob("*") if "__pycache__" not in path.parts)
     state = hashlib.sha256(sys.version.encode())
     for path in sorted(filter(Path.is_file, files)):

@@ -1,0 +1,287 @@
+"""Writes a JAX program as an ONNX model, so that it runs where there is no Python, such as in a page of this book.
+
+It knows the operations of the book's networks and of their relevance. What it cannot write it refuses by name. (The
+package jax2onnx knows far more operations, but in version 0.17 not the way back through max pooling, and it needs an
+older orbax-checkpoint than the book.)
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+import onnx
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 17  # of 2022, so that runtimes of the last years can read it
+FORMAT = 8
+
+
+@dataclass
+class Graph:
+    """The graph that is being written. Values are known by their names."""
+
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: list[TensorProto] = field(default_factory=list)
+
+    def constant(self, value: Any) -> str:
+        """Adds a constant; returns its name."""
+        name = f"constant{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def integers(self, values: Sequence[int]) -> str:
+        """Adds a list of integers, as operations take shapes and axes."""
+        return self.constant(np.asarray(values, np.int64))
+
+    def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        """Adds a node; returns the name of its output, or their names."""
+        names = [f"value{len(self.nodes)}_{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, inputs, names, **attributes))
+        return names[0] if outputs == 1 else names
+
+    def reshape(self, value: str, shape: Sequence[int]) -> str:
+        """Adds a reshape; returns the name of its output."""
+        return self.node("Reshape", value, self.integers(shape))
+
+
+def to_onnx(function: Callable[..., dict[str, jax.Array]], **inputs: jax.Array) -> onnx.ModelProto:
+    """Writes a JAX function as an ONNX model.
+
+    Args:
+        function: Takes arrays by keyword and returns a dictionary of arrays.
+        **inputs: Examples of the arrays, for their shapes and dtypes. The model takes the same names.
+
+    Returns:
+        The model, checked. Its outputs have the names of the dictionary.
+
+    Raises:
+        NotImplementedError: If the function has an operation that is not written here; the message names it.
+    """
+    program, outputs = jax.make_jaxpr(function, return_shape=True)(**inputs)
+    graph = Graph()
+    results = _write(graph, program, sorted(inputs))
+    for name, result in zip(sorted(outputs), results, strict=True):
+        graph.nodes.append(helper.make_node("Identity", [result], [name]))
+    onnx_graph = helper.make_graph(
+        graph.nodes,
+        "program",
+        [_described(name, inputs[name]) for name in sorted(inputs)],
+        [_described(name, outputs[name]) for name in sorted(outputs)],
+        graph.constants,
+    )
+    opset = helper.make_opsetid("", OPSET)
+    model = helper.make_model(onnx_graph, opset_imports=[opset], ir_version=FORMAT, producer_name="lrp_jax")
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _described(name: str, array: Any) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(array.dtype)), array.shape)
+
+
+def _write(graph: Graph, program: ClosedJaxpr, inputs: Sequence[str]) -> list[str]:
+    """Writes the equations of a program one after the other; returns the names of its results."""
+    jaxpr: Jaxpr = program.jaxpr
+    names: dict[Var, str] = dict(zip(jaxpr.invars, inputs, strict=True))
+    names |= zip(jaxpr.constvars, map(graph.constant, program.consts), strict=True)
+
+    def name(atom: Var | Literal) -> str:
+        return graph.constant(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, Literal) else names[atom]
+
+    for equation in jaxpr.eqns:
+        arguments = [name(atom) for atom in equation.invars]
+        called = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        if called is not None:
+            results = _write(graph, called, arguments)
+        elif equation.primitive.name in _ELEMENTWISE:
+            results = [graph.node(_ELEMENTWISE[equation.primitive.name], *arguments)]
+        elif equation.primitive.name in _OPERATIONS:
+            results = [_OPERATIONS[equation.primitive.name](graph, equation, *arguments)]
+        else:
+            raise _refusal(equation)
+        names |= zip(equation.outvars, results, strict=True)
+    return [name(atom) for atom in jaxpr.outvars]
+
+
+def _refusal(equation: JaxprEqn) -> NotImplementedError:
+    return NotImplementedError(f"This operation cannot be written as ONNX yet: {equation}")
+
+
+def _shape(equation: JaxprEqn) -> tuple[int, ...]:
+    return equation.outvars[0].aval.shape
+
+
+def _reshape(graph: Graph, equation: JaxprEqn, x: str) -> str:
+    order = equation.params.get("dimensions")
+    if equation.primitive.name == "reshape" and order is not None:
+        x = graph.node("Transpose", x, perm=order)
+    return graph.reshape(x, _shape(equation))
+
+
+def _broadcast(graph: Graph, equation: JaxprEqn, x: str) -> str:
+    with_all_axes = [1] * len(_shape(equation))
+    for axis, size in zip(equation.params["broadcast_dimensions"], equation.invars[0].aval.shape, strict=True):
+        with_all_axes[axis] = size
+    return graph.node("Expand", graph.reshape(x, with_all_axes), graph.integers(_shape(equation)))
+
+
+def _convert(graph: Graph, equation: JaxprEqn, x: str) -> str:
+    return graph.node("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(equation.params["new_dtype"])))
+
+
+def _select(graph: Graph, equation: JaxprEqn, condition: str, *cases: str) -> str:
+    if len(cases) != 2 or equation.invars[0].aval.dtype != bool:
+        raise _refusal(equation)
+    if_false, if_true = cases
+    return graph.node("Where", condition, if_true, if_false)
+
+
+def _transpose(graph: Graph, equation: JaxprEqn, x: str) -> str:
+    return graph.node("Transpose", x, perm=equation.params["permutation"])
+
+
+def _slice(graph: Graph, equation: JaxprEqn, x: str) -> str:
+    starts, limits = equation.params["start_indices"], equation.params["limit_indices"]
+    steps = equation.params["strides"] or (1,) * len(starts)
+    return graph.node("Slice", x, *map(graph.integers, (starts, limits, range(len(starts)), steps)))
+
+
+def _reverse(graph: Graph, equation: JaxprEqn, x: str) -> str:
+    axes = equation.params["dimensions"]
+    starts, ends, steps = ([value] * len(axes) for value in (-1, np.iinfo(np.int64).min, -1))
+    return graph.node("Slice", x, *map(graph.integers, (starts, ends, axes, steps)))
+
+
+def _stack(graph: Graph, equation: JaxprEqn, *parts: str) -> str:
+    axis = equation.params["axis"]
+    one = [size if i != axis else 1 for i, size in enumerate(_shape(equation))]
+    return graph.node("Concat", *(graph.reshape(part, one) for part in parts), axis=axis)
+
+
+def _concatenate(graph: Graph, equation: JaxprEqn, *parts: str) -> str:
+    return graph.node("Concat", *parts, axis=equation.params["dimension"])
+
+
+def _power(graph: Graph, equation: JaxprEqn, x: str) -> str:
+    return graph.node("Pow", x, graph.constant(np.float32(equation.params["y"])))
+
+
+def _sum(graph: Graph, equation: JaxprEqn, x: str) -> str:
+    return graph.node("ReduceSum", x, graph.integers(equation.params["axes"]), keepdims=0)
+
+
+def _product(graph: Graph, equation: JaxprEqn, a: str, b: str) -> str:
+    (a_summed, b_summed), (a_batch, b_batch) = equation.params["dimension_numbers"]
+    letters = iter("abcdefghijklmnopqrstuvwxyz")
+    of_a = [next(letters) for _ in equation.invars[0].aval.shape]
+    of_b = [next(letters) for _ in equation.invars[1].aval.shape]
+    for i, j in zip((*a_summed, *a_batch), (*b_summed, *b_batch), strict=True):
+        of_b[j] = of_a[i]
+    free = [letter for i, letter in enumerate(of_a) if i not in (*a_summed, *a_batch)]
+    free += [letter for j, letter in enumerate(of_b) if j not in (*b_summed, *b_batch)]
+    result = [of_a[i] for i in a_batch] + free
+    return graph.node("Einsum", a, b, equation=f"{''.join(of_a)},{''.join(of_b)}->{''.join(result)}")
+
+
+def _convolution(graph: Graph, equation: JaxprEqn, x: str, w: str) -> str:
+    params, order = equation.params, equation.params["dimension_numbers"]
+    if set(params["lhs_dilation"]) != {1} or params["batch_group_count"] != 1:
+        raise _refusal(equation)
+    z = graph.node(
+        "Conv",
+        graph.node("Transpose", x, perm=order.lhs_spec),
+        graph.node("Transpose", w, perm=order.rhs_spec),
+        strides=params["window_strides"],
+        dilations=params["rhs_dilation"],
+        pads=[before for before, _ in params["padding"]] + [after for _, after in params["padding"]],
+        group=params["feature_group_count"],
+    )
+    return graph.node("Transpose", z, perm=np.argsort(order.out_spec).tolist())
+
+
+def _pooling(graph: Graph, equation: JaxprEqn, x: str) -> tuple[str, str, list[int]]:
+    """Writes max pooling; returns the maxima, where they were, and the order of axes in which both stand."""
+    params = equation.params
+    windows = params["window_dimensions"]
+    pooled = [axis for axis, size in enumerate(windows) if size > 1]
+    axes = [axis for axis, size in enumerate(windows) if size == 1] + pooled
+    dilated = {*params.get("base_dilation", ()), *params.get("window_dilation", ())} - {1}
+    if len(windows) - len(pooled) != 2 or dilated:
+        raise _refusal(equation)
+    maxima, places = graph.node(
+        "MaxPool",
+        graph.node("Transpose", x, perm=axes),
+        outputs=2,
+        kernel_shape=[windows[axis] for axis in pooled],
+        strides=[params["window_strides"][axis] for axis in pooled],
+        pads=[params["padding"][axis][side] for side in (0, 1) for axis in pooled],
+    )
+    return maxima, places, axes
+
+
+def _max_pool(graph: Graph, equation: JaxprEqn, x: str) -> str:
+    maxima, _, axes = _pooling(graph, equation, x)
+    return graph.node("Transpose", maxima, perm=np.argsort(axes).tolist())
+
+
+def _max_unpool(graph: Graph, equation: JaxprEqn, source: str, x: str) -> str:
+    """The way back through max pooling: every value goes to where the first maximum was."""
+    params = equation.params
+    windows = params["window_dimensions"]
+    are_tiles = windows == params["window_strides"] and not any(np.mod(_shape(equation), windows))
+    if params["select_prim"].name != "ge" or not are_tiles or any(map(any, params["padding"])):
+        raise _refusal(equation)
+    _, places, axes = _pooling(graph, equation, x)
+    shape = graph.integers([_shape(equation)[axis] for axis in axes])
+    sizes = [windows[axis] for axis in axes[2:]]
+    source = graph.node("Transpose", source, perm=axes)
+    spread = graph.node("MaxUnpool", source, places, shape, kernel_shape=sizes, strides=sizes)
+    return graph.node("Transpose", spread, perm=np.argsort(axes).tolist())
+
+
+_ELEMENTWISE = {
+    "abs": "Abs",
+    "add": "Add",
+    "add_any": "Add",
+    "and": "And",
+    "div": "Div",
+    "eq": "Equal",
+    "exp": "Exp",
+    "ge": "GreaterOrEqual",
+    "gt": "Greater",
+    "le": "LessOrEqual",
+    "log": "Log",
+    "lt": "Less",
+    "max": "Max",
+    "min": "Min",
+    "mul": "Mul",
+    "neg": "Neg",
+    "not": "Not",
+    "or": "Or",
+    "sign": "Sign",
+    "sqrt": "Sqrt",
+    "sub": "Sub",
+    "tanh": "Tanh",
+}
+_OPERATIONS: dict[str, Callable[..., str]] = {
+    "broadcast_in_dim": _broadcast,
+    "concatenate": _concatenate,
+    "conv_general_dilated": _convolution,
+    "convert_element_type": _convert,
+    "dot_general": _product,
+    "expand_dims": _reshape,
+    "integer_pow": _power,
+    "reduce_sum": _sum,
+    "reduce_window_max": _max_pool,
+    "reshape": _reshape,
+    "rev": _reverse,
+    "select_and_scatter_add": _max_unpool,
+    "select_n": _select,
+    "slice": _slice,
+    "squeeze": _reshape,
+    "stack": _stack,
+    "transpose": _transpose,
+}
