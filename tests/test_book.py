@@ -1,6 +1,7 @@
 """The sources of the book refer to what exists. How they run and what becomes of them: `test_built_book.py`."""
 
 import importlib.util
+import itertools
 import re
 from pathlib import Path
 
@@ -17,7 +18,7 @@ PARTS = [
     [page["file"] for chapter in part["chapters"] for page in [chapter, *chapter.get("sections", [])]]
     for part in TOC["parts"]
 ]
-PAGES = [TOC["root"], *PARTS[0], *PARTS[1]]
+PAGES = [TOC["root"], *itertools.chain(*PARTS)]
 CHAPTERS = PARTS[0]
 EXECUTED = [page for page in PAGES if "{code-cell}" in (ROOT / f"{page}.md").read_text()]
 
