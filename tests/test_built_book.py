@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 import jupytext
 import pytest
 from bs4 import BeautifulSoup
-from test_book import CHAPTERS, EXECUTED, PAGES, ROOT, figure_cells
+from test_book import CHAPTERS, EXECUTED, GUIDES, PAGES, ROOT, figure_cells
 
 pytestmark = pytest.mark.book
 
@@ -45,7 +45,7 @@ def test_page_ran_without_an_error_and_draws_figures_only(page):
     assert len(pictures) == len(figure_cells(jupytext.read(ROOT / f"{page}.md").cells))
 
 
-@pytest.mark.parametrize("page", CHAPTERS)
+@pytest.mark.parametrize("page", [*CHAPTERS, *GUIDES])
 def test_page_states_its_run_time(page):
     sentence = content(page).select_one("p.run-time").text
     assert int("".join(filter(str.isdigit, sentence))) > 0
