@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 import jupytext
 import pytest
 from bs4 import BeautifulSoup
-from test_book import CHAPTERS, EXECUTED, PAGES, ROOT, figure_cells
+from test_book import CHAPTERS, EXECUTED, GUIDES, PAGES, ROOT, figure_cells
 
 pytestmark = pytest.mark.book
 
@@ -45,8 +45,8 @@ def test_page_ran_without_an_error_and_draws_figures_only(page):
     assert len(pictures) == len(figure_cells(jupytext.read(ROOT / f"{page}.md").cells))
 
 
-@pytest.mark.parametrize("page", CHAPTERS)
-def test_chapter_states_its_run_time(page):
+@pytest.mark.parametrize("page", [*CHAPTERS, *GUIDES])
+def test_page_states_its_run_time(page):
     sentence = content(page).select_one("p.run-time").text
     assert int("".join(filter(str.isdigit, sentence))) > 0
 
@@ -97,3 +97,23 @@ def test_every_figure_of_a_chapter_is_listed_by_slide():
         f"{Path(page).name}.html#{figure['id']}" for page in CHAPTERS for figure in content(page).select("figure[id]")
     }
     assert figures - listed == set()
+
+
+def test_terms_show_their_definition():
+    entries = {term["id"]: term.find_next("dd").text for term in content("book/glossary").select("dt[id]")}
+    links = [(page, word.parent) for page in PAGES for word in content(page).select("a > .std-term")]
+    assert {page for page, _ in links} >= {"book/operations", "book/photographs"}
+    for page, link in links:
+        shown = content(page).find(id=link["aria-describedby"])
+        assert link.find_next_sibling() is shown
+        assert shown.text.split() == entries[urlsplit(link["href"]).fragment].split()
+
+
+def test_reference_links_every_function_and_class_to_its_source():
+    signatures = content("book/api").select("dl.py.function > dt, dl.py.class > dt")
+    assert len(signatures) > 50
+    for signature in signatures:
+        link = signature.select_one("a:has(.viewcode-link)")
+        path, _, name = link["href"].partition("#")
+        assert signature["id"].endswith(f".{name}")
+        assert name in anchors((HTML / "book" / path).resolve())
