@@ -15,8 +15,8 @@ book: $(VENV)/installed-book  ## Execute the chapters and write the book to _bui
 test: $(VENV)/installed-book,dev  ## Run the tests
 	@$(BIN)/pytest --numprocesses auto --dist loadfile
 
-test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built
-	@$(BIN)/pytest -m book tests/test_built_book.py
+test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built, in Chromium where there is one
+	@$(BIN)/pytest -rs -m 'book or browser' tests/test_built_book.py tests/test_browser.py
 
 lint: $(VENV)/installed-book,dev  ## Check style, format and types
 	$(BIN)/ruff check
