@@ -15,8 +15,8 @@ book: $(VENV)/installed-book  ## Execute the chapters and write the book to _bui
 test: $(VENV)/installed-book,dev  ## Run the tests
 	@$(BIN)/pytest --numprocesses auto --dist loadfile
 
-test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built
-	@$(BIN)/pytest -m book tests/test_built_book.py tests/test_draw.py
+test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built, in Chromium where there is one
+	@$(BIN)/pytest -rs -m 'book or browser' tests/test_built_book.py tests/test_browser.py tests/test_draw.py
 
 fuzz: $(VENV)/installed-book,dev  ## Compare 2000 random programs with the plain loop (nightly)
 	@FUZZ_PROGRAMS=$${FUZZ_PROGRAMS:-2000} $(BIN)/pytest tests/test_fuzz.py

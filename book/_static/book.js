@@ -1,0 +1,21 @@
+// A page that was opened from the disk may not read other pages: the search then lists titles without excerpts.
+if (location.protocol === "file:") {
+  DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+}
+
+// Paper is white, whatever the screen shows.
+let screenMode;
+addEventListener("beforeprint", () => {
+  screenMode = document.documentElement.dataset.theme;
+  document.documentElement.dataset.theme = "light";
+});
+addEventListener("afterprint", () => {
+  document.documentElement.dataset.theme = screenMode;
+});
+
+// Unfolded code may be wider than its box. The theme makes such boxes reachable by keyboard whenever the window changes.
+addEventListener("click", (event) => {
+  if (event.target.closest(".admonition-title, summary")) {
+    dispatchEvent(new Event("resize"));
+  }
+});

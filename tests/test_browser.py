@@ -1,0 +1,186 @@
+"""The built book as a browser shows it: from the disk, without a network. Needs `make book` before, and Chromium."""
+
+import contextlib
+import functools
+import itertools
+import shutil
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+from test_book import PAGES
+from test_built_book import HTML
+
+pytestmark = pytest.mark.browser
+
+BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
+ARGUMENTS = """
+    --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
+    --disable-sync
+""".split()
+
+FILES = [*PAGES, "genindex", "prf-prf", "py-modindex", "search"]
+MODES = ["light", "dark"]
+HEIGHTS = {1280: 900, 390: 844}
+PAPER = 703  # CSS pixels: the width of A4 between margins of 12 mm
+everywhere = pytest.mark.parametrize(("file", "mode", "width"), list(itertools.product(FILES, MODES, HEIGHTS)))
+every_file = pytest.mark.parametrize("file", FILES)
+
+SEEN = """() => {
+  const all = selector => [...document.querySelectorAll(selector)];
+  const start = element => element.outerHTML.slice(0, 200);
+  const isShown = element => element.checkVisibility({visibilityProperty: true})
+    && element.getBoundingClientRect().width > 0 && !element.closest(".bd-sidebar-secondary");
+  const scrolls = element => getComputedStyle(element).overflowX != "visible";
+  const isInside = element => element && (scrolls(element) || isInside(element.parentElement));
+  return {
+    mode: document.documentElement.dataset.theme,
+    width: document.documentElement.scrollWidth,
+    sticksOut: all("main *").filter(element => isShown(element) && !isInside(element.parentElement)
+      && element.getBoundingClientRect().right > innerWidth + 1).map(start),
+    scrolling: all("main *").filter(element => isShown(element) && scrolls(element) && element.clientWidth > 0
+      && element.scrollWidth > element.clientWidth + 1).map(start),
+    untypeset: all(".math").filter(formula => !formula.querySelector("mjx-container > svg")
+      || formula.querySelector("[data-mml-node=merror]")).map(formula => formula.textContent),
+    unspoken: all("mjx-container").filter(formula => !formula.querySelector("mjx-assistive-mml math")).map(start),
+    images: all("img").filter(isShown).map(({src, naturalWidth, alt}) => ({src, naturalWidth, alt})),
+    icons: all("svg.svg-inline--fa").filter(isShown).length,
+    emptyIcons: all("i[class*='fa-'], svg.svg-inline--fa:not(:has(path))").map(start),
+    failedFonts: [...document.fonts].filter(font => font.status == "error").map(font => font.family),
+    chrome: all("header, footer, nav, button, dialog, .sidebar").filter(isShown)
+      .filter(element => !element.closest(".onlyprint")).map(start),
+    background: getComputedStyle(document.body).backgroundColor,
+    folded: all("main .admonition.toggle, main details")
+      .filter(element => !isShown(element.lastElementChild)).map(start),
+  };
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a network; the tests are skipped where there is none."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    with (
+        sync_playwright() as playwright,
+        contextlib.closing(playwright.chromium.launch(executable_path=path, args=ARGUMENTS)) as browser,
+    ):
+        yield browser
+
+
+@contextlib.contextmanager
+def opened(browser, file, mode="light", width=1280, height=None, media="screen"):
+    """A page whose formulas are typeset, and what it complained about and asked for."""
+    viewport = {"width": width, "height": height or HEIGHTS[width]}
+    with contextlib.closing(browser.new_context(viewport=viewport, color_scheme=mode, offline=True)) as context:
+        page = context.new_page()
+        page.emulate_media(media=media)
+        complaints, requests = [], []
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(f"{request.url} failed: {request.failure}"))
+        page.on("request", lambda request: requests.append(request.url))
+        path = HTML / f"{file}.html"
+        assert path.exists(), f"{path} is missing: run make book first"
+        page.goto(path.as_uri())
+        page.evaluate("window.MathJax?.startup.promise")
+        yield page, complaints, requests
+
+
+@pytest.fixture(scope="module")
+def seen(browser):
+    """What can be seen on a page, in one mode and width."""
+
+    @functools.cache
+    def seen(file, mode, width, media="screen"):
+        with opened(browser, file, mode, width, HEIGHTS.get(width, 1000), media) as (page, complaints, requests):
+            if media == "print":
+                page.evaluate("dispatchEvent(new Event('beforeprint'))")
+            return {**page.evaluate(SEEN), "complaints": complaints, "requests": requests}
+
+    return seen
+
+
+@everywhere
+def test_page_follows_the_mode_and_reports_no_error(seen, file, mode, width):
+    assert seen(file, mode, width)["mode"] == mode
+    assert seen(file, mode, width)["complaints"] == []
+
+
+@everywhere
+def test_page_asks_for_nothing_outside_the_book(seen, file, mode, width):
+    requests = seen(file, mode, width)["requests"]
+    assert len(requests) > 10
+    assert [url for url in requests if not url.startswith((f"{HTML.as_uri()}/", "data:"))] == []
+
+
+@everywhere
+def test_page_does_not_scroll_sideways(seen, file, mode, width):
+    assert seen(file, mode, width)["width"] <= width
+    assert seen(file, mode, width)["sticksOut"] == []
+
+
+@everywhere
+def test_every_image_is_shown_and_has_alternative_text(seen, file, mode, width):
+    for image in seen(file, mode, width)["images"]:
+        assert image["naturalWidth"] > 0, image
+        assert image["alt"], image
+
+
+@everywhere
+def test_every_formula_is_typeset_and_can_be_read_aloud(seen, file, mode, width):
+    assert seen(file, mode, width)["untypeset"] == []
+    assert seen(file, mode, width)["unspoken"] == []
+
+
+@everywhere
+def test_icons_are_shown(seen, file, mode, width):
+    assert seen(file, mode, width)["icons"] > 3
+    assert seen(file, mode, width)["emptyIcons"] == []
+    assert seen(file, mode, width)["failedFonts"] == []
+
+
+@every_file
+@pytest.mark.parametrize("mode", MODES)
+def test_printed_page_is_white_and_nothing_is_cut_or_folded(seen, file, mode):
+    printed = seen(file, mode, PAPER, "print")
+    assert printed["background"] == "rgb(255, 255, 255)"
+    assert printed["width"] <= PAPER
+    assert printed["sticksOut"] == []
+    assert printed["scrolling"] == []
+    assert printed["folded"] == []
+
+
+@every_file
+def test_printed_page_is_without_the_theme_around_it(seen, file):
+    assert seen(file, "light", PAPER, "print")["chrome"] == []
+
+
+def test_search_from_the_disk_finds_the_page_about_root_points(browser):
+    with opened(browser, "book/index") as (page, complaints, requests):
+        page.keyboard.press("Control+k")
+        page.keyboard.type("root point")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/search.html?*")
+        expect(page.locator("#search-results")).to_contain_text("Search finished")
+        assert page.locator("#search-results li").count() > 1
+        page.locator("#search-results a", has_text="Deep Taylor").first.click()
+        page.wait_for_url("**/deep_taylor.html*")
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(HTML.as_uri())] == []
+
+
+@pytest.mark.parametrize("press", [lambda button: button.click(), lambda button: button.press("Enter")])
+def test_solution_opens_by_mouse_and_keyboard(browser, press):
+    with opened(browser, "book/recap") as (page, _, _):
+        solution = page.locator(".solution").first
+        expect(solution.locator("p").last).to_be_hidden()
+        press(solution.locator("button.toggle-button"))
+        expect(solution.locator("p").last).to_be_visible()
+
+
+def test_first_page_leads_into_the_book(browser):
+    with opened(browser, "search") as (page, complaints, _):
+        page.goto((HTML / "index.html").as_uri())
+        page.wait_for_url("**/book/index.html")
+    assert complaints == []
