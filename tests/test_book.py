@@ -1,5 +1,8 @@
 """The sources of the book refer to what exists. How they run and what becomes of them: `test_built_book.py`."""
 
+import base64
+import gzip
+import hashlib
 import importlib.util
 import itertools
 import re
@@ -55,6 +58,13 @@ def test_formulas_are_typeset_from_the_book_itself():
     assert (BOOK / "_html_extra" / mathjax).is_file()
 
 
+def test_what_the_pages_run_is_the_published_runtime():
+    text = (BOOK / "_html_extra" / "interactive" / "ort-wasm-simd.js").read_text()
+    runtime = gzip.decompress(base64.b64decode(text.split('"')[1]))
+    of_the_npm_package = "f533b5f21790563d7556c611c3835ac65848ee326da2689aac54ed7d9cc8c6a4"
+    assert hashlib.sha256(runtime).hexdigest() == of_the_npm_package
+
+
 @pytest.fixture
 def execution_cache():
     path = BOOK / "_extensions" / "execution_cache.py"
@@ -68,12 +78,13 @@ def execution_cache():
 def project(tmp_path):
     (tmp_path / "constraints.txt").write_text("jax==0.10.2")
     (tmp_path / "lrp_jax").mkdir()
+    (tmp_path / "book").mkdir()
     (tmp_path / "lrp_jax" / "rules.py").write_text("epsilon = 1")
     return tmp_path
 
 
-@pytest.mark.parametrize("file", ["constraints.txt", "lrp_jax/rules.py", "lrp_jax/new.py"])
-def test_editing_the_package_asks_for_new_execution(execution_cache, project, file):
+@pytest.mark.parametrize("file", ["constraints.txt", "lrp_jax/rules.py", "lrp_jax/new.py", "book/module.py"])
+def test_editing_the_package_or_a_module_of_the_book_asks_for_new_execution(execution_cache, project, file):
     before = execution_cache.package_state(project)
     (project / file).write_text("epsilon = 2")
     assert execution_cache.package_state(project) != before
