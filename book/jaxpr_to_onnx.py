@@ -1,8 +1,7 @@
 """Writes a JAX program as an ONNX model, so that it runs where there is no Python, such as in a page of this book.
 
 It knows the operations of the book's networks and of their relevance. What it cannot write it refuses by name. (The
-package jax2onnx knows far more operations, but in version 0.17 not the way back through max pooling, and it needs an
-older orbax-checkpoint than the book.)
+package jax2onnx knows far more operations, but version 0.17 needs an older orbax-checkpoint than the book.)
 """
 
 from collections.abc import Callable, Sequence
@@ -202,44 +201,41 @@ def _convolution(graph: Graph, equation: JaxprEqn, x: str, w: str) -> str:
     return graph.node("Transpose", z, perm=np.argsort(order.out_spec).tolist())
 
 
-def _pooling(graph: Graph, equation: JaxprEqn, x: str) -> tuple[str, str, list[int]]:
-    """Writes max pooling; returns the maxima, where they were, and the order of axes in which both stand."""
+def _max_pool(graph: Graph, equation: JaxprEqn, x: str) -> str:
     params = equation.params
     windows = params["window_dimensions"]
     pooled = [axis for axis, size in enumerate(windows) if size > 1]
     axes = [axis for axis, size in enumerate(windows) if size == 1] + pooled
-    dilated = {*params.get("base_dilation", ()), *params.get("window_dilation", ())} - {1}
-    if len(windows) - len(pooled) != 2 or dilated:
+    if len(windows) - len(pooled) != 2 or {*params["base_dilation"], *params["window_dilation"]} != {1}:
         raise _refusal(equation)
-    maxima, places = graph.node(
+    maxima = graph.node(
         "MaxPool",
         graph.node("Transpose", x, perm=axes),
-        outputs=2,
         kernel_shape=[windows[axis] for axis in pooled],
         strides=[params["window_strides"][axis] for axis in pooled],
         pads=[params["padding"][axis][side] for side in (0, 1) for axis in pooled],
     )
-    return maxima, places, axes
-
-
-def _max_pool(graph: Graph, equation: JaxprEqn, x: str) -> str:
-    maxima, _, axes = _pooling(graph, equation, x)
     return graph.node("Transpose", maxima, perm=np.argsort(axes).tolist())
 
 
-def _max_unpool(graph: Graph, equation: JaxprEqn, source: str, x: str) -> str:
-    """The way back through max pooling: every value goes to where the first maximum was."""
-    params = equation.params
-    windows = params["window_dimensions"]
-    are_tiles = windows == params["window_strides"] and not any(np.mod(_shape(equation), windows))
-    if params["select_prim"].name != "ge" or not are_tiles or any(map(any, params["padding"])):
+def _pad(graph: Graph, equation: JaxprEqn, x: str, value: str) -> str:
+    """Padding at the edges and, axis by axis, between the elements: each becomes a row that is padded at its end."""
+    shape = list(equation.invars[0].aval.shape)
+    edges = equation.params["padding_config"]
+    if any(low < 0 or high < 0 for low, high, _ in edges):
         raise _refusal(equation)
-    _, places, axes = _pooling(graph, equation, x)
-    shape = graph.integers([_shape(equation)[axis] for axis in axes])
-    sizes = [windows[axis] for axis in axes[2:]]
-    source = graph.node("Transpose", source, perm=axes)
-    spread = graph.node("MaxUnpool", source, places, shape, kernel_shape=sizes, strides=sizes)
-    return graph.node("Transpose", spread, perm=np.argsort(axes).tolist())
+    for axis, (_, _, between) in enumerate(edges):
+        if between and shape[axis]:
+            rows = graph.reshape(x, [*shape[: axis + 1], 1, *shape[axis + 1 :]])
+            ends = [0] * (len(shape) + 1), [between if i == axis + 1 else 0 for i in range(len(shape) + 1)]
+            padded = graph.node("Pad", rows, graph.integers([*ends[0], *ends[1]]), value)
+            size = shape[axis]
+            shape[axis] = size * (1 + between)
+            x = graph.reshape(padded, shape)
+            shape[axis] -= between
+            x = graph.node("Slice", x, *map(graph.integers, ([0], [shape[axis]], [axis])))
+    around = [low for low, _, _ in edges] + [high for _, high, _ in edges]
+    return graph.node("Pad", x, graph.integers(around), value)
 
 
 _ELEMENTWISE = {
@@ -274,11 +270,11 @@ _OPERATIONS: dict[str, Callable[..., str]] = {
     "dot_general": _product,
     "expand_dims": _reshape,
     "integer_pow": _power,
+    "pad": _pad,
     "reduce_sum": _sum,
     "reduce_window_max": _max_pool,
     "reshape": _reshape,
     "rev": _reverse,
-    "select_and_scatter_add": _max_unpool,
     "select_n": _select,
     "slice": _slice,
     "squeeze": _reshape,

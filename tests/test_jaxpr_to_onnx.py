@@ -94,11 +94,12 @@ OPERATIONS = {
     "pooling": lambda x: nnx.max_pool(x, window_shape=(3, 2), strides=(2, 2)),
     "pooling with padding": lambda x: nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2), padding="SAME"),
     "the way back through pooling": lambda x: jax.grad(
-        lambda x: (nnx.max_pool(x, window_shape=(2, 3), strides=(2, 3)) ** 3).sum()
+        lrp(lambda x: (nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2)) ** 3).sum(), rules.Zero())
     )(x[:, :, :6]),
     "ties in pooling": lambda x: jax.grad(
-        lambda x: (nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2)) * normal(2, 3, 3, 4)).sum()
+        lrp(lambda x: (nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2)) * normal(2, 3, 3, 4)).sum(), rules.Zero())
     )(jnp.sign(x[:, :, :6])),
+    "padding": lambda x: lax.pad(x, 1.5, [(0, 0, 0), (2, 1, 0), (0, 3, 2), (1, 0, 1)]),
     "reversal": lambda x: x[:, ::-1, 1:5:2],
     "transposition": lambda x: lax.reshape(x, (4, 84), dimensions=(3, 0, 1, 2)),
     "stacking": lambda x: jnp.stack([x, jnp.where(x < 0, -1.0, x)], axis=2),
