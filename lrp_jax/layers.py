@@ -193,8 +193,13 @@ class LinearMap:
 
     @functools.cached_property
     def z_negative(self) -> jax.Array:
-        """The sum of the negative contributions, lin(x+, w-) + lin(x-, w+) + b-: what the positive ones leave of z."""
-        return jnp.minimum(self.z - self.z_positive, 0)
+        """The sum of the negative contributions, lin(x+, w-) + lin(x-, w+) + b-: what the positive ones leave of z.
+
+        It is at least as far from zero as the difference is rounded: where the negative contributions are smaller than
+        that, nothing is left of them, and they would be divided by noise.
+        """
+        rounding = jnp.finfo(self.z.dtype).eps * self.z_positive
+        return jnp.minimum(self.z - self.z_positive, -rounding)
 
     def transpose(self, w: jax.Array, s: jax.Array) -> jax.Array:
         """The transpose of x -> lin(x, w), applied to `s`: for a dense layer, s times the transpose of w."""

@@ -2,17 +2,24 @@
 
 import functools
 import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from programs import programs
 
-from lrp_jax import composites, lrp, rules
+from lrp_jax import composites, ledger, lrp, relevance, rules
 from lrp_jax.composites import Composite, any_layer, first, last
 
+ROOT = Path(__file__).parents[1]
 RULES = {
     "zero": rules.Zero(),
     "epsilon": rules.Epsilon(0.1),
@@ -29,11 +36,36 @@ RULES = {
 rule_of = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 
+class Network(nnx.Module):
+    """Convolution, batch norm, pooling, a residual sum, attention between pixels, a gate, and a dense layer."""
+
+    def __init__(self, dtype=jnp.float64, *, use_bias=True):
+        rngs = nnx.Rngs(0)
+        options = {"rngs": rngs, "param_dtype": dtype, "dtype": dtype, "use_bias": use_bias}
+        self.conv1 = nnx.Conv(2, 4, (3, 3), **options)
+        self.norm = nnx.BatchNorm(4, use_running_average=True, rngs=rngs, param_dtype=dtype, dtype=dtype)
+        self.conv2 = nnx.Conv(4, 4, (3, 3), **options)
+        self.query, self.key, self.value = (nnx.Linear(4, 4, **options) for _ in range(3))
+        self.head = nnx.Linear(4, 3, **options)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.conv1(x)))
+        x = nnx.max_pool(x + nnx.relu(self.conv2(x)), (2, 2), (2, 2))
+        x = x.reshape(x.shape[0], -1, 4)
+        weights = nnx.softmax(jnp.einsum("nid,njd->nij", self.query(x), self.key(x)))
+        x = nnx.silu(jnp.einsum("nij,njd->nid", weights, self.value(x)) + x)
+        return self.head(x.mean(1))
+
+
 def rectified(x, parameters):
     """A network of dense layers, without biases."""
     for weight in parameters[:-1]:
         x = jax.nn.relu(x @ weight)
     return x @ parameters[-1]
+
+
+def images(number, seed=0):
+    return jax.random.normal(jax.random.key(seed), (number, 6, 6, 2))
 
 
 def weights(*widths):
@@ -89,6 +121,29 @@ def test_relevance_is_linear_in_the_seed(float64, program):
     np.testing.assert_allclose(both, one + other, atol=1e-6 * scale, rtol=0)
 
 
+@rule_of
+def test_relevance_of_two_classes_adds(float64, rule):
+    network, x = Network(), images(2)
+    one, other = (relevance(network, x, target, rule).relevance for target in (0, 2))
+    mask = np.tile([1.0, 0.0, 1.0], (2, 1))
+    assert_close(relevance(network, x, mask, rule).relevance, one + other, 1e-9)
+
+
+def test_scaled_output_has_scaled_relevance(float64):
+    network, x = Network(), images(2)
+    for rule in (rules.Zero(), rules.ZPlus(stabilizer=0.0), rules.Flat(stabilizer=0.0)):
+        assert_close(maps(lambda x: 3.0 * network(x), rule, x), 3.0 * maps(network, rule, x), 1e-8)
+
+
+@few(8)
+@given(program=programs(depth=4))
+def test_ledger_closes_for_random_programs(float64, program):
+    mask = np.where(program.seed == 0, 1.0, program.seed)
+    book = ledger(program, program.x, lambda output: output * mask, program.composite)
+    moved = max([abs(book.explained), *(abs(row.arrived) + abs(row.handed_on) for row in book.rows)])
+    assert abs(book.unaccounted) <= 1e-9 * moved
+
+
 # The input and its order
 
 
@@ -99,6 +154,26 @@ def test_permuted_pixels_have_a_permuted_map(float64, rule):
     x = jax.random.normal(jax.random.key(1), (3, 6))
     permuted = maps(lambda x: rectified(x, [first_weight[order], *others]), rule, x[:, order])
     assert_close(permuted, maps(lambda x: rectified(x, [first_weight, *others]), rule, x)[:, order])
+
+
+@rule_of
+def test_network_that_permutes_its_pixels_permutes_the_map(float64, rule):
+    network, x = Network(), images(2)
+    order = np.random.default_rng(0).permutation(6)
+    back = np.argsort(order)
+    permuted = maps(lambda x: network(x[:, order]), rule, x[:, back])
+    assert_close(permuted, maps(network, rule, x)[:, back])
+
+
+@rule_of
+def test_samples_do_not_see_their_batch(float64, rule):
+    network, x = Network(), images(4)
+    expected = maps(network, rule, x)
+    order = np.array([2, 0, 3, 1])
+    assert_close(maps(network, rule, x[order]), expected[order])
+    padded = jnp.concatenate([x, jnp.zeros_like(x[:2]), 1e3 * x[:1]])
+    assert_close(maps(network, rule, padded)[:4], expected)
+    assert_close(maps(network, rule, x[1:2]), expected[1:2])
 
 
 # Homogeneity
@@ -122,3 +197,102 @@ def test_without_biases_relevance_scales_with_the_input(float64, rule):
     assert explain(x).any()
     np.testing.assert_array_equal(explain(4 * x), 4 * explain(x))  # a power of two changes no digit
     assert_close(explain(0.3 * x), 0.3 * explain(x))
+
+
+# Transformations
+
+
+@rule_of
+def test_transformations_agree(float64, rule):
+    network, x = Network(), images(4)
+    one = lambda image: lrp(network, rule)(image[None])[0, 1]
+    expected = jax.grad(lambda x: lrp(network, rule)(x)[:, 1].sum())(x)
+    for variant in (
+        jax.jit(jax.grad(lambda x: lrp(network, rule)(x)[:, 1].sum())),
+        jax.vmap(jax.grad(one)),
+        jax.jit(jax.vmap(jax.grad(jax.checkpoint(one)))),
+        jax.jit(jax.grad(lambda x: lrp(jax.checkpoint(network.__call__), rule)(x)[:, 1].sum())),
+    ):
+        assert_close(variant(x), expected)
+
+
+def on_two_devices():
+    """Prints the largest difference that sharing out a batch makes, relative to the map, for each rule."""
+    jax.config.update("jax_enable_x64", True)
+    assert len(jax.devices()) == 2
+    network, x = Network(), images(4)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), "samples")  # an axis of type Auto
+    samples = jax.sharding.PartitionSpec("samples")
+    differences = {}
+    for name, rule in RULES.items():
+        explain = jax.grad(lambda x, rule=rule: lrp(network, rule)(x)[:, 1].sum())
+        shared = jax.jit(jax.shard_map(explain, mesh=mesh, in_specs=samples, out_specs=samples))(x)
+        assert len({shard.device for shard in shared.addressable_shards}) == 2
+        expected = explain(x)
+        differences[name] = float(abs(np.asarray(shared) - np.asarray(expected)).max() / abs(expected).max())
+    print(json.dumps(differences))
+
+
+def test_shard_map_agrees():
+    environment = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
+    environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    call = "import sys; sys.path.insert(0, 'tests'); import test_properties; test_properties.on_two_devices()"
+    process = subprocess.run(
+        [sys.executable, "-c", call],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    differences = json.loads(process.stdout.splitlines()[-1])
+    assert list(differences) == list(RULES)
+    assert max(differences.values()) < 1e-9
+
+
+# Nothing that is not a number
+
+INPUTS = {
+    "zeros": np.zeros((2, 6, 6, 2)),
+    "tiny": np.asarray(images(2)) * 1e-30,
+    "saturated softmax": np.asarray(images(2)) * 1e6,
+    "dead units": -np.abs(np.asarray(images(2))),
+    "one bright pixel": np.eye(72)[[5, 44]].reshape(2, 6, 6, 2),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("name", INPUTS)
+def test_finite_input_has_finite_relevance(name, dtype):
+    network = Network(dtype)
+    if name == "dead units":
+        network.conv1.kernel[...] = jnp.abs(network.conv1.kernel[...])  # negative input: no unit is active
+    limit = 4 if dtype == jnp.float16 else 1e8  # scores of half precision would overflow in the network itself
+    x = jnp.asarray(np.clip(INPUTS[name], -limit, limit), dtype)
+    output = network(x)
+    assert jnp.isfinite(output).all()
+    for label, rule in RULES.items():
+        found = maps(network, rule, x, jax.nn.one_hot(jnp.array([0, 1]), 3, dtype=dtype))
+        assert found.dtype == dtype
+        assert jnp.isfinite(found).all(), label
+
+
+def test_large_half_precision_values():
+    # 60000 is near the largest number of half precision, 65504.
+    x = jnp.asarray([[60000.0, -60000.0, 1.0, 0.0]], jnp.float16)
+    weight = jnp.asarray([[1.0], [0.5], [0.0], [-1.0]], jnp.float16)
+    for label, rule in RULES.items():
+        assert jnp.isfinite(maps(lambda x: jax.nn.relu(x @ weight), rule, x)).all(), label
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_empty_batch_and_single_sample(number):
+    network, x = Network(jnp.float32), images(number)
+    for rule in RULES.values():
+        for target in (None, 1, "all", jnp.ones((number, 3))):
+            found = relevance(network, x, target, rule).relevance
+            assert found.shape == ((3,) if isinstance(target, str) else ()) + x.shape
+            assert jnp.isfinite(found).all()
+    assert relevance(network, x, 1, rules.Zero(), batch_size=2).relevance.shape == x.shape
