@@ -102,7 +102,7 @@ def test_every_figure_of_a_chapter_is_listed_by_slide():
 def test_terms_show_their_definition():
     entries = {term["id"]: term.find_next("dd").text for term in content("book/glossary").select("dt[id]")}
     links = [(page, word.parent) for page in PAGES for word in content(page).select("a > .std-term")]
-    assert {page for page, _ in links} >= {"book/operations", "book/photographs"}
+    assert {page for page, _ in links} >= {"book/index", *GUIDES[:1]}
     for page, link in links:
         shown = content(page).find(id=link["aria-describedby"])
         assert link.find_next_sibling() is shown
@@ -117,3 +117,13 @@ def test_reference_links_every_function_and_class_to_its_source():
         path, _, name = link["href"].partition("#")
         assert signature["id"].endswith(f".{name}")
         assert name in anchors((HTML / "book" / path).resolve())
+
+
+def test_landing_page_has_three_doors():
+    doors = content("book/index").select(".sd-card")
+    assert [door.select_one(".sd-card-title").text.strip() for door in doors] == ["Read", "Rerun", "Import"]
+    assert [door.select_one("a[href]")["href"] for door in doors] == [
+        "recap.html",
+        "colophon.html",
+        "explain_your_model.html",
+    ]
