@@ -16,7 +16,7 @@ test: $(VENV)/installed-book,dev  ## Run the tests
 	@$(BIN)/pytest --numprocesses auto --dist loadfile
 
 test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built, in Chromium where there is one
-	@$(BIN)/pytest -rs -m 'book or browser' tests/test_built_book.py tests/test_browser.py
+	@$(BIN)/pytest -rs -m 'book or browser' tests/test_built_book.py tests/test_browser.py tests/test_pdf.py
 
 pdf: $(VENV)/installed-book,dev book  ## Print the whole book to _build/book.pdf, with Chromium
 	@$(BIN)/jupyter-book build . -W --keep-going --builder singlehtml
