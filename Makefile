@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test test-book fuzz lint bench clean
+.PHONY: help book test test-book pdf lab fuzz lint bench bench-peers clean
 
 help:  ## Say what there is (the default)
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -16,10 +16,19 @@ test: $(VENV)/installed-book,dev  ## Run the tests
 	@$(BIN)/pytest --numprocesses auto --dist loadfile
 
 test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built, in Chromium where there is one
-	@$(BIN)/pytest -rs -m 'book or browser' tests/test_built_book.py tests/test_browser.py tests/test_draw.py
+	@$(BIN)/pytest -rs -m 'book or browser' tests/test_built_book.py tests/test_browser.py tests/test_draw.py tests/test_pdf.py
 
 fuzz: $(VENV)/installed-book,dev  ## Compare 2000 random programs with the plain loop (nightly)
 	@FUZZ_PROGRAMS=$${FUZZ_PROGRAMS:-2000} $(BIN)/pytest tests/test_fuzz.py
+
+pdf: $(VENV)/installed-book,dev book  ## Print the whole book to _build/book.pdf, with Chromium
+	@$(BIN)/jupyter-book build . -W --keep-going --builder singlehtml
+	@sed 's|href="book/index.html#|href="#|g' _build/singlehtml/book/index.html > _build/singlehtml/book.html
+	@$(BIN)/python book/print.py _build/singlehtml/book.html _build/book.pdf
+
+lab: $(VENV)/installed-book,lab  ## Open the chapters in JupyterLab
+	@$(BIN)/jupytext-config --settings-file $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json set-default-viewer
+	@$(BIN)/jupyter lab --notebook-dir=book
 
 lint: $(VENV)/installed-book,dev  ## Check style, format and types
 	$(BIN)/ruff check

@@ -30,11 +30,20 @@ class Explanation:
         relevance: The relevance of the input, in its structure and shape, in units of the explained output; with the
             target "all" with one dimension for the classes in front. For integers, the sum over each one's embedding.
         at: The relevance of the hidden values that were asked for, by name.
+        x: The input.
+        rules: The composite by which relevance was propagated.
     """
 
     output: Any
     relevance: Any
     at: dict[str, jax.Array] = field(default_factory=dict)
+    x: Any = field(default=None, repr=False)
+    rules: Composite | None = None
+
+    def _repr_html_(self) -> str:
+        from lrp_jax.display import explanation_as_html
+
+        return explanation_as_html(self)
 
 
 def relevance(
@@ -101,9 +110,9 @@ def relevance(
     explain = functools.partial(explain_arrays, static, composite, request, kind)
     retrace = functools.partial(trace_model, static, None, arrays, x)
     if batch_size is None or batch_size >= number:
-        *explanation, checks = explain(arrays, x, values, masks)
+        output, maps, hidden, checks = explain(arrays, x, values, masks)
         report([checks], retrace)
-        return Explanation(*explanation)
+        return Explanation(output, maps, hidden, x, composite)
     starts = range(0, number, batch_size)
     bar = import_extra("tqdm.auto", "book").tqdm(starts, desc="explaining", unit="batch", disable=not progress)
     per_sample = kind in ("index", "mask")
@@ -116,11 +125,12 @@ def relevance(
         )
         for start in bar
     ]
-    outputs, maps, hidden, checks = zip(*parts, strict=True)
+    outputs, all_maps, all_hidden, checks = zip(*parts, strict=True)
     report(checks, retrace)
     axis = 1 if kind == "all" else 0
     join = functools.partial(jax.tree.map, lambda *parts: jnp.concatenate(parts, axis))
-    return Explanation(jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs), join(*maps), join(*hidden))
+    output = jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+    return Explanation(output, join(*all_maps), join(*all_hidden), x, composite)
 
 
 def _batch(leaf: Any, start: int, size: int) -> Any:

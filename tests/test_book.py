@@ -9,8 +9,11 @@ import re
 from pathlib import Path
 
 import jupytext
+import nbformat
 import pytest
 import yaml
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
 from pybtex.database import parse_file
 
 ROOT = Path(__file__).parents[1]
@@ -65,13 +68,17 @@ def test_what_the_pages_run_is_the_published_runtime():
     assert hashlib.sha256(runtime).hexdigest() == of_the_npm_package
 
 
-@pytest.fixture
-def execution_cache():
-    path = BOOK / "_extensions" / "execution_cache.py"
-    spec = importlib.util.spec_from_file_location("execution_cache", path)
+def extension(name):
+    """One of the book's own Sphinx extensions."""
+    spec = importlib.util.spec_from_file_location(name, BOOK / "_extensions" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def execution_cache():
+    return extension("execution_cache")
 
 
 @pytest.fixture
@@ -95,3 +102,35 @@ def test_importing_the_package_does_not_ask_for_new_execution(execution_cache, p
     (project / "lrp_jax" / "__pycache__").mkdir()
     (project / "lrp_jax" / "__pycache__" / "rules.pyc").write_text("compiled")
     assert execution_cache.package_state(project) == before
+
+
+@pytest.fixture
+def chapter(tmp_path):
+    """A chapter as myst-nb writes it when its outputs are in the cache."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# One"), nbformat.v4.new_code_cell("1")])
+    nbformat.write(notebook, tmp_path / "one.ipynb")
+    notebook.cells[1].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "1"}, execution_count=1)]
+    cache = get_cache(tmp_path / "cache")
+    cache.cache_notebook_bundle(CacheBundleIn(notebook, "one.md"), check_validity=False)
+    return tmp_path / "one.ipynb"
+
+
+def test_downloaded_chapter_has_the_outputs_that_the_cache_holds(chapter):
+    published = extension("notebook_download").published_notebook(chapter, str(chapter.parent / "cache"))
+    nbformat.validate(published)
+    assert published.cells[-1].outputs[0].data["text/plain"] == "1"
+
+
+def test_downloaded_chapter_installs_the_package_from_where_it_is_published(chapter, monkeypatch):
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://git.example")
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/book")
+    published = extension("notebook_download").published_notebook(chapter, str(chapter.parent / "cache"))
+    first = published.cells[0].source
+    assert "git clone --quiet --depth 1 https://git.example/someone/book " in first
+    assert first.index("import lrp_jax") < first.index("except ImportError") < first.index("%pip install")
+
+
+def test_downloaded_chapter_of_an_unpublished_book_says_where_it_runs(chapter, monkeypatch):
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    published = extension("notebook_download").published_notebook(chapter, str(chapter.parent / "cache"))
+    assert "make lab" in published.cells[0].source

@@ -6,6 +6,7 @@ import itertools
 import shutil
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 from test_book import PAGES
 from test_built_book import HTML
@@ -24,6 +25,9 @@ HEIGHTS = {1280: 900, 390: 844}
 PAPER = 703  # CSS pixels: the width of A4 between margins of 12 mm
 everywhere = pytest.mark.parametrize(("file", "mode", "width"), list(itertools.product(FILES, MODES, HEIGHTS)))
 every_file = pytest.mark.parametrize("file", FILES)
+
+STANDARDS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+THEME_DEFECTS = ["nav.bd-links summary"]  # a button that unfolds the contents: a picture without a name
 
 SEEN = """() => {
   const all = selector => [...document.querySelectorAll(selector)];
@@ -154,6 +158,18 @@ def test_printed_page_is_white_and_nothing_is_cut_or_folded(seen, file, mode):
 @every_file
 def test_printed_page_is_without_the_theme_around_it(seen, file):
     assert seen(file, "light", PAPER, "print")["chrome"] == []
+
+
+@every_file
+@pytest.mark.parametrize(("mode", "width"), [("light", 1280), ("dark", 390)])
+def test_page_is_accessible(browser, file, mode, width):
+    with opened(browser, file, mode, width) as (page, _, _):
+        page.evaluate("document.querySelectorAll('main details').forEach(details => details.open = true)")
+        page.evaluate("document.querySelectorAll('main .toggle-button-hidden').forEach(button => button.click())")
+        page.wait_for_timeout(400)  # the theme makes what can be scrolled reachable by keyboard after 300 ms
+        options = {"runOnly": STANDARDS, "resultTypes": ["violations"], "preload": False}
+        results = Axe().run(page, {"exclude": THEME_DEFECTS}, options)
+    assert results.violations_count == 0, results.generate_report()
 
 
 def test_search_from_the_disk_finds_the_page_about_root_points(browser):

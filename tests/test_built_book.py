@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import jupytext
+import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from test_book import CHAPTERS, EXECUTED, GUIDES, PAGES, ROOT, figure_cells
@@ -49,6 +50,18 @@ def test_page_ran_without_an_error_and_draws_figures_only(page):
 def test_page_states_its_run_time(page):
     sentence = content(page).select_one("p.run-time").text
     assert int("".join(filter(str.isdigit, sentence))) > 0
+
+
+@pytest.mark.parametrize("page", EXECUTED)
+def test_notebook_of_a_page_can_be_downloaded_with_its_figures(page):
+    (link,) = {link["href"] for link in html(page).select("a[href$='.ipynb']")}
+    notebook = nbformat.read((HTML / page).parent / link, as_version=4)
+    assert "import lrp_jax" in notebook.cells[0].source
+    cells = [cell for cell in notebook.cells if "figure" in cell.metadata.get("mystnb", {})]
+    assert len(cells) == len(figure_cells(jupytext.read(ROOT / f"{page}.md").cells))
+    for cell in cells:
+        assert any("image/png" in output.get("data", {}) for output in cell.outputs)
+    assert any(cell.get("outputs") for cell in notebook.cells)
 
 
 @pytest.mark.parametrize("page", PAGES)

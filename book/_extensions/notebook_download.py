@@ -1,13 +1,55 @@
-"""Sphinx extension: every executed chapter can be downloaded as a notebook.
+"""Sphinx extension: every executed chapter can be downloaded as a notebook that runs elsewhere too.
 
 The chapters are written in Markdown, which Jupyter opens with jupytext and Colab not at all.
 """
 
-import shutil
+import contextlib
+import os
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
+import nbformat
+from jupyter_cache import get_cache
 from sphinx.application import Sphinx
+
+INSTALL = """\
+# Outside a copy of the repository, in Colab for example, this fetches one and installs what the chapter needs.
+try:
+    import lrp_jax
+except ImportError:
+    !git clone --quiet --depth 1 {address} lrp-jax-repository
+    %pip install --quiet --editable "./lrp-jax-repository[book]"
+    %cd lrp-jax-repository/book
+    import sys
+    sys.path.insert(0, "..")  # an editable installation is not seen before the next start
+"""
+EXPLAIN = """\
+# This chapter needs the library and the data of the book: start Jupyter with `make lab` in a copy of the repository.
+import lrp_jax
+"""
+
+
+def repository_address() -> str | None:
+    """Returns where the repository can be fetched: as the package says, or the machine that publishes the book."""
+    for url in metadata("lrp-jax").get_all("Project-URL") or []:
+        label, address = url.split(", ")
+        if label.lower() in ("repository", "source"):
+            return address
+    if "GITHUB_REPOSITORY" in os.environ:
+        return f"{os.environ['GITHUB_SERVER_URL']}/{os.environ['GITHUB_REPOSITORY']}"
+    return None
+
+
+def published_notebook(executed: Path, cache: str) -> nbformat.NotebookNode:
+    """Returns a chapter with its outputs, and a first cell that installs what it needs."""
+    notebook = nbformat.read(executed, as_version=4)
+    with contextlib.suppress(KeyError):  # myst-nb writes a page that it took from the cache without its outputs
+        _, notebook = get_cache(cache).merge_match_into_notebook(notebook)
+    address = repository_address()
+    first = nbformat.v4.new_code_cell(INSTALL.format(address=address) if address else EXPLAIN, id="install")
+    notebook.cells.insert(0, first)
+    return notebook
 
 
 def offer_notebook(app: Sphinx, pagename: str, _template: str, context: dict[str, Any], _doctree: Any) -> None:
@@ -16,7 +58,7 @@ def offer_notebook(app: Sphinx, pagename: str, _template: str, context: dict[str
     if executed.exists():
         published = Path(app.outdir) / "_sources" / f"{pagename}.ipynb"
         published.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(executed, published)
+        nbformat.write(published_notebook(executed, app.config.nb_execution_cache_path), published)
         context["ipynb_source"] = f"{pagename}.ipynb"
 
 

@@ -1,0 +1,42 @@
+"""Prints the single page of the book to a PDF file with Chromium: `python book/print.py PAGE.html BOOK.pdf`."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
+ARGUMENTS = """
+    --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
+    --disable-sync
+""".split()
+FOOTER = '<p style="font: 8pt sans-serif; text-align: center; width: 100%"><span class="pageNumber"></span></p>'
+
+
+def print_page(page: Path, pdf: Path) -> None:
+    """Writes a page, once its formulas are typeset, as a tagged PDF with bookmarks."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        sys.exit(f"Printing needs a browser, one of {', '.join(BROWSERS)}.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        tab = browser.new_context(offline=True).new_page()
+        tab.goto(page.resolve().as_uri(), timeout=300_000)
+        tab.evaluate("window.MathJax?.startup.promise")
+        tab.pdf(
+            path=pdf,
+            format="A4",
+            margin={"top": "15mm", "bottom": "18mm", "left": "12mm", "right": "12mm"},
+            print_background=True,
+            display_header_footer=True,
+            header_template="<span></span>",
+            footer_template=FOOTER,
+            tagged=True,
+            outline=True,
+        )
+        browser.close()
+
+
+if __name__ == "__main__":
+    print_page(Path(sys.argv[1]), Path(sys.argv[2]))
