@@ -414,6 +414,11 @@ def test_operation_without_treatment_is_refused(name):
         lrp(REFUSED[name], rules.Zero())(example())
 
 
+def test_summary_says_whether_there_is_a_treatment():
+    assert operations.summary_of("reduce_sum").startswith("split in proportion")
+    assert operations.summary_of("cumprod") == "refused"
+
+
 def test_refused_operation_gets_a_treatment():
     rules_ = composites.with_treatment(rules.Zero(), "reduce_prod", operations.smooth)
     x = example()
