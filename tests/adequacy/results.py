@@ -26,7 +26,7 @@ def coverage() -> dict[str, Any]:
         "branches": totals["num_branches"],
         "branches taken": totals["covered_branches"],
         "not run": {
-            Path(file).name: {"lines": entry["missing_lines"], "branches": entry["missing_branches"]}
+            Path(file).name: [*map(str, entry["missing_lines"]), *(f"{a} to {b}" for a, b in entry["missing_branches"])]
             for file, entry in report["files"].items()
             if entry["missing_lines"] or entry["missing_branches"]
         },
