@@ -193,6 +193,13 @@ def test_treatment_of_pooling_can_be_chosen():
     np.testing.assert_allclose(maps["pooled_evenly"], [1.5, 1.5])
 
 
+@pytest.mark.parametrize("treatment", ["pooled_in_proportion", "pooled_evenly"])
+def test_pooling_in_single_precision_stays_so_where_double_is_switched_on(float64, treatment):
+    rule = composites.with_treatment(rules.Zero(), "reduce_window_max", getattr(operations, treatment))
+    pooled = lambda x: nnx.max_pool(x, (1, 2), (1, 2)).sum()
+    assert jax.grad(lrp(pooled, rule))(jnp.ones((1, 1, 2, 1), jnp.float32)).dtype == jnp.float32
+
+
 def test_complex_numbers_are_refused():
     with pytest.raises(NotImplementedError, match="complex numbers"):
         lrp(lambda x: jnp.fft.rfft(x).real.sum(), rules.Zero())(jnp.ones(4))

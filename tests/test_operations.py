@@ -1,6 +1,7 @@
 """Every operation that is not a layer, with relevance that arrives in either form."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -412,6 +413,19 @@ def test_operation_without_treatment_is_refused(name):
     message = rf"'{name}' at .*test_operations.py:\d+ .*with_treatment\(rules, '{name}', treatment\)"
     with pytest.raises(UnsupportedOperationError, match=message):
         lrp(REFUSED[name], rules.Zero())(example())
+
+
+def test_refusal_says_where_and_what_to_do():
+    def cumulative(x):
+        with jax.named_scope("encoder"):
+            return lax.cumprod(x, 1)
+
+    for fun, place in ((cumulative, r"\(\S*cumulative\), in encoder"), (REFUSED["cumprod"], r"\(\S*<lambda>\)")):
+        with pytest.raises(UnsupportedOperationError) as refusal:
+            lrp(fun, rules.Zero())(example())
+        message = str(refusal.value)
+        assert re.search(rf"'cumprod' at \S+test_operations\.py:\d+ {place}: lrp_jax has no treatment for it", message)
+        assert "the treatments that there are stand in lrp_jax.operations." in message
 
 
 def test_summary_says_whether_there_is_a_treatment():
