@@ -224,6 +224,14 @@ def test_ledger_names_the_layer_that_lost_most():
     assert "sum" in str(book)
 
 
+@pytest.mark.parametrize(("rule", "bias"), [(rules.Gradient(), 2.0), (rules.Pass(), 0.0)], ids=["gradient", "pass"])
+def test_ledger_of_a_rule_that_divides_nothing(rule, bias):
+    # z = (1 + 3 + 2, 2): by the gradient the bias keeps 2 of the 6 of the first output; passed on, it keeps nothing.
+    network = lambda x: x @ jnp.array([[1.0, 2.0], [3.0, 0.0]]) + jnp.array([2.0, 0.0])
+    book = ledger(network, jnp.array([[1.0, 1.0]]), 0, rule)
+    assert (book.explained, book.inputs, book.bias) == (6.0, 6.0 - bias, bias)
+
+
 def test_ledger_accounts_for_dropped_branches(float64):
     # Concatenation with a constant: its share, 3 of 3 + 4, is dropped.
     network = lambda x: jnp.concatenate([x, jnp.full((1, 1), 3.0)], 1).sum(1, keepdims=True)

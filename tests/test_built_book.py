@@ -1,6 +1,7 @@
 """The built book, as its reader has it: every chapter ran, every page holds together. Needs `make book` before."""
 
 import functools
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -86,12 +87,84 @@ def test_every_link_into_the_book_leads_somewhere(page):
             assert unquote(target.fragment) in anchors(path), link
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_nothing_is_loaded_from_another_host(page):
-    loads = [("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src")]
-    sources = [element.get(key) or "" for name, key in loads for element in html(page).select(f"{name}[{key}]")]
-    sources += [link["href"] for link in html(page).select("link[rel=stylesheet], link[rel=preload], link[rel=icon]")]
-    assert [source for source in sources if urlsplit(source).netloc] == []
+FETCHED_LINKS = {"stylesheet", "preload", "modulepreload", "prefetch", "preconnect", "dns-prefetch", "icon", "manifest"}
+
+
+def everything(pattern):
+    """Every file of the book of this kind, those of the theme and of MathJax included."""
+    paths = sorted(HTML.rglob(pattern))
+    assert paths != [], f"no {pattern} in {HTML}: run make book first"
+    return paths
+
+
+def is_elsewhere(address):
+    return urlsplit(address.strip()).netloc != ""
+
+
+def test_no_page_loads_anything_from_another_host():
+    loads = "script[src], img[src], iframe[src], source[src], video[src], audio[src], embed[src], track[src]"
+    for path in everything("*.html"):
+        page = parsed(path)
+        sources = [element["src"] for element in page.select(loads)]
+        sources += [element["data"] for element in page.select("object[data]")]
+        sources += [link["href"] for link in page.select("link[href]") if set(link["rel"]) & FETCHED_LINKS]
+        assert [source for source in sources if is_elsewhere(source)] == [], path
+
+
+def test_no_style_sheet_loads_anything_from_another_host():
+    for path in everything("*.css"):
+        addresses = re.findall(r"""(?:url\(|@import)\s*["']?([^"')]+)""", path.read_text())
+        assert [address for address in addresses if is_elsewhere(address)] == [], path
+
+
+# Each script that stands in a page itself, and not in a file: who writes it, and what it does.
+INLINE_SCRIPTS = [
+    # pydata-sphinx-theme: light or dark, as last chosen, before anything is drawn.
+    r"""document\.documentElement\.dataset\.mode = localStorage\.getItem\("mode"\) \|\| "auto";
+    document\.documentElement\.dataset\.theme = localStorage\.getItem\("theme"\) \|\| "auto";""",
+    # pydata-sphinx-theme: the name of the page, and that the search waits for the enter key.
+    r"DOCUMENTATION_OPTIONS\.pagename = '[\w/-]+';",
+    r"DOCUMENTATION_OPTIONS\.search_as_you_type = false;",
+    # pydata-sphinx-theme: the cursor stands in the field of the search page.
+    r"""// Activate the search field on page load
+    let searchInput = document\.querySelector\("form\.bd-search input"\);
+    if \(searchInput\) \{
+        searchInput\.focus\(\);
+        searchInput\.select\(\);
+        console\.log\("[^"]+"\);
+    \}""",
+    # Sphinx: the index of proofs begins collapsed.
+    r"DOCUMENTATION_OPTIONS\.COLLAPSE_INDEX = true;",
+    # sphinx-togglebutton: its settings.
+    r"let toggleHint(Show|Hide) = 'Click to (show|hide)';",
+    r"let toggleOpenOnPrint = 'true';",
+    r"var togglebuttonSelector = '\.toggle, \.admonition\.dropdown';",
+    # sphinx.ext.mathjax: the settings of _config.yml.
+    r"window\.MathJax = \{[^;<]*\}",
+]
+# sphinx-book-theme: the buttons of a page for the full screen, and to print.
+EVENT_HANDLERS = {"toggleFullScreen()", "window.print()"}
+
+
+def test_no_script_stands_in_a_page_but_those_that_are_known():
+    for path in everything("*.html"):
+        for script in parsed(path).select("script:not([src])"):
+            if script.get("type", "text/javascript") in {"", "module", "importmap", "text/javascript"}:
+                known = [pattern for pattern in INLINE_SCRIPTS if re.fullmatch(pattern, script.text.strip())]
+                assert len(known) == 1, f"{path}: {script}"
+
+
+def test_no_element_of_a_page_runs_a_script_but_two_buttons():
+    for path in everything("*.html"):
+        for element in parsed(path).find_all(True):
+            handlers = [value for name, value in element.attrs.items() if name.startswith("on")]
+            assert set(handlers) <= EVENT_HANDLERS, f"{path}: {element}"
+            assert not str(element.get("href", "")).strip().lower().startswith("javascript:"), f"{path}: {element}"
+
+
+def test_no_script_sets_a_cookie():
+    for path in [*everything("*.js"), *everything("*.html")]:
+        assert re.search(r"\.cookie\b|\bcookieStore\b", path.read_text()) is None, path
 
 
 @pytest.mark.parametrize("page", PAGES)

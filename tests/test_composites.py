@@ -165,6 +165,20 @@ def test_guided_backprop_on_a_linear_network_is_the_gradient():
     np.testing.assert_allclose(maps, [[-1.0, 2.0]])
 
 
+@pytest.mark.parametrize(
+    ("composite", "expected"),
+    [
+        (composites.GuidedBackprop(), [0.5, 0.0, 0.0, 0.0]),  # where input and gradient are positive
+        (composites.Deconvnet(), [0.5, 0.0, 2.0, 0.0]),  # where the gradient is positive
+    ],
+    ids=["guided", "deconvolved"],
+)
+def test_rectified_gradient_by_hand(composite, expected):
+    weight = jnp.array([[0.5], [-3.0], [2.0], [-1.0]])
+    maps = relevance(lambda x: jax.nn.relu(x) @ weight, jnp.array([[0.5, 2.0, -1.0, -4.0]]), 0, composite).relevance
+    np.testing.assert_allclose(maps, [expected])
+
+
 def test_treatment_of_pooling_can_be_chosen():
     x = jnp.array([[[[3.0], [1.0]]]])
     pooled = lambda x: nnx.max_pool(x, (1, 2), (1, 2)).sum()
@@ -177,6 +191,13 @@ def test_treatment_of_pooling_can_be_chosen():
     np.testing.assert_allclose(maps["winner_takes_all"], [3.0, 0.0])
     np.testing.assert_allclose(maps["pooled_in_proportion"], [2.25, 0.75], rtol=1e-5)
     np.testing.assert_allclose(maps["pooled_evenly"], [1.5, 1.5])
+
+
+@pytest.mark.parametrize("treatment", ["pooled_in_proportion", "pooled_evenly"])
+def test_pooling_in_single_precision_stays_so_where_double_is_switched_on(float64, treatment):
+    rule = composites.with_treatment(rules.Zero(), "reduce_window_max", getattr(operations, treatment))
+    pooled = lambda x: nnx.max_pool(x, (1, 2), (1, 2)).sum()
+    assert jax.grad(lrp(pooled, rule))(jnp.ones((1, 1, 2, 1), jnp.float32)).dtype == jnp.float32
 
 
 def test_complex_numbers_are_refused():

@@ -1,13 +1,16 @@
 """What is installed, and what the README says."""
 
+import ast
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +46,28 @@ def test_importing_the_library_imports_neither_flax_nor_extras():
     assert printed.strip() == "[]"
 
 
+def names_reached(tree):
+    """The dotted names that a module imports, or reaches through what it has imported."""
+    imported = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    attributes = [ast.unparse(node).split(".") for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    return {*imported.values(), *(".".join([imported.get(first, first), *rest]) for first, *rest in attributes)}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "lrp_jax").glob("*.py")), ids=lambda path: path.stem)
+def test_jax_and_flax_are_reached_through_their_public_modules(path):
+    names = [name.split(".") for name in names_reached(ast.parse(path.read_text()))]
+    ours = [name for name in names if name[0] in {"jax", "jaxlib", "flax"}]
+    assert [name for name in ours if name[0] == "jaxlib" or any(re.match(r"_[^_]", part) for part in name)] == []
+    # Of the modules whose contents change without notice, only what JAX documents as an array being traced.
+    unstable = [".".join(name) for name in ours if name[:2] in (["jax", "core"], ["jax", "interpreters"])]
+    assert set(unstable) <= {"jax.core", "jax.core.Tracer"}
+
+
 def test_code_of_the_readme_runs_as_it_stands():
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
     names = {}
@@ -73,3 +98,38 @@ np.testing.assert_allclose(relevance(network, jax.device_put(x, sharding), 1).re
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PATH": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.stem)
+def test_workflow_reads_by_default_and_runs_actions_by_their_commit(path):
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    used = [step["uses"] for job in workflow["jobs"].values() for step in job["steps"] if "uses" in step]
+    assert [action for action in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action)] == []
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-dev.txt"])
+def test_every_dependency_is_pinned_with_hashes_and_names_no_index(name):
+    text = (ROOT / name).read_text()
+    for requirement in text.replace("\\\n", "").splitlines():
+        assert re.match(r"[a-z0-9._-]+==\S+ ", requirement), requirement
+        assert re.search(r" --hash=sha256:[0-9a-f]{64}", requirement), requirement
+    assert "://" not in text
+
+
+def test_every_dependency_that_pyproject_names_is_pinned_for_the_book_and_for_development():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = {"constraints.txt": extras["book"], "constraints-dev.txt": [*extras["book"], *extras["dev"]]}
+    for name, requirements in wanted.items():
+        pinned = set(re.findall(r"^([a-z0-9._-]+)==", (ROOT / name).read_text(), re.MULTILINE))
+        named = {re.match(r"[\w.-]+", requirement).group().lower() for requirement in requirements}
+        assert named | {"jax", "flax"} <= pinned, f"{name} is out of date: run make constraints"
+
+
+def test_both_files_of_constraints_agree():
+    book, dev = (
+        dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", (ROOT / name).read_text(), re.MULTILINE))
+        for name in ("constraints.txt", "constraints-dev.txt")
+    )
+    assert {name: dev.get(name) for name in book} == book

@@ -1,0 +1,32 @@
+"""The core's tests with the oldest and with the newest versions that `pyproject.toml` allows: `make versions`."""
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+
+CORE = ["by_hand", "rules", "operations", "transform", "networks", "attention", "attribution", "composites"]
+PROJECT = nox.project.load_toml("pyproject.toml")["project"]
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """The lower bounds of `pyproject.toml`, exactly."""
+    check(session, *(requirement.replace(">=", "==") for requirement in PROJECT["dependencies"]))
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """Whatever is newest today, without the pinned versions."""
+    check(session, *PROJECT["dependencies"])
+
+
+def check(session: nox.Session, *dependencies: str) -> None:
+    """Runs the core's tests with these dependencies."""
+    names = ("hypothesis>", "pytest>", "pytest-xdist>")
+    tools = [tool for tool in PROJECT["optional-dependencies"]["dev"] if tool.startswith(names)]
+    session.install("--upgrade", "--upgrade-strategy", "eager", *dependencies, *tools)
+    session.install("--no-deps", "--editable", ".")
+    session.run("python", "-c", "import flax, jax, numpy; print(jax.__version__, flax.__version__, numpy.__version__)")
+    files = [f"tests/test_{name}.py" for name in CORE]
+    session.run("pytest", "--numprocesses", "auto", *files, *session.posargs)
