@@ -81,6 +81,6 @@ $(VENV)/installed-%: pyproject.toml constraints.txt constraints-dev.txt
 	@test -e $(VENV)/complete || $(PYTHON) -m venv --clear $(VENV)
 	@rm -f $(VENV)/complete
 	@echo 'Installing lrp_jax[$*] into $(VENV), which takes about a minute ...'
-	@$(BIN)/pip install --quiet --require-hashes -r $(REQUIREMENTS)
+	@$(BIN)/pip install --quiet --no-deps --require-hashes -r $(REQUIREMENTS)
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $(VENV)/complete $(VENV)/installed-book $@
