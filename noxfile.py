@@ -6,6 +6,7 @@ nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
 
 CORE = ["by_hand", "rules", "operations", "transform", "networks", "attention", "attribution", "composites"]
+TOOLS = ("pytest>", "pytest-xdist>", "tqdm>")
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 
 
@@ -23,8 +24,8 @@ def newest(session: nox.Session) -> None:
 
 def check(session: nox.Session, *dependencies: str) -> None:
     """Runs the core's tests with these dependencies."""
-    names = ("hypothesis>", "pytest>", "pytest-xdist>")
-    tools = [tool for tool in PROJECT["optional-dependencies"]["dev"] if tool.startswith(names)]
+    extras = PROJECT["optional-dependencies"]
+    tools = [tool for tool in [*extras["dev"], *extras["large"]] if tool.startswith(TOOLS)]
     session.install("--upgrade", "--upgrade-strategy", "eager", *dependencies, *tools)
     session.install("--no-deps", "--editable", ".")
     session.run("python", "-c", "import flax, jax, numpy; print(jax.__version__, flax.__version__, numpy.__version__)")

@@ -210,8 +210,9 @@ def test_rules_with_arrays_can_be_compared_and_hashed():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: rules.AlphaBeta(2.0, 2.0), "alpha - beta must be 1.*beta=1"),
+        (lambda: rules.AlphaBeta(2.0, 2.0), "alpha - beta must be 1.*multiplied by 0 in every layer.*beta=1"),
         (lambda: rules.AlphaBeta(0.5, -0.5), "beta must be"),
+        (lambda: rules.AlphaBeta(-0.5, -1.5), "alpha must be"),
         (lambda: rules.Epsilon(-1.0), r"Epsilon\(epsilon=-1.0\)"),
         (lambda: rules.Gamma(-0.1), "gamma must be"),
         (lambda: rules.Flat(float("nan")), "stabilizer must be"),
@@ -222,6 +223,22 @@ def test_rules_with_arrays_can_be_compared_and_hashed():
 def test_parameter_that_makes_no_sense(make, message):
     with pytest.raises(RuleError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [rules.Gamma, rules.AlphaBeta, rules.ZPlus, rules.WSquare, rules.Flat, rules.Norm, partial(rules.ZBox, 0, 1)],
+)
+def test_stabilizer_is_not_negative(rule):
+    with pytest.raises(RuleError, match=r"stabilizer=-1e-06\): stabilizer must be"):
+        rule(stabilizer=-1e-6)
+
+
+@pytest.mark.parametrize("rule", [rules.Epsilon(bias="distribute"), rules.WSquare(bias="distribute")])
+def test_bias_distributed_in_single_precision_stays_so_where_double_is_switched_on(float64, rule):
+    kernel, bias, x = (normal(*shape).astype(jnp.float32) for shape in [(1, 3, 2, 4), (2, 4), (3, 1, 6, 2)])
+    layer = lambda x: lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC")) + bias
+    assert jax.grad(lambda x: lrp(layer, rule)(x).sum())(x).dtype == jnp.float32
 
 
 def test_pass_needs_equal_shapes():
