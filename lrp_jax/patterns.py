@@ -34,14 +34,14 @@ def _sum_of_exponentials(graph: Graph, value: int) -> tuple[Operation, ...]:
         return ()
     operation = graph.producer.get(value)
     group: list[Operation] = []
-    while operation is not None and operation.name in _SPREADS | {"abs"}:
+    while operation is not None and operation.name in _SPREADS | {"abs", "convert_element_type"}:
         group.insert(0, operation)
         operation = graph.producer.get(operation.inputs[0])
     if operation is None or operation.name != "reduce_sum":
         return ()
     group.insert(0, operation)
     operation = graph.producer.get(operation.inputs[0])
-    if operation is not None and operation.name == "select_n":
+    while operation is not None and operation.name in {"select_n", "convert_element_type"}:  # in half precision
         group.insert(0, operation)
         operation = next((graph.producer.get(value) for value in operation.inputs if graph.is_live(value)), None)
     if operation is None or operation.name != "exp" or not all(_is_read_by(graph, inner, 1) for inner in group):
