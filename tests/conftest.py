@@ -3,6 +3,8 @@
 import jax
 import pytest
 
+collect_ignore_glob = ["benchmarks/*", "adequacy/*"]  # programs, not tests
+
 
 @pytest.fixture
 def float64():

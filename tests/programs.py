@@ -222,7 +222,9 @@ class _Builder:
         arrays = {"w": size * w}
         if self.draw(st.booleans()):
             arrays["b"] = size * self.numbers(features, scale=0.5)
-        rule = _rule(self.draw, self.shapes[i][-1] if options.get("layout", "NHWC") == "NHWC" else 0)
+        # Bounds of z-box broadcast to the input as the product reads it, whose last dimension are the channels here.
+        channels_last = options.get("layout", "NHWC") == "NHWC" and options.get("spelling") != "w @ x"
+        rule = _rule(self.draw, self.shapes[i][-1] if channels_last else 0)
         number = self.append(name, [i], options, arrays, rule)
         if isinstance(rule, Pass) and self.shapes[number] != self.shapes[i]:
             self.steps[number] = Step(name, (i,), options, arrays, Epsilon())

@@ -51,7 +51,7 @@ class Network(nnx.Module):
     def __call__(self, x):
         x = nnx.relu(self.norm(self.conv1(x)))
         x = nnx.max_pool(x + nnx.relu(self.conv2(x)), (2, 2), (2, 2))
-        x = x.reshape(x.shape[0], -1, 4)
+        x = x.reshape(x.shape[0], 9, 4)
         weights = nnx.softmax(jnp.einsum("nid,njd->nij", self.query(x), self.key(x)))
         x = nnx.silu(jnp.einsum("nij,njd->nid", weights, self.value(x)) + x)
         return self.head(x.mean(1))
@@ -226,7 +226,9 @@ def on_two_devices():
     differences = {}
     for name, rule in RULES.items():
         explain = jax.grad(lambda x, rule=rule: lrp(network, rule)(x)[:, 1].sum())
-        shared = jax.jit(jax.shard_map(explain, mesh=mesh, in_specs=samples, out_specs=samples))(x)
+        # JAX's check of what varies between devices does not follow custom backward passes.
+        on_devices = jax.shard_map(explain, mesh=mesh, in_specs=samples, out_specs=samples, check_vma=False)
+        shared = jax.jit(on_devices)(x)
         assert len({shard.device for shard in shared.addressable_shards}) == 2
         expected = explain(x)
         differences[name] = float(abs(np.asarray(shared) - np.asarray(expected)).max() / abs(expected).max())
