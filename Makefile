@@ -6,7 +6,7 @@ PIN = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test test-book pdf lab fuzz lint bench bench-peers versions coverage mutation constraints clean
+.PHONY: help book test test-book test-browser pdf lab fuzz lint bench bench-peers versions coverage mutation constraints clean
 
 help:  ## Say what there is (the default)
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -17,8 +17,11 @@ book: $(VENV)/installed-book  ## Execute the chapters and write the book to _bui
 test: $(VENV)/installed-book,dev  ## Run the tests
 	@$(BIN)/pytest --numprocesses auto --dist loadfile
 
-test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built, in Chromium where there is one
-	@$(BIN)/pytest -rs -m 'book or browser' tests/test_built_book.py tests/test_browser.py tests/test_draw.py tests/test_pdf.py
+test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built
+	@$(BIN)/pytest -rs -m book tests/test_built_book.py tests/test_draw.py
+
+test-browser: $(VENV)/installed-book,dev pdf  ## Look at every page of the book in Chromium, and at the PDF
+	@$(BIN)/pytest -rs -m browser --numprocesses auto tests/test_browser.py tests/test_pdf.py
 
 fuzz: $(VENV)/installed-book,dev  ## Compare 2000 random programs with the plain loop (nightly)
 	@FUZZ_PROGRAMS=$${FUZZ_PROGRAMS:-2000} $(BIN)/pytest tests/test_fuzz.py
