@@ -29,9 +29,9 @@ def product(equation: Any, *operands: jax.Array, precision: Any = None) -> jax.A
     Returns:
         Its output, up to rounding.
     """
-    params = equation.params if precision is None else equation.params | {"preferred_element_type": precision}
+    changed = {} if precision is None else {"preferred_element_type": precision}
+    params = equation.params | changed
     if equation.primitive.name != "conv_general_dilated" or not is_depthwise(params, *operands):
-        changed = {} if precision is None else {"preferred_element_type": precision}
         return equations.run(equation, *operands, **changed)[0]
     as_products = functools.partial(shifted_products, params=params)
     as_convolution = functools.partial(equation.primitive.bind, **params)
@@ -117,17 +117,18 @@ class Layer:
             operands = (x if i == self.input else w for i in head.inputs)
             return reshape(product(head.equation, *operands, precision=precision))
 
+        def unshape(out: jax.Array) -> jax.Array:
+            shape = head.equation.outvars[0].aval.shape
+            return jax.linear_transpose(reshape, jax.ShapeDtypeStruct(shape, out.dtype))(out)[0]
+
         def root_mean_square(z: jax.Array) -> jax.Array:
-            shape = head.equation.outvars[0].aval
-            (unshaped,) = jax.linear_transpose(reshape, jax.ShapeDtypeStruct(shape.shape, z.dtype))(z)
+            unshaped = unshape(z)
             axes = _feature_axes(head, self.constants[0])
             mean = jnp.sqrt((unshaped**2).mean(axes, keepdims=True))
             return reshape(jnp.broadcast_to(mean, unshaped.shape))
 
         def aligned(relevance: jax.Array) -> jax.Array:
-            shape = head.equation.outvars[0].aval
-            (unshaped,) = jax.linear_transpose(reshape, jax.ShapeDtypeStruct(shape.shape, relevance.dtype))(relevance)
-            return jnp.transpose(unshaped, _output_axes(head, self.input))
+            return jnp.transpose(unshape(relevance), _output_axes(head, self.input))
 
         samples = () if structure else _sample_axes(head, self.input)
 
