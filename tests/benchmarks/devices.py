@@ -12,7 +12,6 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from networks import CASES
-from results import save, versions
+from results import save, seconds, versions
 
 from lrp_jax import composites, relevance
 from lrp_jax.explain_dataset import explain_dataset
@@ -73,15 +72,14 @@ def main() -> None:
         prepared = {
             n: runs(network, n, arguments.side, arguments.batch_size, arguments.batches) for n in arguments.devices
         }
-        seconds: dict[tuple[int, str], list[float]] = {}
+        times: dict[tuple[int, str], list[float]] = {}
         for number_of_round in range(arguments.rounds + 1):
             for devices, (_, ways) in prepared.items():
                 for name, run in ways.items():
-                    start = time.perf_counter()
-                    run()
+                    took = seconds(run)
                     if number_of_round > 0:  # the first compiles
-                        seconds.setdefault((devices, name), []).append(time.perf_counter() - start)
-        rates = {key: prepared[key[0]][0] / statistics.median(values) for key, values in seconds.items()}
+                        times.setdefault((devices, name), []).append(took)
+        rates = {key: prepared[key[0]][0] / statistics.median(values) for key, values in times.items()}
         for devices in arguments.devices:
             row: dict[str, Any] = {"network": network, "devices": devices}
             for name in ("relevance", "explain_dataset"):

@@ -13,7 +13,6 @@ import os
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,7 @@ import jax
 import numpy as np
 from flax import nnx
 from networks import CASES, RULES, lower
-from results import peak_memory, save, seconds, versions
-
-Timer = Callable[[str], float]
+from results import Times, interleaved, save, seconds, versions
 
 
 class Peers:
@@ -55,19 +52,6 @@ class Peers:
             if line.startswith("{"):
                 return json.loads(line)
         raise RuntimeError("The peers' process ended; its message stands above.")
-
-
-Times = dict[str, list[float]]
-
-
-def interleaved(timer: Timer, methods: list[str], ratios: Times, times: Times) -> None:
-    """One round: every method between two gradients."""
-    before = timer("gradient")
-    for method in methods:
-        took, after = timer(method), timer("gradient")
-        ratios.setdefault(method, []).append(2 * took / (before + after))
-        times.setdefault(method, []).append(took)
-        times.setdefault("gradient", []).append(before := after)
 
 
 def measure(network: str, python: str, rounds: int, peer_rounds: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -113,7 +97,7 @@ def measure(network: str, python: str, rounds: int, peer_rounds: int) -> tuple[l
             if number % -(-rounds // peer_rounds) == 0:
                 interleaved(theirs, methods, ratios, peer_times)
         memory = {
-            method: peak_memory(lambda program=program: program(state, x).block_until_ready())
+            method: program.memory_analysis().temp_size_in_bytes + x.nbytes  # the map has the size of the images
             for method, program in programs.items()
         }
         peer_memory = {method: peers.ask(f"memory {method}")["bytes"] for method in ("gradient", *methods)}
@@ -166,8 +150,8 @@ def main() -> None:
         "memory_ratio": "to gradient|.2f",
     }
     note = (
-        f"Medians of {arguments.rounds} rounds, of the peers of {arguments.peer_rounds}. Memory is the peak beyond "
-        "parameters and images."
+        f"Medians of {arguments.rounds} rounds, of the peers of {arguments.peer_rounds}. Memory beyond parameters "
+        "and images is what the compiled program allocates, and for torch the peak of the process."
     )
     save("peers", rows, columns, versions("lrp_jax", "jax", "flax") | of_peers, note)
 

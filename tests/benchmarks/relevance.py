@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from flax import nnx
 from networks import CASES, RULES, lower
-from results import save, seconds, versions
+from results import Times, interleaved, save, seconds, versions
 
 
 def compiled(model: nnx.Module, x: jax.Array, rule: Any) -> tuple[Callable[[], Any], dict[str, float]]:
@@ -39,16 +39,13 @@ def rows(name: str, rounds: int) -> list[dict[str, Any]]:
     model, x = case.make(rngs=nnx.Rngs(0)), jax.random.normal(jax.random.key(0), case.shape)
     gradient, of_gradient = compiled(model, x, None)
     calls = {rule: compiled(model, x, RULES[rule]) for rule in RULES}
-    for call in (gradient, *(call for call, _ in calls.values())):
+    timed = {"gradient": gradient} | {rule: call for rule, (call, _) in calls.items()}
+    for call in timed.values():
         call()
         call()
-    ratios: dict[str, list[float]] = {rule: [] for rule in RULES}
+    ratios: Times = {}
     for _ in range(rounds):
-        before = seconds(gradient)
-        for rule, (call, _) in calls.items():
-            took, after = seconds(call), seconds(gradient)
-            ratios[rule].append(2 * took / (before + after))
-            before = after
+        interleaved(lambda name: seconds(timed[name]), RULES, ratios, {})
     return [
         {"network": name, "rules": rule, "time": statistics.median(ratios[rule])}
         | {key: facts[key] / of_gradient[key] for key in of_gradient}

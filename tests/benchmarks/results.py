@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,26 @@ def seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+Times = dict[str, list[float]]
+
+
+def interleaved(timer: Callable[[str], float], methods: Iterable[str], ratios: Times, times: Times) -> None:
+    """One round: every method between two gradients.
+
+    Args:
+        timer: Runs a method, or "gradient", and returns its seconds.
+        methods: The names of the methods.
+        ratios: Takes the time of each method relative to the mean of the gradients before and after it.
+        times: Takes the seconds of each method and of the gradient.
+    """
+    before = timer("gradient")
+    for method in methods:
+        took, after = timer(method), timer("gradient")
+        ratios.setdefault(method, []).append(2 * took / (before + after))
+        times.setdefault(method, []).append(took)
+        times.setdefault("gradient", []).append(before := after)
 
 
 def peak_memory(call: Callable[[], Any]) -> int:
