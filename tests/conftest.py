@@ -1,5 +1,10 @@
 """What all tests share."""
 
+import contextlib
+import runpy
+import shutil
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -11,3 +16,18 @@ def float64():
     """Switches JAX to double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The Chromium that prints the book; the tests are skipped where there is none."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    printing = runpy.run_path(str(Path(__file__).parents[1] / "book" / "print.py"))
+    path = next(filter(None, map(shutil.which, printing["BROWSERS"])), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(printing['BROWSERS'])} is installed")
+    with (
+        api.sync_playwright() as playwright,
+        contextlib.closing(playwright.chromium.launch(executable_path=path, args=printing["ARGUMENTS"])) as browser,
+    ):
+        yield browser

@@ -3,21 +3,14 @@
 import contextlib
 import functools
 import itertools
-import shutil
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from test_book import PAGES
 from test_built_book import HTML
 
 pytestmark = pytest.mark.browser
-
-BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
-ARGUMENTS = """
-    --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
-    --disable-sync
-""".split()
 
 FILES = [*PAGES, "genindex", "prf-prf", "py-modindex", "search"]
 MODES = ["light", "dark"]
@@ -57,19 +50,6 @@ SEEN = """() => {
       .filter(element => !isShown(element.lastElementChild)).map(start),
   };
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium without a network; the tests are skipped where there is none."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    with (
-        sync_playwright() as playwright,
-        contextlib.closing(playwright.chromium.launch(executable_path=path, args=ARGUMENTS)) as browser,
-    ):
-        yield browser
 
 
 @contextlib.contextmanager

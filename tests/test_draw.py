@@ -1,7 +1,6 @@
 """The page "Draw a digit" in Chromium, against Python. Needs `make book` before, Chromium and the extra `dev`."""
 
 import re
-import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +12,6 @@ from lrp_jax import composites, datasets, models, relevance, rules, training
 pytestmark = pytest.mark.book
 
 PAGE = ROOT / "_build" / "html" / "book" / "draw.html"
-CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
-OPTIONS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-quic"]
 EPSILON, GAMMA = 10**-0.6, 10**-0.6  # where the sliders stand at first
 RULES = {
     "LRP-0": rules.Zero(),
@@ -28,19 +25,8 @@ SEVEN = [(0.3, 0.2), (0.7, 0.2), (0.6, 0.4), (0.5, 0.6), (0.45, 0.85)]
 SMALL_FOUR = [(0.2, 0.1), (0.15, 0.3), (0.35, 0.3), (0.32, 0.15), (0.36, 0.5)]
 
 
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    assert PAGE.exists(), f"{PAGE} is missing: run make book first"
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield browser
-        browser.close()
-
-
 def opened(browser, **options):
+    assert PAGE.exists(), f"{PAGE} is missing: run make book first"
     page = browser.new_context(**options).new_page()
     page.requested = []
     page.on("request", lambda asked: page.requested.append(asked.url))
