@@ -11,7 +11,7 @@ from jax import lax
 
 from lrp_jax import equations
 from lrp_jax.graph import Graph, Operation, Status
-from lrp_jax.windows import is_depthwise, shifted_products
+from lrp_jax.windows import is_depthwise, shifted_products, transposed_products
 
 _KINDS = {"dot_general": "dense", "conv_general_dilated": "conv"}
 _AFFINE = {"add", "sub", "mul", "div", "neg"}
@@ -30,12 +30,40 @@ def product(equation: Any, *operands: jax.Array, precision: Any = None) -> jax.A
         Its output, up to rounding.
     """
     changed = {} if precision is None else {"preferred_element_type": precision}
-    params = equation.params | changed
-    if equation.primitive.name != "conv_general_dilated" or not is_depthwise(params, *operands):
+
+    def plainly(*operands: jax.Array) -> jax.Array:
         return equations.run(equation, *operands, **changed)[0]
-    as_products = functools.partial(shifted_products, params=params)
-    as_convolution = functools.partial(equation.primitive.bind, **params)
-    return lax.platform_dependent(*operands, cpu=as_products, default=as_convolution)
+
+    if not is_depthwise(equation, *operands):
+        return plainly(*operands)
+    as_products = functools.partial(shifted_products, params=equation.params | changed)
+    return lax.platform_dependent(*operands, cpu=as_products, default=plainly)
+
+
+def transposed_product(equation: Any, position: int, x: jax.Array, w: jax.Array, s: jax.Array) -> jax.Array:
+    """Applies the transpose of a linear operation, in the same ways as `product`.
+
+    Args:
+        equation: The operation.
+        position: Which of its operands is x.
+        x: The operand with regard to which it is transposed.
+        w: The other operand.
+        s: What arrives at the output, in the dtype in which the operation is to run.
+
+    Returns:
+        Array of the shape of `x`.
+    """
+
+    def plainly(w: jax.Array, s: jax.Array) -> jax.Array:
+        def linear(x: jax.Array) -> jax.Array:
+            return equations.run(equation, *([w, x] if position else [x, w]), preferred_element_type=s.dtype)[0]
+
+        return jax.linear_transpose(linear, x)(s)[0]
+
+    if position or not is_depthwise(equation, x, w):
+        return plainly(w, s)
+    params = equation.params | {"preferred_element_type": s.dtype}
+    return lax.platform_dependent(w, s, cpu=lambda w, s: transposed_products(s, w, params, x.shape), default=plainly)
 
 
 @dataclass(frozen=True)
@@ -121,6 +149,10 @@ class Layer:
             shape = head.equation.outvars[0].aval.shape
             return jax.linear_transpose(reshape, jax.ShapeDtypeStruct(shape, out.dtype))(out)[0]
 
+        def transpose(w: jax.Array, s: jax.Array) -> jax.Array:
+            position = head.inputs.index(self.input)
+            return transposed_product(head.equation, position, x, w, unshape(s.astype(z.dtype)))
+
         def root_mean_square(z: jax.Array) -> jax.Array:
             unshaped = unshape(z)
             axes = _feature_axes(head, self.constants[0])
@@ -141,7 +173,9 @@ class Layer:
         w = w * _along_weight(head, self.constants[0], scale).astype(w.dtype)
         if is_coarse:
             z = linear(x, w) + shift
-        return LinearMap(x, w, shift, z, linear, filled, root_mean_square, aligned, self.nonnegative, self.rectified)
+        return LinearMap(
+            x, w, shift, z, linear, transpose, filled, root_mean_square, aligned, self.nonnegative, self.rectified
+        )
 
 
 @dataclass(frozen=True)
@@ -154,6 +188,8 @@ class LinearMap:
         b: Its bias, of a shape that broadcasts to `z`; zero where there is none.
         z: Its output.
         linear: The map lin(x, w), linear in x and in w.
+        transpose: The transpose of x -> lin(x, w), applied to s of the shape of `z`, as transpose(w, s): for a dense
+            layer, s times the transpose of w.
         filled: Maps a value that broadcasts to x (a number, or one for each channel or pixel) to an input that holds
             it everywhere, with a single sample where all would be the same: what follows from it is computed once.
         root_mean_square: Maps an output z to its root mean square over each sample's features, in the shape of z.
@@ -167,6 +203,7 @@ class LinearMap:
     b: jax.Array
     z: jax.Array
     linear: Callable[[jax.Array, jax.Array], jax.Array]
+    transpose: Callable[[jax.Array, jax.Array], jax.Array]
     filled: Callable[[Any], jax.Array]
     root_mean_square: Callable[[jax.Array], jax.Array]
     aligned: Callable[[jax.Array], jax.Array]
@@ -201,11 +238,6 @@ class LinearMap:
         """
         rounding = jnp.finfo(self.z.dtype).eps * self.z_positive
         return jnp.minimum(self.z - self.z_positive, -rounding)
-
-    def transpose(self, w: jax.Array, s: jax.Array) -> jax.Array:
-        """The transpose of x -> lin(x, w), applied to `s`: for a dense layer, s times the transpose of w."""
-        (out,) = jax.linear_transpose(lambda x: self.linear(x, w), self.x)(s.astype(self.z.dtype))
-        return out
 
 
 def find_layers(graph: Graph) -> list[Layer]:

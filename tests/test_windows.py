@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from lrp_jax import lrp, rules
-from lrp_jax.windows import to_first_largest
+from lrp_jax.windows import is_depthwise, shifted_products, to_first_largest, transposed_products
 
 POOLINGS = {
     "apart": ((1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
@@ -32,6 +32,40 @@ def test_the_first_largest_element_gets_what_the_gradient_gives_it(name, values)
     cotangent = jax.random.normal(jax.random.key(1), largest.shape)
     found = to_first_largest(x, largest, cotangent, equation.params)
     np.testing.assert_allclose(found, transpose(cotangent)[0], atol=1e-6)
+
+
+GEOMETRIES = {
+    "plain": ((1, 1), "SAME", (1, 1), (1, 1)),
+    "strided": ((2, 3), "SAME", (1, 1), (1, 1)),
+    "strided, with rows that no window reaches": ((3, 2), "VALID", (1, 1), (1, 1)),
+    "cropped": ((1, 1), ((-1, 2), (3, -1)), (1, 1), (1, 1)),
+    "kernel with gaps": ((2, 1), ((2, 1), (0, 4)), (1, 1), (2, 3)),
+    "image with gaps": ((1, 2), ((2, 1), (1, 2)), (3, 2), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("numbers", [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NHWC")])
+def test_depthwise_convolutions_and_their_transposes_are_those_of_jax(name, numbers):
+    strides, padding, lhs_dilation, rhs_dilation = GEOMETRIES[name]
+    shapes = {"N": 2, "H": 9, "W": 10, "C": 4}, {"H": 3, "W": 4, "I": 1, "O": 4}
+    x, w = (
+        jax.random.normal(jax.random.key(i), [sizes[letter] for letter in letters])
+        for i, (sizes, letters) in enumerate(zip(shapes, numbers, strict=False))
+    )
+
+    def convolve(x, w):
+        return lax.conv_general_dilated(
+            x, w, strides, padding, lhs_dilation, rhs_dilation, numbers, feature_group_count=4
+        )
+
+    (equation,) = jax.make_jaxpr(convolve)(x, w).eqns
+    z, transpose = jax.vjp(lambda x: convolve(x, w), x)
+    assert is_depthwise(equation, x, w)
+    np.testing.assert_allclose(shifted_products(x, w, equation.params), z, atol=1e-5)
+    s = jax.random.normal(jax.random.key(2), z.shape)
+    found = transposed_products(s, w, equation.params, x.shape)
+    np.testing.assert_allclose(found, transpose(s)[0], atol=1e-5)
 
 
 def test_a_dilated_pooling_which_has_no_gradient_in_jax():
