@@ -18,7 +18,7 @@ test: $(VENV)/installed-book,dev  ## Run the tests
 	@$(BIN)/pytest --numprocesses auto --dist loadfile
 
 test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built
-	@$(BIN)/pytest -rs -m book tests/test_built_book.py tests/test_draw.py
+	@$(BIN)/pytest -rs -m book tests/test_built_book.py tests/test_draw.py tests/test_explore.py
 
 test-browser: $(VENV)/installed-book,dev pdf  ## Look at every page of the book in Chromium, and at the PDF
 	@$(BIN)/pytest -rs -m browser --numprocesses auto tests/test_browser.py tests/test_pdf.py

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import onnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.interpreters.partial_eval import dce_jaxpr
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17  # of 2022, so that runtimes of the last years can read it
@@ -60,8 +61,9 @@ def to_onnx(function: Callable[..., dict[str, jax.Array]], **inputs: jax.Array) 
         NotImplementedError: If the function has an operation that is not written here; the message names it.
     """
     program, outputs = jax.make_jaxpr(function, return_shape=True)(**inputs)
+    needed, _ = dce_jaxpr(program.jaxpr, [True] * len(program.out_avals), instantiate=True)
     graph = Graph()
-    results = _write(graph, program, sorted(inputs))
+    results = _write(graph, ClosedJaxpr(needed, program.consts), sorted(inputs))
     for name, result in zip(sorted(outputs), results, strict=True):
         graph.nodes.append(helper.make_node("Identity", [result], [name]))
     onnx_graph = helper.make_graph(

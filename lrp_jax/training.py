@@ -344,20 +344,43 @@ def _load(checkpoint: Path, model: nnx.Module, ingredients: dict[str, Any]) -> T
             f"The checkpoint in {checkpoint} is damaged or incomplete ({reason}). Delete that directory to train again."
         )
 
+    parameters = (checkpoint / "parameters").resolve()
+    expected = nnx.state(model)
     try:
         metadata = json.loads((checkpoint / "metadata.json").read_text())
         history = History(**{name: tuple(v) for name, v in metadata.pop("history").items()})
         with _checkpointer() as checkpointer:
-            state = checkpointer.restore((checkpoint / "parameters").resolve(), nnx.state(model))
-        nnx.update(model, state)
+            stored = checkpointer.metadata(parameters).item_metadata
+            misfit = _misfit(expected, stored.tree) if stored is not None else None
+            if misfit is None:
+                nnx.update(model, checkpointer.restore(parameters, expected))
     except Exception as error:  # Orbax raises many kinds
         raise damaged(f"{type(error).__name__}: {error}") from error
+    if misfit is not None:
+        raise damaged(f"in {parameters.name}, {misfit}")
     differing = [name for name, value in ingredients.items() if metadata.get(name) != value]
     if differing:
         raise damaged(f"it is of another training: {', '.join(differing)} differ")
     if metadata["parameters"] != _sha256(*_parameter_bytes(model)):
         raise damaged("the parameters are not the ones that were saved")
     return Trained(model, history, metadata)
+
+
+def _misfit(expected: nnx.State, stored: Any) -> str | None:
+    """The first tensor that is not stored in the shape in which it is expected; None if there is none."""
+    wanted = {
+        jax.tree_util.keystr(path, simple=True, separator="."): value.shape
+        for path, value in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(expected))
+    }
+    found = {leaf.name.removesuffix(".value"): tuple(leaf.shape) for leaf in jax.tree.leaves(stored)}
+    for name in wanted | found:
+        if name not in found:
+            return f"the tensor {name} of shape {wanted[name]} is missing"
+        if name not in wanted:
+            return f"the tensor {name} of shape {found[name]} is one that the network does not have"
+        if found[name] != wanted[name]:
+            return f"the tensor {name} has the shape {found[name]}, but {wanted[name]} is expected"
+    return None
 
 
 @contextlib.contextmanager

@@ -5,44 +5,19 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_book import ROOT
+from explorers import GAMMA, RULES, foreign_requests, last, nameless_controls, opened, shown_on_paper
 
 from lrp_jax import composites, datasets, models, relevance, rules, training
 
 pytestmark = pytest.mark.book
 
-PAGE = ROOT / "_build" / "html" / "book" / "draw.html"
-EPSILON, GAMMA = 10**-0.6, 10**-0.6  # where the sliders stand at first
-RULES = {
-    "LRP-0": rules.Zero(),
-    "LRP-epsilon": rules.Epsilon(EPSILON),
-    "LRP-gamma": rules.Gamma(GAMMA),
-    "z+": rules.ZPlus(),
-    "EpsilonPlusFlat": composites.EpsilonPlusFlat(EPSILON),
-    "EpsilonGammaBox": composites.EpsilonGammaBox(0.0, 1.0, EPSILON, GAMMA),
-}
 SEVEN = [(0.3, 0.2), (0.7, 0.2), (0.6, 0.4), (0.5, 0.6), (0.45, 0.85)]
 SMALL_FOUR = [(0.2, 0.1), (0.15, 0.3), (0.35, 0.3), (0.32, 0.15), (0.36, 0.5)]
 
 
-def opened(browser, **options):
-    assert PAGE.exists(), f"{PAGE} is missing: run make book first"
-    page = browser.new_context(**options).new_page()
-    page.requested = []
-    page.on("request", lambda asked: page.requested.append(asked.url))
-    page.add_init_script(
-        "globalThis.explained = [];"
-        "addEventListener('explained', (event) => explained.push(event.detail), true)"
-    )  # fmt: skip
-    page.goto(PAGE.as_uri())
-    page.wait_for_function("explained.length > 0", timeout=60_000)
-    page.evaluate("document.getElementById('draw').scrollIntoView({behavior: 'instant'})")
-    return page
-
-
 @pytest.fixture(scope="module")
 def opened_page(browser):
-    return opened(browser, viewport={"width": 1280, "height": 900})
+    return opened(browser, "draw.html", "draw", viewport={"width": 1280, "height": 900})
 
 
 @pytest.fixture
@@ -54,7 +29,7 @@ def page(opened_page):
 
 @pytest.fixture(scope="module")
 def phone(browser):
-    return opened(browser, viewport={"width": 390, "height": 844}, has_touch=True)
+    return opened(browser, "draw.html", "draw", viewport={"width": 390, "height": 844}, has_touch=True)
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +49,6 @@ def draw(page, points):
     for point in rest:
         page.mouse.move(*point, steps=8)
     page.mouse.up()
-
-
-def last(page, **wanted):
-    """What the page explained last, once it has caught up with what was done and shows what is wanted."""
-    page.wait_for_timeout(500)
-    result = page.evaluate("explained.at(-1)")
-    assert {key: result[key] for key in wanted} == wanted
-    return result
 
 
 def assert_is_that_of_python(result, network, rule):
@@ -182,22 +149,15 @@ def test_keyboard_alone_explains_a_sample(page, network):
 
 
 def test_every_control_has_a_name(page):
-    controls = page.locator("#draw :is(button, input, select, canvas, output)")
-    nameless = controls.evaluate_all(
-        "(all) => all.filter((one) => !(one.ariaLabel || one.textContent.trim() || one.labels[0].textContent.trim()))"
-    )
-    assert controls.count() > 25
+    number, nameless = nameless_controls(page, "draw")
+    assert number > 25
     assert nameless == []
 
 
 def test_paper_shows_the_figure_and_not_the_controls(page):
-    page.emulate_media(media="print")
-    shown = [page.locator(part).is_visible() for part in ("#draw", "#fig-draw img")]
-    page.emulate_media(media="screen")
-    assert shown == [False, True]
+    assert shown_on_paper(page, "#draw", "#fig-draw img") == [False, True]
 
 
 def test_everything_comes_from_the_book(page):
-    folder = (ROOT / "_build" / "html").as_uri()
-    assert [url for url in page.requested if not url.startswith((folder, "blob:", "data:"))] == []
+    assert foreign_requests(page) == []
     assert any(url.endswith("interactive/ort-wasm-simd.js") for url in page.requested)

@@ -4,12 +4,7 @@
    relevance are the program in the page's data. */
 (() => {
   const root = document.getElementById("draw");
-  const part = (name) => root.querySelector(`[data-part="${name}"]`);
-  const make = (tag, properties = {}, ...children) => {
-    const element = Object.assign(document.createElement(tag), properties);
-    element.append(...children);
-    return element;
-  };
+  const { make, number, paint, grey, diverging, largestOf, sumOf } = explorer;
 
   const SIZE = 280; // of the drawing area
   const PEN = 22;
@@ -61,30 +56,17 @@
     return (i * 0.6180339887498949) % 1;
   }
 
-  /** Paints values, one for each pixel, with a function from a value to red, green and blue. */
-  function paint(canvas, values, colour) {
-    const context = canvas.getContext("2d");
-    const picture = context.createImageData(PIXELS, PIXELS);
-    values.forEach((value, i) => picture.data.set([...colour(value), 255], 4 * i));
-    context.putImageData(picture, 0, 0);
-  }
-
   const data = JSON.parse(document.getElementById("draw-data").textContent);
   const colours = relevanceProgram.bytes(data.colours);
   const samples = relevanceProgram.bytes(data.samples);
+  const { part, choice, parameter, showParameters, addSamples, say } = explorer.attach(root, data);
   const pad = part("pad");
   const context = pad.getContext("2d", { willReadFrequently: true });
   const scores = [];
   let image = new Float32Array(PIXELS * PIXELS);
-  let run = null; // the program, once it is there
-  let isRunning = false;
-  let staleSince = null; // when what is shown was first overtaken
+  let program = null; // once it is there
   let holdsSample = false; // which a stroke replaces
   let explained = 0; // the class with the largest score, as the program last said
-
-  const choice = (name) => new FormData(root).get(name);
-  const number = (value) => value.toFixed(Math.abs(value) < 10 ? 2 : 1).replace("-", "\u2212");
-  const parameter = (name) => 10 ** Number(root.elements[name].value);
 
   function inkOfPad() {
     const { data: rgba } = context.getImageData(0, 0, SIZE, SIZE);
@@ -100,7 +82,7 @@
 
   function takeSample(digit) {
     image = Float32Array.from(samples.subarray(digit * PIXELS ** 2, (digit + 1) * PIXELS ** 2), (value) => value / 255);
-    paint(part("input"), image, (value) => Array(3).fill(255 * value));
+    paint(part("input"), image, grey);
     clearPad();
     context.imageSmoothingEnabled = true;
     context.drawImage(part("input"), 0, 0, SIZE, SIZE);
@@ -108,66 +90,41 @@
     explain(performance.now());
   }
 
-  /** Runs the program for what is drawn and chosen; while it runs, only the last request is kept. */
-  async function explain(asked) {
+  /** Explains what is drawn and chosen. */
+  const run = explorer.onlyLatest(async (asked) => {
+    const rule = Number(choice("rule"));
+    const inputs = { epsilon: parameter("epsilon"), gamma: parameter("gamma") };
+    const given = image;
+    const { target, largest, outputs } = await explorer.explainClass(
+      program,
+      { image: given, ...inputs },
+      choice("class"),
+      explained,
+    );
+    const { logits, relevance } = outputs;
+    explained = largest;
+    const map = relevance.slice(rule * PIXELS ** 2, (rule + 1) * PIXELS ** 2);
+    const { name } = data.rules[rule];
+    show(given, logits, map, target, name);
+    const arrays = { image: Array.from(given), logits: Array.from(logits), relevance: Array.from(map) };
+    const detail = { ...inputs, ...arrays, rule: name, class: target, milliseconds: performance.now() - asked };
+    root.dispatchEvent(new CustomEvent("explained", { detail }));
+  });
+
+  function explain(asked) {
     showParameters();
-    if (run === null) return;
-    if (isRunning) {
-      staleSince ??= asked;
-      return;
-    }
-    isRunning = true;
-    do {
-      staleSince = null;
-      const rule = Number(choice("rule"));
-      const wanted = choice("class");
-      const inputs = { epsilon: parameter("epsilon"), gamma: parameter("gamma") };
-      const given = image;
-      const outputs = async (target) => {
-        const seed = Array.from({ length: 10 }, (_, i) => Number(i === target));
-        return run({
-          image: [given, [PIXELS, PIXELS]],
-          seed: [seed, [10]],
-          epsilon: [[inputs.epsilon], []],
-          gamma: [[inputs.gamma], []],
-        });
-      };
-      let target = wanted === "largest" ? explained : Number(wanted);
-      let { logits, relevance } = await outputs(target);
-      const largest = logits.indexOf(Math.max(...logits));
-      if (wanted === "largest" && target !== largest) {
-        target = explained = largest;
-        ({ relevance } = await outputs(target));
-      }
-      const map = relevance.slice(rule * PIXELS ** 2, (rule + 1) * PIXELS ** 2);
-      const { name } = data.rules[rule];
-      show(given, logits, map, target, name);
-      const arrays = { image: Array.from(given), logits: Array.from(logits), relevance: Array.from(map) };
-      const detail = { ...inputs, ...arrays, rule: name, class: target, milliseconds: performance.now() - asked };
-      root.dispatchEvent(new CustomEvent("explained", { detail }));
-      asked = staleSince;
-    } while (staleSince !== null);
-    isRunning = false;
+    if (program !== null) run(asked);
   }
 
   function show(given, logits, map, target, rule) {
-    const limit = Math.max(...map.map(Math.abs));
-    paint(part("input"), given, (value) => Array(3).fill(255 * value));
-    paint(part("map"), map, (value) => {
-      const shade = Math.round(127.5 * (1 + (limit > 0 ? value / limit : 0)));
-      return colours.subarray(3 * shade, 3 * shade + 3);
-    });
-    const widest = Math.max(...logits.map(Math.abs));
-    logits.forEach((logit, digit) => {
-      const [row, bar, text] = scores[digit];
-      row.classList.toggle("is-explained", digit === target);
-      bar.style.left = `${50 + (50 * Math.min(logit, 0)) / widest}%`;
-      bar.style.width = `${(50 * Math.abs(logit)) / widest}%`;
-      text.textContent = number(logit);
-    });
+    const limit = largestOf(map);
+    paint(part("input"), given, grey);
+    paint(part("map"), map, diverging(colours, limit));
+    const widest = largestOf(logits);
+    logits.forEach((logit, digit) => scores[digit].show(logit, widest, digit === target));
     part("scale").textContent = `full colour: \u00b1${limit.toPrecision(2)}`;
     const largest = logits.indexOf(Math.max(...logits));
-    const sum = map.reduce((total, value) => total + value, 0);
+    const sum = sumOf(map);
     say(
       given.some((value) => value > 0)
         ? `The network sees a ${largest}, with a score of ${number(logits[largest])}. Under ${rule} the relevance for ` +
@@ -176,39 +133,12 @@
     );
   }
 
-  let waiting;
-  /** Says a sentence when nothing has changed for a moment, so that it is read out once and not for every point. */
-  function say(sentence) {
-    clearTimeout(waiting);
-    waiting = setTimeout(() => (part("result").textContent = sentence), 300);
-  }
-
-  function showParameters() {
-    const rule = data.rules[Number(choice("rule"))];
-    for (const name of ["epsilon", "gamma"]) {
-      const value = parameter(name);
-      root.elements[name].disabled = !rule[name];
-      root.elements[name].setAttribute("aria-valuetext", value.toPrecision(2));
-      part(name).textContent = rule[name] ? value.toPrecision(2) : "not in this rule";
-    }
-  }
-
   function build() {
-    data.rules.forEach(({ name }, i) => {
-      part("rules").append(make("option", { value: i, textContent: name, defaultSelected: i === data.rule }));
-    });
+    addSamples(takeSample);
     for (let digit = 0; digit < 10; digit++) {
-      const sample = make("button", { type: "button", textContent: digit });
-      sample.setAttribute("aria-label", `sample digit ${digit}`);
-      sample.addEventListener("click", () => takeSample(digit));
-      part("samples").append(sample);
-      const bar = make("span", { className: "explorer-bar" });
-      const text = make("span", { className: "explorer-number" });
-      const radio = make("input", { type: "radio", name: "class", value: digit });
-      const scale = make("span", { className: "explorer-scale" }, bar);
-      const row = make("label", {}, radio, make("span", { textContent: digit }), scale, text);
-      scores.push([row, bar, text]);
-      part("scores").append(row);
+      const row = explorer.row(make("input", { type: "radio", name: "class", value: digit }), digit);
+      scores.push(row);
+      part("scores").append(row.label);
     }
   }
 
@@ -254,8 +184,8 @@
   root.hidden = false;
   takeSample(data.sample);
   relevanceProgram.start(data.program).then(
-    (program) => {
-      run = program;
+    (started) => {
+      program = started;
       explain(performance.now());
     },
     (error) => say(`The program could not be started in this browser: ${error.message}.`),

@@ -1,0 +1,109 @@
+"use strict";
+
+/* The part "Explore" of the chapter on LRP for CNNs: relevance layer by layer. The network and its relevance are the
+   program in the page's data. */
+(() => {
+  const root = document.getElementById("explore");
+  const { make, number, paint, grey, diverging, largestOf, sumOf } = explorer;
+  const data = JSON.parse(document.getElementById("explore-data").textContent);
+  const colours = relevanceProgram.bytes(data.colours);
+  const samples = relevanceProgram.bytes(data.samples);
+  const { part, choice, parameter, showParameters, addSamples, say } = explorer.attach(root, data);
+  const classes = [];
+  const rows = [];
+  let digit = data.sample;
+  let program = null; // once it is there
+  let explained = 0; // the class with the largest score, as the program last said
+
+  const imageOf = (sample) =>
+    Float32Array.from(samples.subarray(sample * 28 ** 2, (sample + 1) * 28 ** 2), (value) => value / 255);
+
+  /** The relevance of a layer as one picture: its maps side by side in a square, with a pixel in between. */
+  function tiled({ height, width, maps }, values) {
+    const columns = Math.ceil(Math.sqrt(maps));
+    const gap = width > 1 ? 1 : 0;
+    const size = [columns * (width + gap) - gap, Math.ceil(maps / columns) * (height + gap) - gap];
+    const picture = new Float32Array(size[0] * size[1]).fill(NaN);
+    values.forEach((value, i) => {
+      const [map, place] = [i % maps, Math.floor(i / maps)];
+      const x = (map % columns) * (width + gap) + (place % width);
+      const y = Math.floor(map / columns) * (height + gap) + Math.floor(place / width);
+      picture[y * size[0] + x] = value;
+    });
+    return [size, picture];
+  }
+
+  const run = explorer.onlyLatest(async (asked) => {
+    const inputs = { epsilon: parameter("epsilon"), gamma: parameter("gamma") };
+    const [sample, rule] = [digit, Number(choice("rule"))];
+    const { target, largest, outputs } = await explorer.explainClass(
+      program,
+      { image: imageOf(sample), ...inputs },
+      choice("class"),
+      explained,
+    );
+    explained = largest;
+    const relevance = data.layers.map(({ name, height, width, maps }) => {
+      const length = height * width * maps;
+      return outputs[name].slice(rule * length, (rule + 1) * length);
+    });
+    const shown = Number(choice("layer"));
+    const { name } = data.rules[rule];
+    show(outputs.logits, relevance, shown, target, name);
+    const layer = data.layers[shown].name;
+    const arrays = { relevance: Array.from(relevance[shown]), sums: relevance.map(sumOf) };
+    const detail = { ...inputs, ...arrays, digit: sample, layer, rule: name, class: target };
+    detail.milliseconds = performance.now() - asked;
+    root.dispatchEvent(new CustomEvent("explained", { detail }));
+  });
+
+  function explain(asked) {
+    showParameters();
+    paint(part("input"), imageOf(digit), grey);
+    if (program !== null) run(asked);
+  }
+
+  function show(logits, relevance, shown, target, rule) {
+    const layer = data.layers[shown];
+    const sums = relevance.map(sumOf);
+    const limit = largestOf(relevance[shown]);
+    const [[width, height], picture] = tiled(layer, relevance[shown]);
+    const map = part("map");
+    Object.assign(map, { width, height });
+    map.setAttribute("aria-label", `Relevance of ${layer.caption}, red for the class and blue against it`);
+    paint(map, picture, diverging(colours, limit));
+    part("shown").textContent = layer.caption;
+    part("scale").textContent = `full colour: \u00b1${limit.toPrecision(2)}`;
+    rows.forEach((row, i) => row.show(sums[i], largestOf(sums), i === shown));
+    logits.forEach((logit, i) => (classes[i].textContent = `${i}, with a score of ${number(logit)}`));
+    const percent = (100 * sums[shown]) / logits[target];
+    say(
+      `Under ${rule} the relevance for the ${target} begins with its score, ${number(logits[target])}. ` +
+        `Over ${layer.caption} it sums to ${number(sums[shown])}, which is ${number(percent)} %.`,
+    );
+  }
+
+  addSamples((sample) => {
+    digit = sample;
+    explain(performance.now());
+  });
+  data.layers.forEach(({ name }, i) => {
+    const isLast = i === data.layers.length - 1;
+    const row = explorer.row(make("input", { type: "radio", name: "layer", value: i, defaultChecked: isLast }), name);
+    rows.push(row);
+    part("layers").append(row.label);
+  });
+  for (let i = 0; i < 10; i++) classes.push(make("option", { value: i, textContent: i }));
+  part("classes").append(make("option", { value: "largest", textContent: "the one with the largest score" }), ...classes);
+  root.addEventListener("input", () => explain(performance.now()));
+  root.addEventListener("submit", (event) => event.preventDefault());
+  root.hidden = false;
+  explain(performance.now());
+  relevanceProgram.start(data.program).then(
+    (started) => {
+      program = started;
+      explain(performance.now());
+    },
+    (error) => say(`The program could not be started in this browser: ${error.message}.`),
+  );
+})();
