@@ -2,9 +2,12 @@
 
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
+from pypdf import PdfWriter
+from pypdf.generic import DictionaryObject, NameObject, TextStringObject
 
 BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
 ARGUMENTS = """
@@ -35,7 +38,27 @@ def print_page(page: Path, pdf: Path) -> None:
             tagged=True,
             outline=True,
         )
+        headings = tab.eval_on_selector_all("h1, h2, h3, h4", "(all) => all.map((heading) => heading.innerText)")
         browser.close()
+    mend_bookmarks(pdf, headings)
+
+
+def mend_bookmarks(pdf: Path, headings: Sequence[str]) -> None:
+    """Gives bookmarks the words of their headings: Chromium drops the space where a line of a heading ends."""
+    words = {"".join(heading.split()): " ".join(heading.split()) for heading in headings}
+    writer = PdfWriter(clone_from=pdf)
+    for entry in _bookmarks(writer.root_object["/Outlines"].get_object()):
+        title = str(entry["/Title"])
+        entry[NameObject("/Title")] = TextStringObject(words.get("".join(title.split()), title))
+    writer.write(pdf)
+
+
+def _bookmarks(parent: DictionaryObject) -> Iterator[DictionaryObject]:
+    entry = parent.get("/First")
+    while entry is not None:
+        yield entry.get_object()
+        yield from _bookmarks(entry.get_object())
+        entry = entry.get_object().get("/Next")
 
 
 if __name__ == "__main__":
