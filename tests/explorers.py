@@ -28,8 +28,9 @@ def opened(browser, name, form, **options):
         "addEventListener('explained', (event) => explained.push(event.detail), true)"
     )  # fmt: skip
     page.goto(path.as_uri())
-    page.wait_for_function("explained.length > 0", timeout=60_000)
+    page.evaluate("window.MathJax.startup.promise")  # formulas above the form move it
     page.evaluate(f"document.getElementById('{form}').scrollIntoView({{behavior: 'instant'}})")
+    page.wait_for_function("explained.length > 0", timeout=60_000)
     return page
 
 

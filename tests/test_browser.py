@@ -95,7 +95,7 @@ def test_page_follows_the_mode_and_reports_no_error(seen, file, mode, width):
 def test_page_asks_for_nothing_outside_the_book(seen, file, mode, width):
     requests = seen(file, mode, width)["requests"]
     assert len(requests) > 10
-    assert [url for url in requests if not url.startswith((f"{HTML.as_uri()}/", "data:"))] == []
+    assert [url for url in requests if not url.startswith((f"{HTML.as_uri()}/", "data:", "blob:"))] == []
 
 
 @everywhere

@@ -59,7 +59,7 @@
   const data = JSON.parse(document.getElementById("draw-data").textContent);
   const colours = relevanceProgram.bytes(data.colours);
   const samples = relevanceProgram.bytes(data.samples);
-  const { part, choice, parameter, showParameters, addSamples, say } = explorer.attach(root, data);
+  const { part, choice, parameter, showParameters, addSamples, say, startWhenNear } = explorer.attach(root, data);
   const pad = part("pad");
   const context = pad.getContext("2d", { willReadFrequently: true });
   const scores = [];
@@ -183,11 +183,8 @@
   listen();
   root.hidden = false;
   takeSample(data.sample);
-  relevanceProgram.start(data.program).then(
-    (started) => {
-      program = started;
-      explain(performance.now());
-    },
-    (error) => say(`The program could not be started in this browser: ${error.message}.`),
-  );
+  startWhenNear((started) => {
+    program = started;
+    explain(performance.now());
+  });
 })();

@@ -8,7 +8,7 @@
   const data = JSON.parse(document.getElementById("explore-data").textContent);
   const colours = relevanceProgram.bytes(data.colours);
   const samples = relevanceProgram.bytes(data.samples);
-  const { part, choice, parameter, showParameters, addSamples, say } = explorer.attach(root, data);
+  const { part, choice, parameter, showParameters, addSamples, say, startWhenNear } = explorer.attach(root, data);
   const classes = [];
   const rows = [];
   let digit = data.sample;
@@ -98,12 +98,9 @@
   root.addEventListener("input", () => explain(performance.now()));
   root.addEventListener("submit", (event) => event.preventDefault());
   root.hidden = false;
-  explain(performance.now());
-  relevanceProgram.start(data.program).then(
-    (started) => {
-      program = started;
-      explain(performance.now());
-    },
-    (error) => say(`The program could not be started in this browser: ${error.message}.`),
-  );
+  explain(performance.now()); // the digit can be shown before the program is there
+  startWhenNear((started) => {
+    program = started;
+    explain(performance.now());
+  });
 })();

@@ -84,7 +84,27 @@ const explorer = (() => {
       waiting = setTimeout(() => (part("result").textContent = sentence), 300);
     }
 
-    return { part, choice, parameter, showParameters, addSamples, say };
+    /** Starts the data's program as soon as the form is nearly on the screen: the runtime is large. */
+    function startWhenNear(then) {
+      const start = async () => {
+        try {
+          then(await relevanceProgram.start(data.program));
+        } catch (error) {
+          say(`The program could not be started in this browser: ${error.message}.`);
+        }
+      };
+      const observer = new IntersectionObserver(
+        (entries) => {
+          if (!entries.some((entry) => entry.isIntersecting)) return;
+          observer.disconnect();
+          start();
+        },
+        { rootMargin: "100%" },
+      );
+      observer.observe(root);
+    }
+
+    return { part, choice, parameter, showParameters, addSamples, say, startWhenNear };
   }
 
   /** Makes a function that does the work; what is asked for in the meantime is done once, afterwards. */
