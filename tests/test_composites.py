@@ -71,9 +71,25 @@ def layers_with(network, image, rule, composite):
         (name("head|stem"), [NAMES[0], NAMES[4]]),
         (conv & ~first, NAMES[1:3]),
         (first | last, [NAMES[0], NAMES[4]]),
-        pytest.param(lambda layer: layer.output_shape[-1] == 5, NAMES[3:4], id="predicate"),
+        (lambda layer: layer.output_shape[-1] == 5, NAMES[3:4]),
     ],
-    ids=str,
+    ids=[
+        "any layer",
+        "convolutions",
+        "dense layers",
+        "first",
+        "last",
+        "index 0",
+        "last but one",
+        "second and third",
+        "last three",
+        "every second",
+        "start of the name",
+        "either name",
+        "both conditions",
+        "either condition",
+        "predicate",
+    ],
 )
 def test_selector(network, image, selector, selected):
     pairs = [(selector, rules.ZPlus()), (any_layer, rules.Epsilon())]

@@ -476,3 +476,13 @@ def test_printing_inside_of_a_model(capfd):
     jax.effects_barrier()
     assert_close(relevance, expected)
     assert "hidden values: 4" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("treatment", [operations.pooled_in_proportion, operations.pooled_evenly])
+def test_pooling_in_single_precision_stays_so_where_double_is_switched_on(treatment):
+    x = jnp.arange(1.0, 5.0, dtype=jnp.float32)
+    pool = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (2,), (2,), "VALID").sum()
+    rule = composites.with_treatment(rules.Zero(), "reduce_window_max", treatment)
+    relevance = jax.grad(lrp(pool, rule))(x)
+    assert relevance.dtype == jnp.float32
+    assert relevance.sum() == pytest.approx(2 + 4)

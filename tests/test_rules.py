@@ -259,3 +259,23 @@ def test_bfloat16_and_float16_stay_what_they_are():
             relevance = jax.grad(lambda x, rule=rule, weight=weight: lrp(lambda x: x @ weight, rule)(x)[:, 0].sum())(x)
             assert relevance.dtype == dtype
             assert jnp.isfinite(relevance).all()
+
+
+@pytest.mark.parametrize(("low", "high"), [(-np.inf, 1.0), (0.0, np.inf), (np.nan, 1.0)])
+def test_bounds_of_z_box_are_finite(low, high):
+    with pytest.raises(RuleError, match=r"ZBox\(low=.*the bounds must be finite numbers"):
+        rules.ZBox(low, high)
+
+
+def test_bounds_of_z_box_may_be_equal_where_an_input_never_changes():
+    x, weight = jnp.array([1.0, 0.5]), jnp.array([[2.0], [1.0]])
+    relevance = jax.grad(lambda x: lrp(lambda x: x @ weight, rules.ZBox((1.0, 0.0), (1.0, 1.0)))(x)[0])(x)
+    np.testing.assert_allclose(relevance, [0.0, 2.5], atol=1e-5)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_gamma_keeps_what_arrives_at_an_output_of_zero(sign):
+    weight = sign * jnp.array([[1.0], [-1.0]])
+    network = lambda x: jnp.exp(x @ weight)  # exp(0) = 1 hands relevance to an output that has no sign
+    relevance = jax.grad(lambda x: lrp(network, rules.Gamma(1.0))(x)[0])(jnp.array([2.0, 2.0]))
+    np.testing.assert_array_equal(relevance, [0.0, 0.0])

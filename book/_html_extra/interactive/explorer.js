@@ -38,7 +38,7 @@ const explorer = (() => {
     const bar = make("span", { className: "explorer-bar" });
     const text = make("span", { className: "explorer-number" });
     const scale = make("span", { className: "explorer-scale" }, bar);
-    const label = make("label", {}, input, make("span", { textContent: name }), scale, text);
+    const label = make("label", {}, input, make("span", { className: "explorer-name", textContent: name }), scale, text);
     const show = (value, widest, isChosen) => {
       label.classList.toggle("is-explained", isChosen);
       bar.style.left = `${50 + (50 * Math.min(value, 0)) / widest}%`;
