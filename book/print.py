@@ -16,6 +16,9 @@ ARGUMENTS = """
 """.split()
 FOOTER = '<p style="font: 8pt sans-serif; text-align: center; width: 100%"><span class="pageNumber"></span></p>'
 
+HEADINGS = """() => [...document.querySelectorAll("h1, h2, h3, h4, h5, h6, [role=heading]")]
+  .filter((heading) => heading.checkVisibility()).map((heading) => heading.innerText)"""
+
 
 def print_page(page: Path, pdf: Path) -> None:
     """Writes a page, once its formulas are typeset, as a tagged PDF with bookmarks."""
@@ -30,6 +33,7 @@ def print_page(page: Path, pdf: Path) -> None:
         tab.pdf(
             path=pdf,
             format="A4",
+            scale=0.8,  # of the 12 points of a page on the screen
             margin={"top": "15mm", "bottom": "18mm", "left": "12mm", "right": "12mm"},
             print_background=True,
             display_header_footer=True,
@@ -38,18 +42,18 @@ def print_page(page: Path, pdf: Path) -> None:
             tagged=True,
             outline=True,
         )
-        headings = tab.eval_on_selector_all("h1, h2, h3, h4", "(all) => all.map((heading) => heading.innerText)")
+        tab.emulate_media(media="print")
+        headings = tab.evaluate(HEADINGS)
         browser.close()
     mend_bookmarks(pdf, headings)
 
 
 def mend_bookmarks(pdf: Path, headings: Sequence[str]) -> None:
-    """Gives bookmarks the words of their headings: Chromium drops the space where a line of a heading ends."""
-    words = {"".join(heading.split()): " ".join(heading.split()) for heading in headings}
+    """Gives bookmarks the words of their headings, which Chromium joins or doubles where a line of a heading ends."""
     writer = PdfWriter(clone_from=pdf)
-    for entry in _bookmarks(writer.root_object["/Outlines"].get_object()):
-        title = str(entry["/Title"])
-        entry[NameObject("/Title")] = TextStringObject(words.get("".join(title.split()), title))
+    entries = list(_bookmarks(writer.root_object["/Outlines"].get_object()))
+    for entry, heading in zip(entries, headings, strict=True):
+        entry[NameObject("/Title")] = TextStringObject(" ".join(heading.split()))
     writer.write(pdf)
 
 

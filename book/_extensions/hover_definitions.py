@@ -41,7 +41,7 @@ def show_definitions(app: Sphinx, doctree: nodes.document, docname: str) -> None
     names = {anchor: name for (kind, name), (_, anchor) in app.env.domains["std"].objects.items() if kind == "term"}
     links = [word.parent for word in doctree.findall(nodes.inline) if "std-term" in word["classes"]]
     for number, link in enumerate(links):
-        name = names[link.get("refid") or link["refuri"].partition("#")[2]]
+        name = names[link.get("refid") or link["refuri"].rpartition("#")[2]]
         identifier = f"definition-{docname.rpartition('/')[2]}-{number}"
         definition = nodes.inline("", "", *definition_of(app.env, name), ids=[identifier], classes=["definition"])
         term = DefinedTerm("", "", *link.children, **link.attributes, described_by=identifier)
