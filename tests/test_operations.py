@@ -486,3 +486,51 @@ def test_pooling_in_single_precision_stays_so_where_double_is_switched_on(treatm
     relevance = jax.grad(lrp(pool, rule))(x)
     assert relevance.dtype == jnp.float32
     assert relevance.sum() == pytest.approx(2 + 4)
+
+
+def test_pooling_over_many_elements_gives_all_to_the_largest():
+    x = jax.random.normal(jax.random.key(0), (1, 20, 20, 1))
+    pool = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 9, 9, 1), (1, 9, 9, 1), "VALID")
+    _, weights, relevance = relevance_from_ratio(pool, x)
+    np.testing.assert_allclose(relevance, x * jax.vjp(pool, x)[1](weights)[0])
+    assert (relevance != 0).sum() == 4
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+def test_product_with_a_held_value_is_split_in_proportion(kind):
+    def network(x):
+        if kind == "dense":
+            return x @ lax.stop_gradient(x.T)
+        return lax.conv(x[None, None], lax.stop_gradient(x[None, None, :2, :2]), (1, 1), "VALID")
+
+    x = example()
+    _, weights, relevance = relevance_from_ratio(network, x)
+    np.testing.assert_allclose(relevance, x * jax.vjp(network, x)[1](weights)[0], rtol=1e-12)
+
+
+def test_smaller_of_two_live_values_gets_all():
+    x = example()
+    smaller = lambda x: jnp.minimum(x[:2], x[2:])
+    _, weights, relevance = relevance_from_ratio(smaller, x)
+    expected = jnp.concatenate([jnp.where(x[:2] < x[2:], weights, 0), jnp.where(x[2:] < x[:2], weights, 0)])
+    np.testing.assert_allclose(relevance, x * expected)
+
+
+def test_gate_that_is_shifted_by_a_difference_takes_nothing():
+    x = example()
+    gated = lambda x: x[:2] * (jnp.tanh(x[2:]) - (-1.0))
+    _, _, relevance = relevance_from_ratio(gated, x)
+    assert (relevance[2:] == 0).all()
+    assert (relevance[:2] != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("fun", "circumstance"),
+    [
+        (lambda x: jnp.cumprod(x), r"with 1 operand\(s\) that depend on the explained input\. If you know"),
+        (lambda x: lax.complex(x, x).real, r"has no treatment for it with complex numbers\. If you know"),
+    ],
+)
+def test_refusal_says_under_which_circumstance(fun, circumstance):
+    with pytest.raises(UnsupportedOperationError, match=circumstance):
+        relevance_from_ratio(fun, example())

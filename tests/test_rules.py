@@ -279,3 +279,27 @@ def test_gamma_keeps_what_arrives_at_an_output_of_zero(sign):
     network = lambda x: jnp.exp(x @ weight)  # exp(0) = 1 hands relevance to an output that has no sign
     relevance = jax.grad(lambda x: lrp(network, rules.Gamma(1.0))(x)[0])(jnp.array([2.0, 2.0]))
     np.testing.assert_array_equal(relevance, [0.0, 0.0])
+
+
+def test_gamma_without_bias_goes_by_the_sign_that_the_output_has_without_it():
+    # z = 1 - 2 = -1 without the bias of 3, which lets the relu pass 2: sn = 2 / (-1 - 2), wn = (1, -2).
+    weight = jnp.array([[1.0], [-1.0]])
+    network = lambda x: jax.nn.relu(x @ weight + 3.0)
+    relevance = jax.grad(lambda x: lrp(network, rules.Gamma(1.0, bias="ignore"))(x)[0])(jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(relevance, [-2 / 3, 8 / 3], atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", [rules.Epsilon, rules.Gamma])
+def test_parameters_are_finite_and_the_bias_is_one_of_three(rule):
+    with pytest.raises(RuleError, match=rf"^{rule.__name__}\(\w+=inf\)"):
+        rule(float("inf"))
+    with pytest.raises(RuleError, match=rf"^{rule.__name__}\(bias='spread'\): bias must be one of"):
+        rule(bias="spread")
+
+
+def test_terms_that_cancel_in_an_input_get_relevance_of_both_signs():
+    # The input x0 + x1 = 0 carries none, but its ratio w R / z = 3 * 2 / 2 reaches both terms.
+    weight = jnp.array([[3.0], [1.0]])
+    network = lambda x: jnp.stack([x[0] + x[1], x[2]]) @ weight
+    relevance = jax.grad(lambda x: lrp(network, rules.Zero())(x)[0])(jnp.array([1.0, -1.0, 2.0]))
+    np.testing.assert_allclose(relevance, [3.0, -3.0, 2.0], atol=1e-5)
