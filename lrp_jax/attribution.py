@@ -292,7 +292,8 @@ def explain_arrays(
 
     if kind == "all":
         classes = explained.shape[1]
-        seeds = jnp.broadcast_to(jnp.eye(classes, dtype=explained.dtype)[:, None], (classes, *explained.shape))
+        zeros = jnp.zeros_like(explained, shape=(classes, *explained.shape))
+        seeds = zeros + jnp.eye(classes, dtype=explained.dtype)[:, None]
         found, hidden = jax.vmap(maps)(seeds)
     else:
         found, hidden = maps(seed_of(kind, values, explained))

@@ -362,7 +362,6 @@ def _explain_shared(
         in_specs=(everything, share, share),
         out_specs=share,
         axis_names={axis},
-        check_vma=False,
     )(arrays, x, targets)
 
 

@@ -146,8 +146,8 @@ class Layer:
             return reshape(product(head.equation, *operands, precision=precision))
 
         def unshape(out: jax.Array) -> jax.Array:
-            shape = head.equation.outvars[0].aval.shape
-            return jax.linear_transpose(reshape, jax.ShapeDtypeStruct(shape, out.dtype))(out)[0]
+            unshaped = jnp.zeros_like(out, shape=head.equation.outvars[0].aval.shape)
+            return jax.linear_transpose(reshape, unshaped)(out)[0]
 
         def transpose(w: jax.Array, s: jax.Array) -> jax.Array:
             position = head.inputs.index(self.input)
@@ -166,8 +166,7 @@ class Layer:
 
         def filled(value: Any) -> jax.Array:
             shape = tuple(1 if axis in samples else size for axis, size in enumerate(x.shape))
-            array = jnp.asarray(value, x.dtype)
-            return jnp.broadcast_to(array, jnp.broadcast_shapes(array.shape, shape))
+            return jnp.zeros_like(x, shape=shape) + jnp.asarray(value, x.dtype)
 
         w = values[self.constants[0]]
         w = w * _along_weight(head, self.constants[0], scale).astype(w.dtype)

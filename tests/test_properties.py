@@ -226,8 +226,7 @@ def on_two_devices():
     differences = {}
     for name, rule in RULES.items():
         explain = jax.grad(lambda x, rule=rule: lrp(network, rule)(x)[:, 1].sum())
-        # JAX's check of what varies between devices does not follow custom backward passes.
-        on_devices = jax.shard_map(explain, mesh=mesh, in_specs=samples, out_specs=samples, check_vma=False)
+        on_devices = jax.shard_map(explain, mesh=mesh, in_specs=samples, out_specs=samples)
         shared = jax.jit(on_devices)(x)
         assert len({shard.device for shard in shared.addressable_shards}) == 2
         expected = explain(x)
