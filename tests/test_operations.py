@@ -534,3 +534,10 @@ def test_gate_that_is_shifted_by_a_difference_takes_nothing():
 def test_refusal_says_under_which_circumstance(fun, circumstance):
     with pytest.raises(UnsupportedOperationError, match=circumstance):
         relevance_from_ratio(fun, example())
+
+
+def test_scalar_that_an_elementwise_function_spreads_gets_all_that_its_copies_get():
+    spread = jax.jit(lambda s: jax.nn.silu(jnp.broadcast_to(s, (3,))))
+    value, weights, relevance = relevance_from_ratio(lambda x: spread(x[0, 0]), example())
+    assert relevance[0, 0] == pytest.approx((weights * value).sum())
+    assert (relevance.ravel()[1:] == 0).all()

@@ -297,9 +297,10 @@ def test_parameters_are_finite_and_the_bias_is_one_of_three(rule):
         rule(bias="spread")
 
 
-def test_terms_that_cancel_in_an_input_get_relevance_of_both_signs():
+@pytest.mark.parametrize("scale", [lambda sum: sum, lambda sum: sum * 1.0, lambda sum: -(sum * -1.0)])
+def test_terms_that_cancel_in_an_input_get_relevance_of_both_signs(scale):
     # The input x0 + x1 = 0 carries none, but its ratio w R / z = 3 * 2 / 2 reaches both terms.
     weight = jnp.array([[3.0], [1.0]])
-    network = lambda x: jnp.stack([x[0] + x[1], x[2]]) @ weight
+    network = lambda x: jnp.stack([scale(x[0] + x[1]), x[2]]) @ weight
     relevance = jax.grad(lambda x: lrp(network, rules.Zero())(x)[0])(jnp.array([1.0, -1.0, 2.0]))
     np.testing.assert_allclose(relevance, [3.0, -3.0, 2.0], atol=1e-5)
