@@ -13,9 +13,8 @@ from lrp_jax import composites, datasets, rules
 from lrp_jax.plotting import COLORMAP
 
 
-@dataclass(frozen=True)
-class EpsilonOfReader(rules.Epsilon):
-    """LRP-epsilon with an epsilon that is an input of the program, so that it has no value to check or compare."""
+class _OfReader:
+    """For a rule whose parameters are inputs of the program: they have no values to check or compare."""
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -24,15 +23,14 @@ class EpsilonOfReader(rules.Epsilon):
         """Checks nothing."""
 
 
-@dataclass(frozen=True)
-class GammaOfReader(rules.Gamma):
-    """LRP-gamma with a gamma that is an input of the program, so that it has no value to check or compare."""
+@dataclass(frozen=True, eq=False)
+class EpsilonOfReader(_OfReader, rules.Epsilon):
+    """LRP-epsilon with an epsilon that the reader sets."""
 
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
 
-    def __post_init__(self) -> None:
-        """Checks nothing."""
+@dataclass(frozen=True, eq=False)
+class GammaOfReader(_OfReader, rules.Gamma):
+    """LRP-gamma with a gamma that the reader sets."""
 
 
 def choices(epsilon: Any, gamma: Any) -> dict[str, composites.Rules]:

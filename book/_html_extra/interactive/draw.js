@@ -56,10 +56,8 @@
     return (i * 0.6180339887498949) % 1;
   }
 
-  const data = JSON.parse(document.getElementById("draw-data").textContent);
-  const colours = relevanceProgram.bytes(data.colours);
-  const samples = relevanceProgram.bytes(data.samples);
-  const { part, choice, parameter, showParameters, addSamples, say, startWhenNear } = explorer.attach(root, data);
+  const { data, colours, imageOf, part, choice, parameter, showParameters, addSamples, say, startWhenNear } =
+    explorer.attach(root);
   const pad = part("pad");
   const context = pad.getContext("2d", { willReadFrequently: true });
   const scores = [];
@@ -81,7 +79,7 @@
   }
 
   function takeSample(digit) {
-    image = Float32Array.from(samples.subarray(digit * PIXELS ** 2, (digit + 1) * PIXELS ** 2), (value) => value / 255);
+    image = imageOf(digit);
     paint(part("input"), image, grey);
     clearPad();
     context.imageSmoothingEnabled = true;

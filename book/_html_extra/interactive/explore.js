@@ -5,18 +5,13 @@
 (() => {
   const root = document.getElementById("explore");
   const { make, number, paint, grey, diverging, largestOf, sumOf } = explorer;
-  const data = JSON.parse(document.getElementById("explore-data").textContent);
-  const colours = relevanceProgram.bytes(data.colours);
-  const samples = relevanceProgram.bytes(data.samples);
-  const { part, choice, parameter, showParameters, addSamples, say, startWhenNear } = explorer.attach(root, data);
+  const { data, colours, imageOf, part, choice, parameter, showParameters, addSamples, say, startWhenNear } =
+    explorer.attach(root);
   const classes = [];
   const rows = [];
   let digit = data.sample;
   let program = null; // once it is there
   let explained = 0; // the class with the largest score, as the program last said
-
-  const imageOf = (sample) =>
-    Float32Array.from(samples.subarray(sample * 28 ** 2, (sample + 1) * 28 ** 2), (value) => value / 255);
 
   /** The relevance of a layer as one picture: its maps side by side in a square, with a pixel in between. */
   function tiled({ height, width, maps }, values) {
@@ -47,11 +42,12 @@
       const length = height * width * maps;
       return outputs[name].slice(rule * length, (rule + 1) * length);
     });
+    const sums = relevance.map(sumOf);
     const shown = Number(choice("layer"));
     const { name } = data.rules[rule];
-    show(outputs.logits, relevance, shown, target, name);
+    show(outputs.logits, relevance[shown], sums, shown, target, name);
     const layer = data.layers[shown].name;
-    const arrays = { relevance: Array.from(relevance[shown]), sums: relevance.map(sumOf) };
+    const arrays = { relevance: Array.from(relevance[shown]), sums };
     const detail = { ...inputs, ...arrays, digit: sample, layer, rule: name, class: target };
     detail.milliseconds = performance.now() - asked;
     root.dispatchEvent(new CustomEvent("explained", { detail }));
@@ -63,18 +59,18 @@
     if (program !== null) run(asked);
   }
 
-  function show(logits, relevance, shown, target, rule) {
+  function show(logits, relevance, sums, shown, target, rule) {
     const layer = data.layers[shown];
-    const sums = relevance.map(sumOf);
-    const limit = largestOf(relevance[shown]);
-    const [[width, height], picture] = tiled(layer, relevance[shown]);
+    const limit = largestOf(relevance);
+    const [[width, height], picture] = tiled(layer, relevance);
     const map = part("map");
     Object.assign(map, { width, height });
     map.setAttribute("aria-label", `Relevance of ${layer.caption}, red for the class and blue against it`);
     paint(map, picture, diverging(colours, limit));
     part("shown").textContent = layer.caption;
     part("scale").textContent = `full colour: \u00b1${limit.toPrecision(2)}`;
-    rows.forEach((row, i) => row.show(sums[i], largestOf(sums), i === shown));
+    const widest = largestOf(sums);
+    rows.forEach((row, i) => row.show(sums[i], widest, i === shown));
     logits.forEach((logit, i) => (classes[i].textContent = `${i}, with a score of ${number(logit)}`));
     const percent = (100 * sums[shown]) / logits[target];
     say(

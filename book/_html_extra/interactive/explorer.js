@@ -48,8 +48,11 @@ const explorer = (() => {
     return { label, show };
   }
 
-  /** The parts of a form that has a list of rules, two sliders and a sentence that is read out. */
-  function attach(root, data) {
+  /** The data and the parts of a form that has samples, a list of rules, two sliders and a sentence that is read out. */
+  function attach(root) {
+    const data = JSON.parse(document.getElementById(`${root.id}-data`).textContent);
+    const colours = relevanceProgram.bytes(data.colours);
+    const samples = relevanceProgram.bytes(data.samples);
     const part = (name) => root.querySelector(`[data-part="${name}"]`);
     const choice = (name) => new FormData(root).get(name);
     const parameter = (name) => 10 ** Number(root.elements[name].value);
@@ -66,6 +69,11 @@ const explorer = (() => {
         root.elements[name].setAttribute("aria-valuetext", value.toPrecision(2));
         part(name).textContent = rule[name] ? value.toPrecision(2) : "not in this rule";
       }
+    }
+
+    /** The pixels of a sample digit, from 0 to 1. */
+    function imageOf(digit) {
+      return Float32Array.from(samples.subarray(digit * 28 ** 2, (digit + 1) * 28 ** 2), (value) => value / 255);
     }
 
     function addSamples(take) {
@@ -104,7 +112,7 @@ const explorer = (() => {
       observer.observe(root);
     }
 
-    return { part, choice, parameter, showParameters, addSamples, say, startWhenNear };
+    return { data, colours, imageOf, part, choice, parameter, showParameters, addSamples, say, startWhenNear };
   }
 
   /** Makes a function that does the work; what is asked for in the meantime is done once, afterwards. */
