@@ -29,7 +29,7 @@ fuzz: $(VENV)/installed-book,dev  ## Compare 2000 random programs with the plain
 pdf: $(VENV)/installed-book,dev book  ## Print the whole book to _build/book.pdf, with Chromium
 	@$(BIN)/jupyter-book build . -W --keep-going --builder singlehtml
 	@sed 's|href="book/index.html#|href="#|g' _build/singlehtml/book/index.html > _build/singlehtml/book.html
-	@$(BIN)/python book/print.py _build/singlehtml/book.html _build/book.pdf
+	@$(BIN)/python book/_pdf/print.py _build/singlehtml/book.html _build/book.pdf
 
 lab: $(VENV)/installed-book,lab  ## Open the chapters in JupyterLab
 	@$(BIN)/jupytext-config --settings-file $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json set-default-viewer

@@ -22,7 +22,7 @@ def float64():
 def browser():
     """The Chromium that prints the book; the tests are skipped where there is none."""
     api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-    printing = runpy.run_path(str(Path(__file__).parents[1] / "book" / "print.py"))
+    printing = runpy.run_path(str(Path(__file__).parents[1] / "book" / "_pdf" / "print.py"))
     path = next(filter(None, map(shutil.which, printing["BROWSERS"])), None)
     if path is None:
         pytest.skip(f"no browser: none of {', '.join(printing['BROWSERS'])} is installed")

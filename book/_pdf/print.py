@@ -1,4 +1,4 @@
-"""Prints the single page of the book to a PDF file with Chromium: `python book/print.py PAGE.html BOOK.pdf`."""
+"""Prints the single page of the book to a PDF file with Chromium: `python book/_pdf/print.py PAGE.html BOOK.pdf`."""
 
 import shutil
 import sys
