@@ -6,10 +6,10 @@ PIN = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test test-book test-browser pdf lab fuzz lint bench bench-peers versions coverage mutation constraints clean
+.PHONY: help book test test-book test-browser test-accessibility test-pdf pdf lab fuzz lint bench bench-peers versions coverage mutation constraints clean
 
 help:  ## Say what there is (the default)
-	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
 
 book: $(VENV)/installed-book  ## Execute the chapters and write the book to _build/html
 	@$(BIN)/jupyter-book build . -W --keep-going || { rm -rf _build/.doctrees; exit 1; }
@@ -20,8 +20,14 @@ test: $(VENV)/installed-book,dev  ## Run the tests
 test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built
 	@$(BIN)/pytest -rs -m book tests/test_built_book.py tests/test_draw.py tests/test_explore.py
 
-test-browser: $(VENV)/installed-book,dev pdf  ## Look at every page of the book in Chromium, and at the PDF
-	@$(BIN)/pytest -rs -m browser --numprocesses auto tests/test_browser.py tests/test_pdf.py
+test-browser: $(VENV)/installed-book,dev book  ## Look at every page of the book in Chromium
+	@$(BIN)/pytest -rs -m "browser and not accessibility" --numprocesses auto --dist loadgroup tests/test_browser.py
+
+test-accessibility: $(VENV)/installed-book,dev book  ## Check every page of the book with axe: WCAG A and AA
+	@$(BIN)/pytest -rs -m accessibility --numprocesses auto tests/test_browser.py
+
+test-pdf: $(VENV)/installed-book,dev pdf  ## Print the book and test the PDF
+	@$(BIN)/pytest -rs -m browser tests/test_pdf.py
 
 fuzz: $(VENV)/installed-book,dev  ## Compare 2000 random programs with the plain loop (nightly)
 	@FUZZ_PROGRAMS=$${FUZZ_PROGRAMS:-2000} $(BIN)/pytest tests/test_fuzz.py

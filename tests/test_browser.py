@@ -16,8 +16,18 @@ FILES = [*PAGES, "genindex", "prf-prf", "py-modindex", "search"]
 MODES = ["light", "dark"]
 HEIGHTS = {1280: 900, 390: 844}
 PAPER = 703  # CSS pixels: the width of A4 between margins of 12 mm
-everywhere = pytest.mark.parametrize(("file", "mode", "width"), list(itertools.product(FILES, MODES, HEIGHTS)))
-every_file = pytest.mark.parametrize("file", FILES)
+PRINTED = 1280  # from a window of this width
+
+
+def of_one_visit(file, *others):
+    """A case of a test. Those of one file run in one process, which then opens each page once."""
+    return pytest.param(file, *others, marks=pytest.mark.xdist_group(file))
+
+
+everywhere = pytest.mark.parametrize(
+    ("file", "mode", "width"), [of_one_visit(*case) for case in itertools.product(FILES, MODES, HEIGHTS)]
+)
+every_file = pytest.mark.parametrize("file", [of_one_visit(file) for file in FILES])
 
 STANDARDS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 THEME_DEFECTS = ["nav.bd-links summary"]  # a button that unfolds the contents: a picture without a name
@@ -53,12 +63,11 @@ SEEN = """() => {
 
 
 @contextlib.contextmanager
-def opened(browser, file, mode="light", width=1280, height=None, media="screen"):
+def opened(browser, file, mode="light", width=1280):
     """A page whose formulas are typeset, and what it complained about and asked for."""
-    viewport = {"width": width, "height": height or HEIGHTS[width]}
+    viewport = {"width": width, "height": HEIGHTS[width]}
     with contextlib.closing(browser.new_context(viewport=viewport, color_scheme=mode, offline=True)) as context:
         page = context.new_page()
-        page.emulate_media(media=media)
         complaints, requests = [], []
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -73,16 +82,25 @@ def opened(browser, file, mode="light", width=1280, height=None, media="screen")
 
 @pytest.fixture(scope="module")
 def seen(browser):
-    """What can be seen on a page, in one mode and width."""
+    """What can be seen on a page, in one mode and width, and on paper."""
 
     @functools.cache
-    def seen(file, mode, width, media="screen"):
-        with opened(browser, file, mode, width, HEIGHTS.get(width, 1000), media) as (page, complaints, requests):
-            if media == "print":
-                page.evaluate("dispatchEvent(new Event('beforeprint'))")
-            return {**page.evaluate(SEEN), "complaints": complaints, "requests": requests}
+    def seen(file, mode, width):
+        with opened(browser, file, mode, width) as (page, complaints, requests):
+            found = page.evaluate(SEEN) | {"complaints": complaints, "requests": requests}
+            if width == PRINTED:
+                found["printed"] = on_paper(page)
+            return found
 
     return seen
+
+
+def on_paper(page):
+    """What can be seen on a page once it is printed."""
+    page.set_viewport_size({"width": PAPER, "height": 1000})
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    return page.evaluate(SEEN)
 
 
 @everywhere
@@ -127,7 +145,7 @@ def test_icons_are_shown(seen, file, mode, width):
 @every_file
 @pytest.mark.parametrize("mode", MODES)
 def test_printed_page_is_white_and_nothing_is_cut_or_folded(seen, file, mode):
-    printed = seen(file, mode, PAPER, "print")
+    printed = seen(file, mode, PRINTED)["printed"]
     assert printed["background"] == "rgb(255, 255, 255)"
     assert printed["width"] <= PAPER
     assert printed["sticksOut"] == []
@@ -137,9 +155,10 @@ def test_printed_page_is_white_and_nothing_is_cut_or_folded(seen, file, mode):
 
 @every_file
 def test_printed_page_is_without_the_theme_around_it(seen, file):
-    assert seen(file, "light", PAPER, "print")["chrome"] == []
+    assert seen(file, "light", PRINTED)["printed"]["chrome"] == []
 
 
+@pytest.mark.accessibility
 @every_file
 @pytest.mark.parametrize(("mode", "width"), [("light", 1280), ("dark", 390)])
 def test_page_is_accessible(browser, file, mode, width):
