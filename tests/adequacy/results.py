@@ -26,11 +26,17 @@ def coverage() -> dict[str, Any]:
         "branches": totals["num_branches"],
         "branches taken": totals["covered_branches"],
         "not run": {
-            Path(file).name: [*map(str, entry["missing_lines"]), *(f"{a} to {b}" for a, b in entry["missing_branches"])]
+            Path(file).name: _not_run(entry["missing_lines"], entry["missing_branches"])
             for file, entry in report["files"].items()
             if entry["missing_lines"] or entry["missing_branches"]
         },
     }
+
+
+def _not_run(lines: list[int], branches: list[list[int]]) -> list[str]:
+    """Lines, and the ways between lines that ran; a way to a negative number leads out of the function."""
+    ways = [f"{a} to {b}" if b > 0 else f"{a} to the end" for a, b in branches if b not in lines]
+    return [*map(str, lines), *ways]
 
 
 def mutation() -> dict[str, Any]:
