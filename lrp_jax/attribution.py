@@ -292,7 +292,7 @@ def explain_arrays(
 
     if kind == "all":
         classes = explained.shape[1]
-        zeros = jnp.zeros_like(explained, shape=(classes, *explained.shape))
+        zeros = jnp.zeros_like(explained, shape=(classes, *explained.shape))  # vary within `jax.shard_map` as it does
         seeds = zeros + jnp.eye(classes, dtype=explained.dtype)[:, None]
         found, hidden = jax.vmap(maps)(seeds)
     else:

@@ -145,6 +145,7 @@ class Layer:
             operands = (x if i == self.input else w for i in head.inputs)
             return reshape(product(head.equation, *operands, precision=precision))
 
+        # Made like another array, zeros vary within `jax.shard_map` along the same axes as it does.
         def unshape(out: jax.Array) -> jax.Array:
             unshaped = jnp.zeros_like(out, shape=head.equation.outvars[0].aval.shape)
             return jax.linear_transpose(reshape, unshaped)(out)[0]

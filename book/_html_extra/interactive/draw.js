@@ -121,11 +121,10 @@
     const widest = largestOf(logits);
     logits.forEach((logit, digit) => scores[digit].show(logit, widest, digit === target));
     part("scale").textContent = `full colour: \u00b1${limit.toPrecision(2)}`;
-    const largest = logits.indexOf(Math.max(...logits));
     const sum = sumOf(map);
     say(
       given.some((value) => value > 0)
-        ? `The network sees a ${largest}, with a score of ${number(logits[largest])}. Under ${rule} the relevance for ` +
+        ? `The network sees a ${explained}, with a score of ${number(logits[explained])}. Under ${rule} the relevance for ` +
             `the ${target} sums to ${number(sum)}; its score is ${number(logits[target])}.`
         : "Nothing is drawn. The scores are those of a black image.",
     );
