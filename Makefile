@@ -6,7 +6,7 @@ PIN = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test test-book test-browser test-accessibility test-pdf pdf lab fuzz lint bench bench-peers versions coverage mutation constraints clean
+.PHONY: help book test test-book test-browser test-accessibility test-pdf pdf lab fuzz lint bench bench-peers bench-accelerator versions coverage mutation constraints clean
 
 help:  ## Say what there is (the default)
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
@@ -53,6 +53,9 @@ bench-peers: $(VENV)/installed-book,dev _build/peers/installed  ## Time relevanc
 	@cd tests/benchmarks && ../../$(BIN)/python peers.py --python ../../_build/peers/bin/python
 	@cd tests/benchmarks && ../../$(BIN)/python tasks.py --python ../../_build/peers/bin/python
 	@cd tests/benchmarks && ../../$(BIN)/python plot.py
+
+bench-accelerator:  ## Time relevance on a GPU, in an environment of yours whose jax finds it
+	@cd tests/benchmarks && $(PYTHON) accelerator.py
 
 _build/peers/installed: tests/benchmarks/requirements-peers.txt
 	@$(PYTHON) -m venv --clear _build/peers

@@ -97,6 +97,8 @@ def _write(graph: Graph, program: ClosedJaxpr, inputs: Sequence[str]) -> list[st
         called = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
         if called is not None:
             results = _write(graph, called, arguments)
+        elif equation.primitive.name == "cond":
+            results = _cond(graph, equation, *arguments)
         elif equation.primitive.name in _ELEMENTWISE:
             results = [graph.node(_ELEMENTWISE[equation.primitive.name], *arguments)]
         elif equation.primitive.name in _OPERATIONS:
@@ -105,6 +107,15 @@ def _write(graph: Graph, program: ClosedJaxpr, inputs: Sequence[str]) -> list[st
             raise _refusal(equation)
         names |= zip(equation.outvars, results, strict=True)
     return [name(atom) for atom in jaxpr.outvars]
+
+
+def _cond(graph: Graph, equation: JaxprEqn, index: str, *arguments: str) -> list[str]:
+    """Writes both branches, of which one is chosen; a program in the browser is small."""
+    if len(equation.params["branches"]) != 2:
+        raise _refusal(equation)
+    if_false, if_true = (_write(graph, branch, arguments) for branch in equation.params["branches"])
+    condition = graph.node("Cast", index, to=onnx.TensorProto.BOOL)
+    return [graph.node("Where", condition, *cases) for cases in zip(if_true, if_false, strict=True)]
 
 
 def _refusal(equation: JaxprEqn) -> NotImplementedError:
@@ -168,6 +179,12 @@ def _concatenate(graph: Graph, equation: JaxprEqn, *parts: str) -> str:
 
 def _power(graph: Graph, equation: JaxprEqn, x: str) -> str:
     return graph.node("Pow", x, graph.constant(np.float32(equation.params["y"])))
+
+
+def _any(graph: Graph, equation: JaxprEqn, x: str) -> str:
+    number = graph.node("Cast", x, to=onnx.TensorProto.INT32)
+    largest = graph.node("ReduceMax", number, axes=list(equation.params["axes"]), keepdims=0)
+    return graph.node("Cast", largest, to=onnx.TensorProto.BOOL)
 
 
 def _sum(graph: Graph, equation: JaxprEqn, x: str) -> str:
@@ -273,6 +290,7 @@ _OPERATIONS: dict[str, Callable[..., str]] = {
     "expand_dims": _reshape,
     "integer_pow": _power,
     "pad": _pad,
+    "reduce_or": _any,
     "reduce_sum": _sum,
     "reduce_window_max": _max_pool,
     "reshape": _reshape,

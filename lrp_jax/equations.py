@@ -62,6 +62,14 @@ def is_of_user(file_name: str) -> bool:
     return "site-packages" not in path.parts and not is_tracing
 
 
+def scan_sizes(equation: Any) -> tuple[int, int]:
+    """How many of a scan's operands are constants, and how many are carried; the constants come first."""
+    if "num_consts" in equation.params:
+        return equation.params["num_consts"], equation.params["num_carry"]
+    constants, carries, _ = equation.params["ft_in"].unpack()  # since JAX 0.11
+    return len(list(constants)), len(list(carries))
+
+
 def literal_value(literal: Any) -> np.ndarray:
     """The number that stands in an equation, in its dtype."""
     return np.asarray(literal.val, literal.aval.dtype)

@@ -43,7 +43,8 @@ def explain_dataset(
     """Explains every sample of a data set and writes relevance, outputs and explained classes to a Zarr store.
 
     A run that was killed, at whatever moment, goes on when it is called again: a batch counts as done once all of it
-    is on the disk, and only what is not done is explained. While a batch is explained, the one before is written.
+    is on the disk, and only what is not done is explained. While a batch is explained, the one before is written and
+    the next one is read.
 
     The samples of a batch are shared out over the devices of a process, each of which explains its own. If
     `jax.distributed.initialize` was called, every process explains batches of its own on its own devices: all pass the
@@ -149,17 +150,20 @@ def explain_dataset(
         found[indices] = jax.device_get(checks)
 
     with tqdm(total=own, desc="explaining", unit="sample", disable=not progress or jax.process_index() > 0) as bar:
-        for indices, batch in _batches(elements, batch_size):
-            if not group.holds(indices):
-                loaded = list(batch)
-                x, targets = stack(loaded, indices.start, width), targets_of(loaded, indices.start, width)
-                started = _explain_shared(mesh, static, composite, kind, reduce, arrays, place(x), place(targets))
-                if running is not None:  # is written while the devices are at work
-                    finish(*running)
-                running = indices, started
-            bar.update(len(indices))
-        if running is not None:
-            finish(*running)
+        try:
+            for indices, batch in _batches(elements, batch_size):
+                if not group.holds(indices):
+                    loaded = list(batch)
+                    x, targets = stack(loaded, indices.start, width), targets_of(loaded, indices.start, width)
+                    started = _explain_shared(mesh, static, composite, kind, reduce, arrays, place(x), place(targets))
+                    if running is not None:  # is written while the devices are at work
+                        finish(*running)
+                    running = indices, started
+                bar.update(len(indices))
+            if running is not None:
+                finish(*running)
+        finally:
+            group.finish()
     report_batches(found)
     return open_explanations(store)
 
@@ -405,6 +409,7 @@ class _Group:
         self._grows = number is None
         self._arrays = {name: _open_array(kvstore, name, recheck_cached_metadata=True) for name in shapes}
         self._done = self._arrays[_DONE].read().result()
+        self._writing: tuple[slice, Sequence[Any]] | None = None
 
     def holds(self, indices: range) -> bool:
         """Whether all these samples were there when the run began."""
@@ -412,14 +417,22 @@ class _Group:
         return len(done) == len(indices) and bool(done.all())
 
     def write(self, indices: range, explained: Mapping[str, jax.Array]) -> None:
-        """Writes a batch without what filled it up, and only then that it is done."""
+        """Begins to write a batch, without what filled it up, after the batch before it."""
+        self.finish()
         place = slice(indices.start, indices.stop)
         if self._grows:
             self._arrays = {name: _grown(array, indices.stop) for name, array in self._arrays.items()}
         values = {name: np.asarray(value)[: len(indices)] for name, value in explained.items()}
-        for future in [self._arrays[name][place].write(value) for name, value in values.items()]:
-            future.result()
-        self._arrays[_DONE][place].write(True).result()
+        self._writing = place, [self._arrays[name][place].write(value) for name, value in values.items()]
+
+    def finish(self) -> None:
+        """Waits until the last batch is on the disk, and only then notes that it is done."""
+        if self._writing is not None:
+            place, futures = self._writing
+            for future in futures:
+                future.result()
+            self._arrays[_DONE][place].write(True).result()
+            self._writing = None
 
 
 def _open_kvstore(store: str | os.PathLike[str]) -> Any:

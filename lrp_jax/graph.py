@@ -256,7 +256,7 @@ class _Reader:
         return read(closed, statuses, names, self.path_of, caller, keep_checkpoints=True)
 
     def _read_scan(self, equation: Any, inputs: Sequence[int], caller: str) -> tuple[tuple[Graph, ...], list[Status]]:
-        constants, carries = equation.params["num_consts"], equation.params["num_carry"]
+        constants, carries = equations.scan_sizes(equation)
         statuses = [self.graph.status[value] for value in inputs]
         while True:
             body = self._read_body(equation.params["jaxpr"], inputs, statuses, caller)

@@ -154,18 +154,17 @@ def _axes(operation: Operation) -> list[int]:
 
 def _follow_into(operation: Operation, carried: Sequence[int | None]) -> tuple[Operation | None, list[int | None]]:
     """As `_follow_samples`, through the body of a scan, the branches of a cond or what is under a checkpoint."""
-    params = operation.equation.params
     is_scan = operation.name == "scan"
-    whole = params["num_consts"] + params["num_carry"] if is_scan else len(carried)
+    constants, carries = equations.scan_sizes(operation.equation) if is_scan else (0, len(carried))
     found, positions = None, []
     for body in operation.bodies:
         inside = carried[len(carried) - len(body.inputs) :]
-        sliced = [axis if i < whole or axis is None else axis - 1 for i, axis in enumerate(inside)]
+        sliced = [axis if i < constants + carries or axis is None else axis - 1 for i, axis in enumerate(inside)]
         axes = {value: axis for value, axis in zip(body.inputs, sliced, strict=True) if axis is not None and axis >= 0}
         found = _follow_samples(body, axes) or found
         positions = [axes.get(value) for value in body.outputs]
     if is_scan:
-        stacked = range(params["num_carry"], len(positions))
+        stacked = range(carries, len(positions))
         positions = [axis + 1 if i in stacked and axis is not None else axis for i, axis in enumerate(positions)]
     return found, positions
 

@@ -16,6 +16,7 @@ from lrp_jax.windows import is_depthwise, shifted_products, transposed_products
 _KINDS = {"dot_general": "dense", "conv_general_dilated": "conv"}
 _AFFINE = {"add", "sub", "mul", "div", "neg"}
 _STRUCTURE = {"reshape", "transpose", "squeeze"}
+_LOST = 1e-3  # a difference this small beside what it is taken from has lost three digits
 
 
 def product(equation: Any, *operands: jax.Array, precision: Any = None) -> jax.Array:
@@ -222,7 +223,11 @@ class LinearMap:
 
     @functools.cached_property
     def z_positive(self) -> jax.Array:
-        """The sum of the positive contributions, lin(x+, w+) + lin(x-, w-) + b+."""
+        """The sum of the positive contributions, lin(x+, w+) + lin(x-, w-) + b+.
+
+        Where x has both signs, it is a difference, in which rounding of the negative contributions remains. That does
+        no harm where it is added to a z > 0; where it stands alone, take `z_positive_alone`.
+        """
         if self.nonnegative:
             return self.linear(self.x, jnp.maximum(self.w, 0)) + jnp.maximum(self.b, 0)
         # All contributions and their absolute values add up to twice the positive ones: one product instead of two.
@@ -233,11 +238,48 @@ class LinearMap:
     def z_negative(self) -> jax.Array:
         """The sum of the negative contributions, lin(x+, w-) + lin(x-, w+) + b-: what the positive ones leave of z.
 
-        It is at least as far from zero as the difference is rounded: where the negative contributions are smaller than
-        that, nothing is left of them, and they would be divided by noise.
+        As a difference it is precise beside a z < 0; where it stands alone, take `z_negative_alone`.
         """
-        rounding = jnp.finfo(self.z.dtype).eps * self.z_positive
-        return jnp.minimum(self.z - self.z_positive, -rounding)
+        return jnp.minimum(self.z - self.z_positive, 0)
+
+    @functools.cached_property
+    def z_positive_alone(self) -> jax.Array:
+        """`z_positive`, precise even where the negative contributions are far larger."""
+        if self.nonnegative:
+            return self.z_positive
+        exact = functools.partial(self._sum, _positive, _negative)
+        return self._unless_lost(self.z_positive, self.z - self.z_positive, exact)
+
+    @functools.cached_property
+    def z_negative_alone(self) -> jax.Array:
+        """`z_negative`, precise even where the positive contributions are far larger."""
+        exact = functools.partial(self._sum, _negative, _positive)
+        return self._unless_lost(self.z_negative, self.z_positive, exact)
+
+    def _sum(self, part: Callable, opposite: Callable) -> jax.Array:
+        """The contributions of one sign, added up by products of their own."""
+        total = self.linear(self.x_positive, part(self.w)) + part(self.b)
+        return total if self.x_negative is None else total + self.linear(self.x_negative, opposite(self.w))
+
+    def _unless_lost(self, difference: jax.Array, other: jax.Array, exact: Callable[[], jax.Array]) -> jax.Array:
+        """The difference; where the other sum is so large that too little is left of it, the exact sum."""
+        is_lost = jnp.abs(difference) < _LOST * jnp.abs(other)
+        if self.rectified:
+            is_lost &= self.z > 0
+        return replace_where(is_lost, difference, exact)
+
+
+def replace_where(mask: jax.Array, values: jax.Array, make: Callable[[], jax.Array]) -> jax.Array:
+    """The values, replaced where the mask holds; the replacement is computed only if it holds anywhere."""
+    return lax.cond(mask.any(), lambda: jnp.where(mask, make().astype(values.dtype), values), lambda: values)
+
+
+def _positive(a: jax.Array) -> jax.Array:
+    return jnp.maximum(a, 0)
+
+
+def _negative(a: jax.Array) -> jax.Array:
+    return jnp.minimum(a, 0)
 
 
 def find_layers(graph: Graph) -> list[Layer]:

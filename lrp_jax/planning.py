@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import jax
 
-from lrp_jax import operations
+from lrp_jax import equations, operations
 from lrp_jax.composites import Composite
 from lrp_jax.forms import Form
 from lrp_jax.graph import Graph, Operation
@@ -205,7 +205,7 @@ class _Planner:
     def _treat_scan(self, piece: Piece, forms: dict[int, Form]) -> Piece:
         (operation,) = piece.operations
         (body,) = operation.bodies
-        constants, carries = (operation.equation.params[key] for key in ("num_consts", "num_carry"))
+        constants, carries = equations.scan_sizes(operation.equation)
         out = [forms.get(value, Form.RATIO) for value in operation.outputs]
         while True:
             plan = self.plan(body, out, None)

@@ -315,11 +315,11 @@ class AlphaBeta(Rule):
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         xp, xn = layer.x_positive, layer.x_negative
         wp, wn, bp, bn = positive(layer.w), negative(layer.w), positive(layer.b), negative(layer.b)
-        sp = self.alpha * divide(relevance, stabilize(layer.z_positive, self.stabilizer))
+        sp = self.alpha * divide(relevance, stabilize(layer.z_positive_alone, self.stabilizer))
         shares = [Share(xp, wp, bp, sp), Share(xn, wn, 0.0, sp)]
         if self.beta == 0:
             return shares
-        sn = -self.beta * divide(relevance, stabilize(layer.z_negative, self.stabilizer))
+        sn = -self.beta * divide(relevance, stabilize(layer.z_negative_alone, self.stabilizer))
         return [*shares, Share(xp, wn, bn, sn), Share(xn, wp, 0.0, sn)]
 
 

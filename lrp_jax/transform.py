@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lrp_jax import forms
+from lrp_jax import equations, forms
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.errors import InputError
 from lrp_jax.graph import Graph, Status
@@ -174,7 +174,7 @@ def _run_bodies(piece: Piece, live: Sequence[jax.Array], constants: Sequence[jax
     if operation.name != "scan":
         run = functools.partial(_run_branch, piece.bodies[0])
         return jax.checkpoint(run, prevent_cse=params["prevent_cse"], policy=params["policy"])(*operands)
-    number, carries = params["num_consts"], params["num_carry"]
+    number, carries = equations.scan_sizes(operation.equation)
 
     def body(carry: list[jax.Array], x: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
         outputs = rebind(piece.bodies[0], [*operands[:number], *carry, *x])

@@ -327,7 +327,7 @@ class _Builder:
             names.append("multiply")
         name = self.draw(st.sampled_from(names))
         operands = self.draw(st.permutations([i, j]))
-        if name == "subtract" and i == j:
+        if (name == "subtract" and i == j) or (name == "gate" and operands[0] in self.gates):
             name = "add"
         options = {"function": _pick(self.draw, *GATES)} if name == "gate" else {}
         return self.append(name, operands, options)

@@ -3,6 +3,7 @@
 `make fuzz` draws thousands of programs, other ones each time; without it a hundred are drawn, always the same.
 """
 
+import dataclasses
 import os
 
 import jax
@@ -14,7 +15,7 @@ from loop import relevance_of_input
 from programs import programs
 
 from lrp_jax import lrp, operations, rules
-from lrp_jax.composites import with_treatment
+from lrp_jax.composites import Composite, any_layer, with_treatment
 
 NUMBER = int(os.environ.get("FUZZ_PROGRAMS", "100"))
 
@@ -105,3 +106,49 @@ def test_pass_hands_relevance_on_to_the_same_sample():
         is_transposed = z[0, 1] == 4.0
         assert relevance[(1, 0) if is_transposed else (0, 1)] == z[0, 1]
         assert jnp.count_nonzero(relevance) == 1
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, jax.vmap], ids=["jit", "vmap"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("sign", [1, -1], ids=["positive", "negative"])
+def test_small_contributions_of_one_sign_beside_large_ones_of_the_other(float64, sign, dtype, wrap):
+    # They were what a difference of large numbers left of them. Here: 5 and 1e-10 in two units, in either sign.
+    rule = rules.AlphaBeta(1.0, 0.0) if sign > 0 else rules.AlphaBeta(2.0, 1.0)
+    x = jnp.array([[6.3e-6, -2.2e7], [1.0, 2.0]], dtype)
+    weight = sign * jnp.array([[0.125, -0.75], [0.625, 0.5]], dtype)
+    explained = lrp(lambda x: x @ weight, dataclasses.replace(rule, stabilizer=0.0))
+    explain = jax.grad(lambda x: explained(x).sum())
+    found = np.asarray(wrap(explain)(x), np.float64)
+
+    w, x = np.asarray(weight, np.float64), np.asarray(x, np.float64)
+    contributions = x[:, :, None] * w
+    z = contributions.sum(1)
+    expected = 0.0
+    for part, factor in ((np.maximum(contributions, 0), rule.alpha), (np.minimum(contributions, 0), -rule.beta)):
+        total = part.sum(1, keepdims=True)
+        shares = np.divide(part, total, out=np.zeros_like(part), where=total != 0)
+        expected = expected + factor * (shares * z[:, None]).sum(2)
+    largest = np.abs(expected).max(1, keepdims=True)
+    np.testing.assert_array_less(np.abs(found - expected) / largest, 50 * np.finfo(dtype).eps)
+
+
+def test_small_negative_contributions_behind_a_relu(float64):
+    # x >= 0 is known, and z is read by a relu alone: z+ = 1e8, z- = -1e-4.
+    x, first, second = jnp.array([1e8, 1e-4]), jnp.eye(2), jnp.array([[1.0, 2.0], [-1.0, 1.0]])
+    network = lambda x: jax.nn.relu(jax.nn.relu(x @ first) @ second).sum()
+    found = jax.jit(jax.grad(lrp(network, rules.AlphaBeta(2.0, 1.0, stabilizer=0.0))))(x)
+    z = np.array([1e8 - 1e-4, 2e8 + 1e-4])
+    negative = -z[0]
+    positive = 2 * (z[0] + z[1] * 2e8 / z[1]), 2 * z[1] * 1e-4 / z[1]
+    np.testing.assert_allclose(found, 2 * np.array([positive[0], positive[1] + negative]), rtol=1e-9)
+
+
+def test_product_of_two_gates_gives_half_to_each():
+    # With the attention held, softmax(x) and sigmoid(x) are both gates, and neither is the signal.
+    composite = Composite([(any_layer, rules.Zero())], holds_attention=True)
+    x = jnp.array([0.5, -1.0, 2.0])
+    product, transpose = jax.vjp(
+        lrp(lambda x, y: jax.nn.softmax(x) * jax.nn.sigmoid(y), composite, argnums=(0, 1)), x, x
+    )
+    _, of_sigmoid = transpose(jnp.ones(3))
+    np.testing.assert_allclose(of_sigmoid, product / 2, rtol=1e-6)

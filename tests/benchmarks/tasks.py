@@ -1,4 +1,4 @@
-"""What whole tasks cost: all classes at once, pixel flipping, depthwise convolutions, deep networks, a big data set.
+"""What whole tasks cost: all classes at once, pixel flipping, depthwise convolutions, deep networks.
 
     python tasks.py [--python PEERS/bin/python] [--rounds 9]
 
@@ -20,13 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from networks import CASES, RULES, VGG16, ResNet50, lower
+from networks import CASES, RULES, VGG16, lower
 from results import save, seconds, versions
 
 from lrp_jax import datasets, evaluation, lrp, pretrained, relevance
-
-IMAGENET = 1_281_167
-SUSTAINED = 10e12
 
 
 def medians(rounds: int, *calls: Callable[[], Any]) -> list[float]:
@@ -151,20 +148,6 @@ def fusions(rounds: int) -> list[dict[str, Any]]:
     ]
 
 
-def imagenet(rounds: int) -> list[dict[str, Any]]:
-    """A run over ImageNet: from the rate here, and from the operations of one image and an assumed rate of a GPU."""
-    structure, state = nnx.split(ResNet50(rngs=nnx.Rngs(0)))
-    x = jax.random.normal(jax.random.key(0), (16, 224, 224, 3))
-    program = lower(structure, state, x, RULES["epsilon-plus-flat"]).compile()
-    (took,) = medians(min(rounds, 3), lambda: program(state, x).block_until_ready())
-    operations = program.cost_analysis()["flops"] / len(x)
-    rows = [{"where": "here", "operations": operations, "rate": len(x) / took, "devices": 1}]
-    rows += [
-        {"where": "GPU", "operations": operations, "rate": n * SUSTAINED / operations, "devices": n} for n in (1, 8, 64)
-    ]
-    return [row | {"hours": IMAGENET / row["rate"] / 3600, "giga": row["operations"] / 1e9} for row in rows]
-
-
 def main() -> None:
     """Measures and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -190,18 +173,6 @@ def main() -> None:
     }
     about = versions("lrp_jax", "jax", "flax")
     save("tasks", rows, columns, about, f"Medians of up to {arguments.rounds} rounds.")
-    columns = {
-        "where": "Processor|",
-        "devices": "Devices|d",
-        "giga": "GFLOP an image|.1f",
-        "rate": "Images/s|,.0f",
-        "hours": "Hours|.2f",
-    }
-    note = (
-        f"ResNet50, images of 224 x 224, epsilon-plus-flat, {IMAGENET:,} images. The first row is measured; the others "
-        f"divide the counted operations by an assumed {SUSTAINED / 1e12:.0f} TFLOP/s sustained by each GPU."
-    )
-    save("imagenet", imagenet(arguments.rounds), columns, about, note)
 
 
 if __name__ == "__main__":
