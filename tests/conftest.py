@@ -18,6 +18,20 @@ def float64():
         yield
 
 
+@pytest.fixture
+def compiled():
+    """The names of the functions that JAX compiles during one test, as they come."""
+    names = []
+
+    def note(event, _, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(details["fun_name"].removeprefix("jit(").removesuffix(")"))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
 @pytest.fixture(scope="module")
 def browser():
     """The Chromium that prints the book; the tests are skipped where there is none."""
