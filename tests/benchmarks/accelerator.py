@@ -16,13 +16,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from accuracy import RULES as SINGLE_RULES
-from accuracy import errors
+from accuracy import errors, save_errors
 from flax import nnx
 from networks import CASES, RULES
-from relevance import compiled
-from results import Times, interleaved, save, seconds, versions
+from relevance import measured
+from results import save, seconds, versions
 
+from lrp_jax import rules
 from lrp_jax.explain_dataset import explain_dataset
 
 BATCH_SIZES = {"LeNet": 4096, "VGG16": 64, "ResNet50": 128}
@@ -40,8 +40,7 @@ def network_and_images(network: str, numbers: str) -> tuple[nnx.Module, jax.Arra
     """A network with random weights, and a batch."""
     case, dtype = CASES[network], NUMBERS[numbers]
     structure, state = nnx.split(case.make(rngs=nnx.Rngs(0)))
-    if dtype is not jnp.float32:  # layers keep their own dtype, so that it is chosen where they are made
-        state = jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf, state)
+    state = jax.tree.map(lambda leaf: leaf.astype(dtype), state)
     x = jax.random.normal(jax.random.key(0), (BATCH_SIZES[network], *case.shape[1:]), dtype)
     return nnx.merge(structure, state), x
 
@@ -50,23 +49,10 @@ def ratios(network: str, numbers: str, names: list[str], rounds: int) -> list[di
     """Images per second of some composites, and their time and memory relative to the gradient's."""
     model, x = network_and_images(network, numbers)
     with precision_of(numbers):
-        gradient, of_gradient = compiled(model, x, None)
-        calls = {name: compiled(model, x, RULES[name]) for name in names}
-    timed = {"gradient": gradient} | {name: call for name, (call, _) in calls.items()}
-    for call in timed.values():
-        call()
-        call()
-    relative: Times = {}
-    times: Times = {}
-    for _ in range(rounds):
-        interleaved(lambda name: seconds(timed[name]), names, relative, times)
+        rows, times = measured(model, x, names, rounds)
     shared = {"network": network, "numbers": numbers, "batch": len(x)}
-    rows = [shared | {"rules": "gradient", "rate": len(x) / statistics.median(times["gradient"]), "time": 1.0}]
-    for name, (_, facts) in calls.items():
-        row = shared | {"rules": name, "rate": len(x) / statistics.median(times[name])}
-        row |= {"time": statistics.median(relative[name]), "memory": facts["memory"] / of_gradient["memory"]}
-        rows.append(row)
-    return rows
+    of_gradient = {"rules": "gradient", "time": 1.0}
+    return [shared | row | {"rate": len(x) / times[row["rules"]]} for row in (of_gradient, *rows)]
 
 
 def into_a_store(number: int = 8192) -> dict[str, Any]:
@@ -97,8 +83,8 @@ def into_a_store(number: int = 8192) -> dict[str, Any]:
 
     run()
     rate = number / statistics.median([seconds(run) for _ in range(3)])
-    rules = f"{WHOLE_DATA_SET}, by `explain_dataset`"
-    return {"network": "ResNet50", "numbers": "float32", "rules": rules, "batch": batch_size, "rate": rate}
+    name = f"{WHOLE_DATA_SET}, by `explain_dataset`"
+    return {"network": "ResNet50", "numbers": "float32", "rules": name, "batch": batch_size, "rate": rate}
 
 
 def save_imagenet(rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
@@ -123,17 +109,13 @@ def save_imagenet(rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
     save("imagenet", runs, columns, about, note)
 
 
-def accuracy() -> list[dict[str, Any]]:
+def errors_here(rule: rules.Rule) -> dict[str, np.ndarray]:
     """Errors against float64 on the same device, at the default and at the highest precision of products."""
-    rows = []
-    for name, rule in SINGLE_RULES.items():
-        row: dict[str, Any] = {"rule": name}
-        for numbers, dtype in NUMBERS.items():
-            with precision_of(numbers):
-                (found,) = errors(rule, {numbers: dtype}).values()
-            row |= {f"{numbers} median": float(np.median(found)), f"{numbers} worst": float(found.max())}
-        rows.append(row)
-    return rows
+    found = {}
+    for numbers, dtype in NUMBERS.items():
+        with precision_of(numbers):
+            found |= errors(rule, {numbers: dtype})
+    return found
 
 
 def main() -> None:
@@ -168,11 +150,8 @@ def main() -> None:
     save_imagenet(rows, about)
 
     jax.config.update("jax_enable_x64", True)
-    columns = {"rule": "Rule|"}
-    for numbers in NUMBERS:
-        columns |= {f"{numbers} median": f"{numbers}, median|.1e", f"{numbers} worst": "worst|.1e"}
     note = "LeNet with random weights, 128 random images, against float64 on the same device; median and worst image."
-    save("accelerator-accuracy", accuracy(), columns, about, note)
+    save_errors("accelerator-accuracy", errors_here, about, note)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 The error of an image is the largest difference of a pixel's relevance, relative to the largest relevance of the image.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,20 +50,23 @@ def errors(rule: rules.Rule, dtypes: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.abs(explain(dtype) - exact).max(1) / scale for name, dtype in dtypes.items()}
 
 
+def save_errors(name: str, errors_of: Callable[[rules.Rule], dict[str, np.ndarray]], about: Any, note: str) -> None:
+    """Writes the table of the errors that each rule has in each kind of numbers."""
+    rows, columns = [], {"rule": "Rule|"}
+    for title, rule in RULES.items():
+        row: dict[str, Any] = {"rule": title}
+        for numbers, values in errors_of(rule).items():
+            row |= {f"{numbers} median": float(np.median(values)), f"{numbers} worst": float(values.max())}
+            columns |= {f"{numbers} median": f"{numbers}, median|.1e", f"{numbers} worst": "worst|.1e"}
+        rows.append(row)
+    save(name, rows, columns, about, note)
+
+
 def main() -> None:
     """Measures and writes the table."""
     jax.config.update("jax_enable_x64", True)
-    rows = []
-    for name, rule in RULES.items():
-        row: dict[str, Any] = {"rule": name}
-        for dtype, values in errors(rule, DTYPES).items():
-            row |= {f"{dtype} median": float(np.median(values)), f"{dtype} worst": float(values.max())}
-        rows.append(row)
-    columns = {"rule": "Rule|"}
-    for dtype in DTYPES:
-        columns |= {f"{dtype} median": f"{dtype}, median|.1e", f"{dtype} worst": "worst|.1e"}
     note = "LeNet with random weights, 128 random images; median and worst image."
-    save("accuracy", rows, columns, versions("lrp_jax", "jax", "flax"), note)
+    save_errors("accuracy", lambda rule: errors(rule, DTYPES), versions("lrp_jax", "jax", "flax"), note)
 
 
 if __name__ == "__main__":

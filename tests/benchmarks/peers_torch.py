@@ -187,7 +187,7 @@ def methods(model: nn.Module, x: torch.Tensor) -> dict[str, Callable[[], tuple[f
         add_by(Addition_Module)
         for module in model.modules():
             if isinstance(module, nn.Conv2d) and name == "epsilon-gamma":
-                module.rule = GammaRule()  # type: ignore[assignment]
+                module.rule = GammaRule()  # type: ignore[assignment]  # is no module
         explainer = LRP(model)
         try:
             return timed(lambda: explainer.attribute(x, target=1).detach())

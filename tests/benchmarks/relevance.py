@@ -10,7 +10,7 @@ programs.
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -33,24 +33,32 @@ def compiled(model: nnx.Module, x: jax.Array, rule: Any) -> tuple[Callable[[], A
     return lambda: program(state, x).block_until_ready(), facts
 
 
-def rows(name: str, rounds: int) -> list[dict[str, Any]]:
-    """The rows of the table for one network."""
-    case = CASES[name]
-    model, x = case.make(rngs=nnx.Rngs(0)), jax.random.normal(jax.random.key(0), case.shape)
+def measured(
+    model: nnx.Module, x: jax.Array, rules: Iterable[str], rounds: int
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """For each of the rules its ratios to the gradient; and the seconds of the rules and of the gradient."""
     gradient, of_gradient = compiled(model, x, None)
-    calls = {rule: compiled(model, x, RULES[rule]) for rule in RULES}
+    calls = {rule: compiled(model, x, RULES[rule]) for rule in rules}
     timed = {"gradient": gradient} | {rule: call for rule, (call, _) in calls.items()}
     for call in timed.values():
         call()
         call()
     ratios: Times = {}
+    times: Times = {}
     for _ in range(rounds):
-        interleaved(lambda name: seconds(timed[name]), RULES, ratios, {})
-    return [
-        {"network": name, "rules": rule, "time": statistics.median(ratios[rule])}
-        | {key: facts[key] / of_gradient[key] for key in of_gradient}
+        interleaved(lambda name: seconds(timed[name]), calls, ratios, times)
+    rows = [
+        {"rules": rule, "time": statistics.median(ratios[rule])} | {key: facts[key] / of_gradient[key] for key in facts}
         for rule, (_, facts) in calls.items()
     ]
+    return rows, {name: statistics.median(values) for name, values in times.items()}
+
+
+def rows(network: str, rounds: int) -> list[dict[str, Any]]:
+    """The rows of the table for one network."""
+    case = CASES[network]
+    model, x = case.make(rngs=nnx.Rngs(0)), jax.random.normal(jax.random.key(0), case.shape)
+    return [{"network": network} | row for row in measured(model, x, RULES, rounds)[0]]
 
 
 def main() -> None:
@@ -67,9 +75,9 @@ def main() -> None:
         "memory": "Memory|.2f",
         "compilation": "Compilation|.2f",
     }
-    measured = [row for name in arguments.networks for row in rows(name, arguments.rounds)]
+    table = [row for name in arguments.networks for row in rows(name, arguments.rounds)]
     note = f"Ratios to the input gradient; times are medians of {arguments.rounds} rounds."
-    save("relevance", measured, columns, versions("lrp_jax", "jax", "flax"), note)
+    save("relevance", table, columns, versions("lrp_jax", "jax", "flax"), note)
 
 
 if __name__ == "__main__":
