@@ -19,6 +19,16 @@ _STRUCTURE = {"reshape", "transpose", "squeeze"}
 _LOST = 1e-3  # a difference this small beside what it is taken from has lost three digits
 
 
+def positive(a: jax.Array) -> jax.Array:
+    """a+ = max(a, 0)."""
+    return jnp.maximum(a, 0)
+
+
+def negative(a: jax.Array) -> jax.Array:
+    """a- = min(a, 0)."""
+    return jnp.minimum(a, 0)
+
+
 def product(equation: Any, *operands: jax.Array, precision: Any = None) -> jax.Array:
     """Applies a linear operation; on a CPU, where XLA is slow at them, depthwise convolutions in another way.
 
@@ -214,12 +224,12 @@ class LinearMap:
     @property
     def x_positive(self) -> jax.Array:
         """x+ = max(x, 0)."""
-        return self.x if self.nonnegative else jnp.maximum(self.x, 0)
+        return self.x if self.nonnegative else positive(self.x)
 
     @property
     def x_negative(self) -> jax.Array | None:
         """x- = min(x, 0); None where x is known to be non-negative."""
-        return None if self.nonnegative else jnp.minimum(self.x, 0)
+        return None if self.nonnegative else negative(self.x)
 
     @functools.cached_property
     def z_positive(self) -> jax.Array:
@@ -229,7 +239,7 @@ class LinearMap:
         no harm where it is added to a z > 0; where it stands alone, take `z_positive_alone`.
         """
         if self.nonnegative:
-            return self.linear(self.x, jnp.maximum(self.w, 0)) + jnp.maximum(self.b, 0)
+            return self.linear(self.x, positive(self.w)) + positive(self.b)
         # All contributions and their absolute values add up to twice the positive ones: one product instead of two.
         total = self.z + self.linear(jnp.abs(self.x), jnp.abs(self.w)) + jnp.abs(self.b)
         return jnp.maximum(total / 2, 0)
@@ -240,20 +250,20 @@ class LinearMap:
 
         As a difference it is precise beside a z < 0; where it stands alone, take `z_negative_alone`.
         """
-        return jnp.minimum(self.z - self.z_positive, 0)
+        return negative(self.z - self.z_positive)
 
     @functools.cached_property
     def z_positive_alone(self) -> jax.Array:
         """`z_positive`, precise even where the negative contributions are far larger."""
         if self.nonnegative:
             return self.z_positive
-        exact = functools.partial(self._sum, _positive, _negative)
+        exact = functools.partial(self._sum, positive, negative)
         return self._unless_lost(self.z_positive, self.z - self.z_positive, exact)
 
     @functools.cached_property
     def z_negative_alone(self) -> jax.Array:
         """`z_negative`, precise even where the positive contributions are far larger."""
-        exact = functools.partial(self._sum, _negative, _positive)
+        exact = functools.partial(self._sum, negative, positive)
         return self._unless_lost(self.z_negative, self.z_positive, exact)
 
     def _sum(self, part: Callable, opposite: Callable) -> jax.Array:
@@ -272,14 +282,6 @@ class LinearMap:
 def replace_where(mask: jax.Array, values: jax.Array, make: Callable[[], jax.Array]) -> jax.Array:
     """The values, replaced where the mask holds; the replacement is computed only if it holds anywhere."""
     return lax.cond(mask.any(), lambda: jnp.where(mask, make().astype(values.dtype), values), lambda: values)
-
-
-def _positive(a: jax.Array) -> jax.Array:
-    return jnp.maximum(a, 0)
-
-
-def _negative(a: jax.Array) -> jax.Array:
-    return jnp.minimum(a, 0)
 
 
 def find_layers(graph: Graph) -> list[Layer]:

@@ -26,7 +26,7 @@ import numpy as np
 
 from lrp_jax.errors import RuleError
 from lrp_jax.forms import STABILIZER, Form, divide, stabilize
-from lrp_jax.layers import LinearMap
+from lrp_jax.layers import LinearMap, negative, positive
 
 __all__ = [
     "AlphaBeta",
@@ -50,16 +50,6 @@ __all__ = [
 ]
 
 Bias = Literal["absorb", "ignore", "distribute"]
-
-
-def positive(a: jax.Array) -> jax.Array:
-    """a+ = max(a, 0)."""
-    return jnp.maximum(a, 0)
-
-
-def negative(a: jax.Array) -> jax.Array:
-    """a- = min(a, 0)."""
-    return jnp.minimum(a, 0)
 
 
 @dataclass(frozen=True)
