@@ -172,7 +172,7 @@ def _explain_what_is_not_finite(traced: Traced) -> None:
             "learning rate."
         )
     operation = _first_overflow(graph, values)
-    where = f"{operation.function!r} at {operation.location}" if operation else "the backward pass"
+    where = f"{operation.name!r} at {operation.location}" if operation else "the backward pass"
     warnings.warn(
         f"Values are NaN or infinite, first in {where}, though the input and the parameters are finite. "
         "Use a dtype with a larger range, or a larger epsilon.",

@@ -10,7 +10,7 @@ A bare rule stands for the composite that gives it to every layer.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from lrp_jax import operations
 from lrp_jax.errors import SelectorError
@@ -147,10 +147,14 @@ class Composite:
             "softmax"), where it differs from `lrp_jax.operations.treatment_of`.
         holds_attention: Whether the value of a softmax is held constant where it multiplies another value.
         input_form: What arrives at the input: relevance, or for methods that are modified gradients the gradient.
-        strict: Whether a selector that matches no layer is an error.
+        strict: Whether a selector that matches no layer, or a treatment that matches no operation, is an error.
+        constants: What happens to the share of constants outside of layers, such as the shift of a normalisation or the
+            value of a sigmoid at zero: "absorb", they keep it; "pass", all relevance is passed on one to one, as
+            zennit's Pass does, and explodes where a value is near zero.
 
     Raises:
-        SelectorError: (when applied) if a selector matches no layer, or a layer has no rule; it lists the layers.
+        SelectorError: (when applied) if a selector matches no layer, a layer has no rule, or a treatment matches no
+            operation; it lists what there is.
 
     Example:
         >>> composite = Composite([(first, Flat()), (conv, ZPlus()), (any_layer, Epsilon())])
@@ -161,12 +165,22 @@ class Composite:
     holds_attention: bool = False
     input_form: Form = Form.RELEVANCE
     strict: bool = True
+    constants: Literal["absorb", "pass"] = "absorb"
+    _added: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(map(_as_pair, self.rules)))
+        if self.constants not in ("absorb", "pass"):
+            raise SelectorError(f"constants={self.constants!r}: it must be 'absorb' or 'pass'.")
 
     def __hash__(self) -> int:
-        return hash((self.rules, tuple(self.treatments), self.holds_attention, self.input_form, self.strict))
+        options = self.holds_attention, self.input_form, self.strict, self.constants
+        return hash((self.rules, tuple(self.treatments), options))
+
+    @property
+    def required_treatments(self) -> frozenset[str]:
+        """The names of treatments that must match an operation: all but those of a preset."""
+        return self._added | (frozenset(self.treatments) if self.strict else frozenset())
 
     def assign(self, layers: Sequence[Layer]) -> list[Rule]:
         """Gives every layer its rule.
@@ -214,7 +228,7 @@ def as_composite(rules: Rules | None) -> Composite:
 
     Example:
         >>> as_composite(Epsilon()).rules
-        ((any_layer, Epsilon(epsilon=1e-06, relative=False, bias='absorb')),)
+        ((any_layer, Epsilon(epsilon=None, relative=False, bias='absorb')),)
     """
     if rules is None:
         return EpsilonPlus()
@@ -248,7 +262,8 @@ def with_treatment(rules: Rules, primitive: str, treatment: Treatment) -> Compos
         'split in proportion over the window'
     """
     composite = as_composite(rules)
-    return replace(composite, treatments={**composite.treatments, primitive: treatment})
+    treatments = {**composite.treatments, primitive: treatment}
+    return replace(composite, treatments=treatments, _added=composite._added | {primitive})
 
 
 def _as_pair(pair: Any) -> tuple[Selector, Rule]:
@@ -280,27 +295,27 @@ def _preset(*pairs: tuple[Selector, Rule], **options: Any) -> Composite:
     return Composite(pairs, strict=False, **options)
 
 
-def EpsilonPlus(epsilon: float = 1e-6) -> Composite:  # noqa: N802
+def EpsilonPlus(epsilon: float | None = None) -> Composite:  # noqa: N802
     """Epsilon for dense layers, z+ for convolutions (Kohlbrenner et al. 2020).
 
     Example:
         >>> EpsilonPlus().rules[0][1]
-        ZPlus(stabilizer=1e-06, bias='absorb')
+        ZPlus(stabilizer=None, bias='absorb')
     """
     return _preset((conv, ZPlus()), (any_layer, Epsilon(epsilon)))
 
 
-def EpsilonPlusFlat(epsilon: float = 1e-6) -> Composite:  # noqa: N802
+def EpsilonPlusFlat(epsilon: float | None = None) -> Composite:  # noqa: N802
     """`EpsilonPlus`, and flat for the layers that read the input (Kohlbrenner et al. 2020).
 
     Example:
         >>> EpsilonPlusFlat().rules[0]
-        (first, Flat(stabilizer=1e-06, bias='ignore'))
+        (first, Flat(stabilizer=None, bias='ignore'))
     """
     return _preset((first, Flat()), *EpsilonPlus(epsilon).rules)
 
 
-def EpsilonGammaBox(low: float | tuple, high: float | tuple, epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:  # noqa: N802
+def EpsilonGammaBox(low: float | tuple, high: float | tuple, epsilon: float | None = None, gamma: float = 0.25) -> Composite:  # noqa: N802
     """Z-box for the layers that read the input, gamma for convolutions, epsilon for dense layers.
 
     Source: Montavon et al. (2019), section 10.3.
@@ -318,7 +333,7 @@ def EpsilonGammaBox(low: float | tuple, high: float | tuple, epsilon: float = 1e
     return _preset((first, ZBox(low, high)), (conv, Gamma(gamma)), (any_layer, Epsilon(epsilon)))
 
 
-def EpsilonAlpha2Beta1(epsilon: float = 1e-6) -> Composite:  # noqa: N802
+def EpsilonAlpha2Beta1(epsilon: float | None = None) -> Composite:  # noqa: N802
     """Epsilon for dense layers, alpha-beta with (2, 1) for convolutions (Kohlbrenner et al. 2020).
 
     Example:
@@ -328,7 +343,7 @@ def EpsilonAlpha2Beta1(epsilon: float = 1e-6) -> Composite:  # noqa: N802
     return _preset((conv, AlphaBeta(2.0, 1.0)), (any_layer, Epsilon(epsilon)))
 
 
-def EpsilonAlpha2Beta1Flat(epsilon: float = 1e-6) -> Composite:  # noqa: N802
+def EpsilonAlpha2Beta1Flat(epsilon: float | None = None) -> Composite:  # noqa: N802
     """`EpsilonAlpha2Beta1`, and flat for the layers that read the input (Kohlbrenner et al. 2020).
 
     Example:
@@ -355,7 +370,7 @@ def DeepTaylor(low: float | tuple | None = None, high: float | tuple | None = No
     return _preset((first, at_input), (any_layer, ZPlus(bias="ignore")))
 
 
-def AttnLRP(epsilon: float = 1e-6) -> Composite:  # noqa: N802
+def AttnLRP(epsilon: float | None = None) -> Composite:  # noqa: N802
     """For transformers: epsilon for layers; softmax by its Jacobian; half to each factor of a product.
 
     Source: Achtibat et al. (2024).
@@ -367,7 +382,7 @@ def AttnLRP(epsilon: float = 1e-6) -> Composite:  # noqa: N802
     return _preset((any_layer, Epsilon(epsilon)))
 
 
-def CPLRP(epsilon: float = 1e-6) -> Composite:  # noqa: N802
+def CPLRP(epsilon: float | None = None) -> Composite:  # noqa: N802
     """For transformers: epsilon for layers; the attention weights are held constant, the values take all relevance.
 
     Source: Ali et al. (2022).

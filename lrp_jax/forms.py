@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from lrp_jax.errors import InputError
 
-STABILIZER = 1e-6
+RELATIVE_STABILIZER = 1e-6
+"""What a denominator is kept away from zero by if nothing else is said, in units of its root mean square."""
 
 
 class Form(enum.Enum):
@@ -67,10 +68,7 @@ def _relevance_to_ratio(value: jax.Array) -> jax.Array:
     return value
 
 
-_relevance_to_ratio.defvjp(
-    lambda value: (value, value),
-    lambda value, relevance: (relevance / stabilize(value, STABILIZER),),
-)
+_relevance_to_ratio.defvjp(lambda value: (value, value), lambda value, relevance: (divide(relevance, value),))
 
 
 @jax.custom_vjp

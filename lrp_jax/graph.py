@@ -1,20 +1,26 @@
-"""Reading a function: from a jaxpr to a flat list of operations.
+"""Reading a function: from a jaxpr to a flat list of operations in one canonical form.
 
-`read` follows the operations of a jaxpr in order, looks into the calls on the way (`jax.jit`, `jax.custom_jvp`, ...),
-and says of every value whether relevance can flow through it, whether it is known to be non-negative, and where in the
-model it comes from.
+`read` follows the operations of a jaxpr in order and looks into every call on the way (`jax.jit`, `jax.custom_jvp`,
+`jax.checkpoint`, ...): a helper under `jax.jit` is the same as its lines written out. Equal operations on equal values
+are one operation, and operands that JAX broadcasts inside of an elementwise operation are broadcast by one of their
+own. Of every value the graph says whether relevance can flow through it, between which bounds it lies, whether it is a
+parameter, and where in the model it comes from.
 """
 
 import enum
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.extend import core
 
 from lrp_jax import equations
+from lrp_jax.ranges import FREE, Range, range_of_dtype, range_of_number, range_of_output
 
 
 class Status(enum.Enum):
@@ -24,6 +30,34 @@ class Status(enum.Enum):
     HELD = "depends on them, but not differentiably: behind a stop_gradient, a comparison, ..."
     TOKEN = "depends on explained integers, which become live when an embedding is looked up"
     LIVE = "depends on them, and relevance flows through it"
+
+
+@dataclass(frozen=True)
+class Held:
+    """An array that a function has closed over.
+
+    Attributes:
+        array: The array, or what stands for it while the function is compiled.
+        path: Its path in the model, as a name; empty if it has none.
+        is_parameter: Whether it was there before the function was called, and not made by the function itself.
+    """
+
+    array: Any
+    path: str = ""
+    is_parameter: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """One call under `jax.checkpoint`, whose operations are computed again on the way back.
+
+    Attributes:
+        prevent_cse: As for `jax.checkpoint`.
+        policy: As for `jax.checkpoint`.
+    """
+
+    prevent_cse: bool
+    policy: Callable[..., bool] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +70,8 @@ class Operation:
         outputs: The numbers of the values that it returns.
         location: The line of the user's file that it comes from.
         bodies: The functions that it runs: the body of a scan, the branches of a cond.
+        checkpoints: The calls under `jax.checkpoint` that it is a part of, the outermost first.
+        is_of_target: Whether it belongs to the function that says what is explained, and not to the model.
     """
 
     equation: Any
@@ -43,16 +79,13 @@ class Operation:
     outputs: tuple[int, ...]
     location: str
     bodies: tuple["Graph", ...] = ()
+    checkpoints: tuple[Checkpoint, ...] = ()
+    is_of_target: bool = False
 
     @property
     def name(self) -> str:
         """The name of the primitive."""
         return self.equation.primitive.name
-
-    @property
-    def function(self) -> str:
-        """The name under which a treatment is looked up: "relu", the name of a called function, or the primitive's."""
-        return "relu" if equations.is_relu(self.equation) else equations.name_of(self.equation)
 
     @property
     def module(self) -> str:
@@ -75,8 +108,9 @@ class Graph:
         constants: The values that are known before running, by number.
         shapes: For every value, its shape and dtype.
         status: For every value, whether relevance flows through it.
+        ranges: For every value, the bounds between which it must lie.
         paths: The paths of parameters in the model or among the arguments, by number.
-        nonnegative: The values that are known not to be negative.
+        parameters: The constants that were there before the function was called, or are computed from such.
         producer: For every value that is computed, the operation that returns it.
         readers: For every value, the operations that read it.
         embeddings: The values at which relevance ends, because they are looked up with explained integers.
@@ -88,22 +122,30 @@ class Graph:
     constants: dict[int, Any] = field(default_factory=dict)
     shapes: list[jax.ShapeDtypeStruct] = field(default_factory=list)
     status: list[Status] = field(default_factory=list)
+    ranges: list[Range] = field(default_factory=list)
     paths: dict[int, str] = field(default_factory=dict)
-    nonnegative: set[int] = field(default_factory=set)
+    parameters: set[int] = field(default_factory=set)
     producer: dict[int, Operation] = field(default_factory=dict)
     readers: dict[int, list[Operation]] = field(default_factory=dict)
     embeddings: list[int] = field(default_factory=list)
+    _numbers: dict[int, np.ndarray | None] = field(default_factory=dict)
 
-    def new_value(self, aval: Any, status: Status) -> int:
+    def new_value(self, aval: Any, status: Status, bounds: Range | None = None) -> int:
         """Numbers a value."""
         self.shapes.append(jax.ShapeDtypeStruct(aval.shape, aval.dtype))
         self.status.append(status)
+        self.ranges.append(range_of_dtype(aval.dtype) if bounds is None else bounds)
         return len(self.shapes) - 1
 
-    def new_constant(self, aval: Any, constant: Any) -> int:
+    def new_constant(self, aval: Any, held: Held) -> int:
         """Numbers a value that is known."""
-        value = self.new_value(aval, Status.CONSTANT)
-        self.constants[value] = constant
+        is_number = not held.is_parameter and isinstance(held.array, np.ndarray)
+        value = self.new_value(aval, Status.CONSTANT, range_of_number(held.array) if is_number else None)
+        self.constants[value] = held.array
+        if held.path:
+            self.paths[value] = held.path
+        if held.is_parameter:
+            self.parameters.add(value)
         return value
 
     def add(self, operation: Operation) -> None:
@@ -112,8 +154,6 @@ class Graph:
         self.producer.update(dict.fromkeys(operation.outputs, operation))
         for value in dict.fromkeys(operation.inputs):
             self.readers.setdefault(value, []).append(operation)
-        if equations.is_nonnegative(operation.equation, [value in self.nonnegative for value in operation.inputs]):
-            self.nonnegative.update(operation.outputs)
 
     def drop_unused(self) -> None:
         """Removes the operations whose outputs nobody reads, but for those with a side effect."""
@@ -134,14 +174,13 @@ class Graph:
         """Whether relevance flows through the value."""
         return self.status[value] is Status.LIVE
 
+    def is_nonnegative(self, value: int) -> bool:
+        """Whether the value is known not to be negative."""
+        return self.ranges[value][0] >= 0
+
     def live_inputs(self, operation: Operation) -> list[int]:
         """The positions of the operands through which relevance flows."""
         return [i for i, value in enumerate(operation.inputs) if self.is_live(value)]
-
-    def only_reader(self, value: int) -> Operation | None:
-        """The operation that reads the value, if there is exactly one and the function does not return the value."""
-        readers = self.readers.get(value, [])
-        return readers[0] if len(readers) == 1 and value not in self.outputs else None
 
     def name_of(self, value: int) -> str:
         """The path of the first parameter that a constant is computed from; empty if there is none."""
@@ -151,15 +190,49 @@ class Graph:
         names = (self.name_of(i) for i in operation.inputs) if operation else iter(())
         return next((name for name in names if name), "")
 
+    def number(self, value: int) -> np.ndarray | None:
+        """The number with which a constant is filled, if it stands in the program; None otherwise."""
+        if value not in self._numbers:
+            self._numbers[value] = self._find_number(value)
+        return self._numbers[value]
+
+    def _find_number(self, value: int) -> np.ndarray | None:
+        if self.status[value] is not Status.CONSTANT or value in self.parameters:
+            return None
+        if value in self.constants:
+            constant = self.constants[value]
+            is_one = isinstance(constant, np.ndarray) and constant.size == 1
+            return constant.reshape(()) if is_one else None
+        operation = self.producer.get(value)
+        if operation is None or not operation.inputs or len(operation.outputs) != 1:
+            return None
+        if not equations.is_elementwise(operation.equation) and operation.name not in equations.SPREADS:
+            return None
+        operands = [self.number(i) for i in operation.inputs]
+        if any(operand is None for operand in operands):
+            return None
+        if operation.name in equations.SPREADS:
+            return operands[0]
+        with jax.ensure_compile_time_eval():
+            (number,) = operation.run(*map(jnp.asarray, operands))
+        return np.asarray(number)
+
+    def all_operations(self) -> Iterator[tuple["Graph", Operation]]:
+        """All operations, those of inner functions included, with the graph that they are in."""
+        for operation in self.operations:
+            yield self, operation
+            for body in operation.bodies:
+                yield from body.all_operations()
+
 
 def read(
     closed_jaxpr: core.ClosedJaxpr,
     statuses: Sequence[Status],
-    paths: Sequence[str] = (),
-    path_of: Callable[[Any], str] = lambda constant: "",
-    caller: str = "an unknown line",
     *,
-    keep_checkpoints: bool = False,
+    paths: Sequence[str] = (),
+    hold: Callable[[Any], Held] = Held,
+    then: core.ClosedJaxpr | None = None,
+    caller: str = "an unknown line",
 ) -> Graph:
     """Reads a jaxpr as a flat list of operations.
 
@@ -167,19 +240,56 @@ def read(
         closed_jaxpr: The traced function.
         statuses: For each of its inputs, whether it is explained.
         paths: For each of its inputs, the path of the parameter that it is; empty for none.
-        path_of: The same for the arrays that the function has closed over.
+        hold: Called with every array that the function, or a function that it calls, has closed over.
+        then: A further function, of all outputs: what is explained of them. The graph's outputs are those of the first
+            function, followed by those of this one.
         caller: The line that calls the function.
-        keep_checkpoints: Whether what runs under `jax.checkpoint` stays a function of its own, which saves memory, or
-            is part of the list. In scans and branches it always stays.
 
     Returns:
         The graph of the function.
     """
+    names = [*paths, *[""] * (len(statuses) - len(paths))]
+    inputs = [
+        _Input(status, path, status is Status.CONSTANT) for status, path in zip(statuses, names, strict=True)
+    ]
+    return _read(closed_jaxpr, inputs, hold, then, caller)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What is known of an input of a function."""
+
+    status: Status
+    path: str = ""
+    is_parameter: bool = False
+    bounds: Range | None = None
+    number: np.ndarray | None = None
+
+
+def _read(
+    closed_jaxpr: core.ClosedJaxpr,
+    inputs: Sequence[_Input],
+    hold: Callable[[Any], Held],
+    then: core.ClosedJaxpr | None,
+    caller: str,
+    *,
+    is_of_target: bool = False,
+) -> Graph:
     graph = Graph()
-    for variable, status in zip(closed_jaxpr.jaxpr.invars, statuses, strict=True):
-        graph.inputs.append(graph.new_value(variable.aval, status))
-    graph.paths = {value: path for value, path in zip(graph.inputs, paths, strict=False) if path}
-    graph.outputs = _Reader(graph, path_of, keep_checkpoints).read(closed_jaxpr, graph.inputs, caller)
+    for variable, known in zip(closed_jaxpr.jaxpr.invars, inputs, strict=True):
+        value = graph.new_value(variable.aval, known.status, known.bounds)
+        graph.inputs.append(value)
+        if known.path:
+            graph.paths[value] = known.path
+        if known.is_parameter:
+            graph.parameters.add(value)
+        if known.number is not None:
+            graph._numbers[value] = known.number
+    reader = _Reader(graph, hold, is_of_target)
+    graph.outputs = reader.read(closed_jaxpr, graph.inputs, caller, ())
+    if then is not None:
+        explained = _Reader(graph, hold, True, reader.seen).read(then, graph.outputs, caller, ())
+        graph.outputs = [*graph.outputs, *explained]
     graph.drop_unused()
     return graph
 
@@ -187,86 +297,136 @@ def read(
 @dataclass(frozen=True)
 class _Reader:
     graph: Graph
-    path_of: Callable[[Any], str]
-    keep_checkpoints: bool
+    hold: Callable[[Any], Held]
+    is_of_target: bool = False
+    seen: dict[Any, list[int]] = field(default_factory=dict)
 
-    def read(self, closed: core.ClosedJaxpr, arguments: Sequence[int], caller: str) -> list[int]:
+    def read(
+        self,
+        closed: core.ClosedJaxpr,
+        arguments: Sequence[int],
+        caller: str,
+        checkpoints: tuple[Checkpoint, ...],
+    ) -> list[int]:
         """Appends the operations of a jaxpr to the graph, and returns the numbers of its outputs."""
-        graph = self.graph
         numbers = dict(zip(closed.jaxpr.invars, arguments, strict=True))
         for variable, constant in zip(closed.jaxpr.constvars, closed.consts, strict=True):
-            numbers[variable] = graph.new_constant(variable.aval, constant)
-            if path := self.path_of(constant):
-                graph.paths[numbers[variable]] = path
+            numbers[variable] = self._constant(variable.aval, constant)
         for equation in closed.jaxpr.eqns:
             inputs = tuple(self._number(atom, numbers) for atom in equation.invars)
             location = equations.location(equation) or caller
-            is_kept = self.keep_checkpoints and equations.is_checkpoint(equation)
-            called = None if is_kept else equations.called_jaxpr(equation)
-            live = [value for value in inputs if graph.status[value] in (Status.LIVE, Status.TOKEN)]
-            others_are_numbers = all(graph.shapes[value].size == 1 for value in inputs if value not in live)
-            is_unit = len(live) == 1 and others_are_numbers and equations.is_elementwise(equation)
-            if called is not None and live and not is_unit:
-                outputs = self.read(called, inputs, location)
+            called = equations.called_jaxpr(equation)
+            if called is None:
+                outputs = self._add(equation, inputs, location, checkpoints)
+            elif equations.is_checkpoint(equation):
+                checkpoint = Checkpoint(equation.params["prevent_cse"], equation.params["policy"])
+                outputs = self.read(called, inputs, location, (*checkpoints, checkpoint))
             else:
-                outputs = self._add(equation, inputs, location)
+                outputs = self.read(called, inputs, location, checkpoints)
             numbers.update(zip(equation.outvars, outputs, strict=True))
         return [self._number(atom, numbers) for atom in closed.jaxpr.outvars]
+
+    def _constant(self, aval: Any, constant: Any) -> int:
+        key = ("constant", id(constant))
+        if key not in self.seen:
+            self.seen[key] = [self.graph.new_constant(aval, self.hold(constant))]
+        return self.seen[key][0]
 
     def _number(self, atom: Any, numbers: dict[Any, int]) -> int:
         if not isinstance(atom, core.Literal):
             return numbers[atom]
-        value = self.graph.new_constant(atom.aval, equations.literal_value(atom))
-        if (self.graph.constants[value] >= 0).all():
-            self.graph.nonnegative.add(value)
-        return value
+        number = equations.literal_value(atom)
+        key = ("number", number.dtype, number.shape, number.tobytes())
+        if key not in self.seen:
+            self.seen[key] = [self.graph.new_constant(atom.aval, Held(number, is_parameter=False))]
+        return self.seen[key][0]
 
-    def _add(self, equation: Any, inputs: tuple[int, ...], location: str) -> list[int]:
+    def _add(
+        self, equation: Any, inputs: tuple[int, ...], location: str, checkpoints: tuple[Checkpoint, ...]
+    ) -> list[int]:
         graph = self.graph
+        if equations.is_elementwise(equation):
+            shape = equation.outvars[0].aval.shape
+            inputs = tuple(self._broadcast(value, shape, location, checkpoints) for value in inputs)
+        key = _key(equation, inputs)
+        if key is not None and key in self.seen:
+            return self.seen[key]
         statuses = [graph.status[value] for value in inputs]
         bodies: tuple[Graph, ...] = ()
-        if Status.LIVE in statuses and equation.primitive.name == "scan":
+        if _is_followed(statuses) and equation.primitive.name == "scan":
             bodies, out = self._read_scan(equation, inputs, location)
-        elif Status.LIVE in statuses and equation.primitive.name == "cond":
+        elif _is_followed(statuses) and equation.primitive.name == "cond":
             bodies, out = self._read_branches(equation, inputs, location)
-        elif Status.LIVE in statuses and self.keep_checkpoints and equations.is_checkpoint(equation):
-            called = equations.called_jaxpr(equation)
-            assert called is not None
-            body = self._read_body(called, inputs, statuses, location)
-            bodies, out = (body,), [body.status[value] for value in body.outputs]
         else:
-            joined = _join(statuses)
-            if joined is Status.LIVE and equation.primitive.name == "stop_gradient":
-                joined = Status.HELD
-            is_embedding = equation.primitive.name == "gather" and statuses[:2] == [Status.CONSTANT, Status.TOKEN]
-            out = [Status.LIVE if is_embedding else joined] * len(equation.outvars)
+            out = [_status_after(equation, statuses)] * len(equation.outvars)
+        is_parameter = set(out) == {Status.CONSTANT} and not graph.parameters.isdisjoint(inputs)
         outputs = [
-            graph.new_value(variable.aval, _if_continuous(variable.aval, status))
-            for variable, status in zip(equation.outvars, out, strict=True)
+            graph.new_value(variable.aval, _if_continuous(variable.aval, status), bounds)
+            for variable, status, bounds in zip(
+                equation.outvars, out, self._ranges(equation, inputs, bodies), strict=True
+            )
         ]
-        graph.add(Operation(equation, inputs, tuple(outputs), location, bodies))
-        if Status.LIVE in out and Status.LIVE not in statuses:
+        if is_parameter:
+            graph.parameters.update(outputs)
+        graph.add(Operation(equation, inputs, tuple(outputs), location, bodies, checkpoints, self.is_of_target))
+        if Status.LIVE in out and Status.LIVE not in statuses and not bodies:
             graph.embeddings.extend(outputs)
+        if key is not None:
+            self.seen[key] = outputs
         return outputs
 
+    def _broadcast(
+        self, value: int, shape: tuple[int, ...], location: str, checkpoints: tuple[Checkpoint, ...]
+    ) -> int:
+        """Broadcasts an operand through which relevance flows by an operation of its own."""
+        there = self.graph.shapes[value]
+        if there.shape == shape or self.graph.status[value] is Status.CONSTANT:
+            return value
+        dimensions = tuple(range(len(shape) - len(there.shape), len(shape)))
+        traced = jax.make_jaxpr(lambda x: lax.broadcast_in_dim(x, shape, dimensions))(there)
+        return self._add(traced.jaxpr.eqns[0], (value,), location, checkpoints)[0]
+
+    def _ranges(self, equation: Any, inputs: Sequence[int], bodies: Sequence[Graph]) -> list[Range]:
+        """The ranges of an equation's outputs."""
+        known = [self.graph.ranges[value] for value in inputs]
+        name, number = equation.primitive.name, len(equation.outvars)
+        if bodies or (number > 1 and name not in {"sort", "optimization_barrier", "split", "unstack", "top_k"}):
+            return [range_of_dtype(variable.aval.dtype) for variable in equation.outvars]
+        if name in {"sort", "optimization_barrier"}:
+            return known
+        is_square = len(inputs) == 2 and inputs[0] == inputs[1]
+        bounds = [range_of_output(equation, known, is_square=is_square)] * number
+        return [bounds[0], (0.0, math.inf)] if name == "top_k" else bounds
+
     def _read_body(
-        self, closed: core.ClosedJaxpr, inputs: Sequence[int], statuses: Sequence[Status], caller: str
+        self, closed: core.ClosedJaxpr, operands: Sequence[int], statuses: Sequence[Status], caller: str, carried: range
     ) -> Graph:
-        names = [self.graph.name_of(value) for value in inputs]
-        return read(closed, statuses, names, self.path_of, caller, keep_checkpoints=True)
+        graph = self.graph
+        inputs = [
+            _Input(
+                status,
+                graph.name_of(value),
+                value in graph.parameters,
+                FREE if i in carried else graph.ranges[value],
+                None if i in carried or status is not Status.CONSTANT else graph.number(value),
+            )
+            for i, (value, status) in enumerate(zip(operands, statuses, strict=True))
+        ]
+        return _read(closed, inputs, self.hold, None, caller, is_of_target=self.is_of_target)
 
     def _read_scan(self, equation: Any, inputs: Sequence[int], caller: str) -> tuple[tuple[Graph, ...], list[Status]]:
         constants, carries = equations.scan_sizes(equation)
         statuses = [self.graph.status[value] for value in inputs]
+        carried = range(constants, constants + carries)
         while True:
-            body = self._read_body(equation.params["jaxpr"], inputs, statuses, caller)
+            body = self._read_body(equation.params["jaxpr"], inputs, statuses, caller, carried)
             out = [body.status[value] for value in body.outputs]
-            carried = statuses[constants : constants + carries]
+            before = statuses[constants : constants + carries]
             joined = [
                 _if_continuous(body.shapes[value], _join(pair))
-                for value, *pair in zip(body.outputs, carried, out, strict=False)
+                for value, *pair in zip(body.outputs, before, out, strict=False)
             ]
-            if joined == carried:
+            if joined == before:
                 return (body,), [*joined, *out[carries:]]
             statuses[constants : constants + carries] = joined
 
@@ -275,10 +435,35 @@ class _Reader:
     ) -> tuple[tuple[Graph, ...], list[Status]]:
         operands = inputs[1:]
         statuses = [self.graph.status[value] for value in operands]
-        bodies = tuple(self._read_body(branch, operands, statuses, caller) for branch in equation.params["branches"])
+        branches = equation.params["branches"]
+        bodies = tuple(self._read_body(branch, operands, statuses, caller, range(0)) for branch in branches)
         index = _if_continuous(self.graph.shapes[inputs[0]], self.graph.status[inputs[0]])
         outs = zip(*([body.status[value] for value in body.outputs] for body in bodies), strict=True)
         return bodies, [_join([index, *statuses]) for statuses in outs]
+
+
+def _key(equation: Any, inputs: Sequence[int]) -> Any:
+    """What two equations have in common that compute the same; None for one that stands for itself."""
+    if equation.effects or equations.has_bodies(equation):
+        return None
+    key = (equation.primitive, tuple(inputs), tuple(sorted(equation.params.items(), key=lambda item: item[0])))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _is_followed(statuses: Sequence[Status]) -> bool:
+    return Status.LIVE in statuses or Status.TOKEN in statuses
+
+
+def _status_after(equation: Any, statuses: Sequence[Status]) -> Status:
+    name = equation.primitive.name
+    if name == "gather" and statuses[:2] == [Status.CONSTANT, Status.TOKEN]:
+        return Status.LIVE
+    joined = _join(statuses)
+    return Status.HELD if joined is Status.LIVE and name in equations.STEPS else joined
 
 
 def _join(statuses: Sequence[Status]) -> Status:

@@ -13,7 +13,8 @@ from jax.extend import core
 from lrp_jax import equations
 from lrp_jax.errors import ModelError
 from lrp_jax.graph import Graph, Operation, Status
-from lrp_jax.operations import is_gate
+from lrp_jax.factors import Rank, rank_of
+from lrp_jax.functions import Functions
 
 HOW_TO_SWITCH = (
     "Switch it to inference mode: model.eval() for Flax NNX, deterministic=True and use_running_average=True for Flax "
@@ -22,7 +23,6 @@ HOW_TO_SWITCH = (
 
 _DRAWS = frozenset("random_bits random_gamma rng_bit_generator rng_uniform threefry2x32".split())
 _REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod psum argmax argmin".split())
-_STATISTICS = frozenset({"rsqrt", "sqrt"})
 
 
 def check_inference(graph: Graph) -> None:
@@ -126,7 +126,8 @@ def _follow_samples(graph: Graph, axes: dict[int, int]) -> Operation | None:
             continue
         if operation.name in {"mul", "div"} and statistics.intersection(operation.inputs):
             by = [value for value in operation.inputs if value in statistics]
-            if any(is_gate(graph, value, gates=_STATISTICS) for value in by):
+            functions = Functions(graph)
+            if any(rank_of(functions, value, divides=operation.name == "div") is Rank.NORMALISER for value in by):
                 found = found or operation
         others = [value for value, axis in zip(operation.inputs, carried, strict=True) if axis is None]
         mixed = [value for value in others if graph.is_live(value) and value not in statistics]

@@ -112,8 +112,8 @@ def _graph_of_each_piece(made: Plan) -> dict[int, Plan]:
 
 def _plan_row(made: Plan, piece: Piece) -> tuple[str, ...]:
     assert piece.treatment is not None
-    form = piece.taken[0].value if piece.taken else Form.RATIO.value
-    nonnegative = bool(piece.live) and all(value in made.graph.nonnegative for value in piece.live)
+    form = " and ".join(form.value for form in piece.forms) or Form.RATIO.value
+    nonnegative = bool(piece.live) and all(map(made.graph.is_nonnegative, piece.live))
     shape = str(tuple(made.graph.shapes[piece.outputs[0]].shape))
     rule = str(piece.rule) if piece.rule is not None else piece.treatment.summary
     return _path(piece), _kind(piece), shape, rule, form, "not negative" if nonnegative else "any sign"
@@ -127,7 +127,7 @@ def _path(piece: Piece) -> str:
 
 
 def _kind(piece: Piece) -> str:
-    return piece.layer.kind if piece.layer is not None else piece.operations[-1].function
+    return piece.kind
 
 
 def primitives() -> Table:

@@ -1,9 +1,9 @@
 """Layers: a linear operation with one live operand, and the constant affine operations that follow it."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from lrp_jax.graph import Graph, Operation, Status
 from lrp_jax.windows import is_depthwise, shifted_products, transposed_products
 
 _KINDS = {"dot_general": "dense", "conv_general_dilated": "conv"}
-_AFFINE = {"add", "sub", "mul", "div", "neg"}
-_STRUCTURE = {"reshape", "transpose", "squeeze"}
+_AFFINE = {"add", "add_any", "sub", "mul", "div", "neg"}
+_MOVES = {"reshape", "transpose", "squeeze", "expand_dims", "slice", "rev"} | (equations.IDENTITIES - {"stop_gradient"})
 _LOST = 1e-3  # a difference this small beside what it is taken from has lost three digits
 
 
@@ -81,6 +81,8 @@ def transposed_product(equation: Any, position: int, x: jax.Array, w: jax.Array,
 class Layer:
     """A layer of the explained function. This is what a selector sees.
 
+    A layer whose output is read in several places is one for each of them, with the affine operations on the way there.
+
     Attributes:
         name: The path of its weight in the model or among the arguments, without the weight's own name, such as
             "blocks.0.conv"; the module path that the program carries, or a number, where the weight has none.
@@ -111,41 +113,44 @@ class Layer:
     input: int
     constants: tuple[int, ...]
     output: int
-    nonnegative: bool
-    rectified: bool
+    nonnegative: bool = False
+    rectified: bool = False
 
     def linearize(self, x: jax.Array, constants: Sequence[jax.Array], z: jax.Array) -> "LinearMap":
         """The layer at one input as z = lin(x, w) + b, the affine operations folded into w and b.
 
         It is in single precision at least: denominators of half precision would be too coarse.
         """
+        output = z
         precision = jnp.promote_types(z.dtype, jnp.float32)
         is_coarse = z.dtype != precision
         x, z, *constants = (array.astype(precision) for array in (x, z, *constants))
         values = dict(zip(self.constants, constants, strict=True))
         head, *tail = self.operations
         scale, shift = jnp.ones((), z.dtype), jnp.zeros((), z.dtype)
-        permutation = _identity(head)
+        axes = _identity(head)
         structure: list[Operation] = []
         for operation in tail:
+            if operation.name in equations.IDENTITIES:
+                continue
             constant = next((values[i] for i in operation.inputs if i in values), shift)
             match operation.name:
-                case "add":
+                case "add" | "add_any":
                     shift = shift + constant
                 case "sub" if operation.inputs[0] in values:
                     scale, shift = -scale, constant - shift
                 case "sub":
                     shift = shift - constant
                 case "mul":
-                    scale, shift = scale * _to_head(constant, permutation), shift * constant
+                    scale, shift = scale * _to_head(constant, axes, head), shift * constant
                 case "div":
-                    scale, shift = scale / _to_head(constant, permutation), shift / constant
+                    scale, shift = scale / _to_head(constant, axes, head), shift / constant
                 case "neg":
                     scale, shift = -scale, -shift
                 case _:
                     structure.append(operation)
                     shift = _through(operation, shift)
-                    permutation = _permuted(permutation, operation)
+                    axes = _axes_after(axes, operation)
 
         def reshape(out: jax.Array) -> jax.Array:
             for operation in structure:
@@ -166,9 +171,11 @@ class Layer:
             return transposed_product(head.equation, position, x, w, unshape(s.astype(z.dtype)))
 
         def root_mean_square(z: jax.Array) -> jax.Array:
-            unshaped = unshape(z)
-            axes = _feature_axes(head, self.constants[0])
-            mean = jnp.sqrt((unshaped**2).mean(axes, keepdims=True))
+            features = _feature_axes(head, self.constants[0])
+            if not structure:
+                return jnp.sqrt((z**2).mean(features, keepdims=True))
+            unshaped = unshape(jnp.broadcast_to(z, output.shape))
+            mean = jnp.sqrt((unshaped**2).mean(features, keepdims=True))
             return reshape(jnp.broadcast_to(mean, unshaped.shape))
 
         def aligned(relevance: jax.Array) -> jax.Array:
@@ -203,7 +210,8 @@ class LinearMap:
             layer, s times the transpose of w.
         filled: Maps a value that broadcasts to x (a number, or one for each channel or pixel) to an input that holds
             it everywhere, with a single sample where all would be the same: what follows from it is computed once.
-        root_mean_square: Maps an output z to its root mean square over each sample's features, in the shape of z.
+        root_mean_square: Maps an output z, or a denominator in its place, to its root mean square over each sample's
+            features, of a shape that broadcasts to z.
         aligned: Brings an array in the shape of z into the order of x's dimensions.
         nonnegative: Whether x is known to be non-negative.
         rectified: Whether z is known to be read through a relu alone, so that no relevance arrives where z <= 0.
@@ -285,17 +293,18 @@ def replace_where(mask: jax.Array, values: jax.Array, make: Callable[[], jax.Arr
 
 
 def find_layers(graph: Graph) -> list[Layer]:
-    """Finds the layers of a function, in the order in which it runs them, with those inside of scans and branches."""
+    """Finds the layers of a function, in the order in which it runs them, with those inside of scans and branches.
+
+    A layer is a linear operation of one live value whose other operand is a parameter: an array that was there before
+    the function was called, or is computed from one. What follows it is found by `find_tails`.
+    """
     near_input = {value for value in (*graph.inputs, *graph.embeddings) if graph.is_live(value)}
     found = list(_find_heads(graph, near_input))
     layers: list[Layer] = []
     taken: set[str] = set()
     for index, (inner, head, weight, reads_input) in enumerate(found):
         (x,) = (i for i in head.inputs if i != weight)
-        operations = _with_affine_tail(inner, head, weight)
-        output = operations[-1].outputs[0]
-        read = (i for operation in operations for i in operation.inputs)
-        produced = {operation.outputs[0] for operation in operations}
+        (output,) = head.outputs
         name = inner.name_of(weight).rpartition(".")[0] or head.module or f"{_KINDS[head.name]}_{index}"
         while name in taken:
             name += "'"
@@ -310,15 +319,23 @@ def find_layers(graph: Graph) -> list[Layer]:
                 input_shape=inner.shapes[x].shape,
                 weight_shape=inner.shapes[weight].shape,
                 output_shape=inner.shapes[output].shape,
-                operations=operations,
+                operations=(head,),
                 input=x,
-                constants=tuple(dict.fromkeys([weight, *(i for i in read if i not in produced and i != x)])),
+                constants=(weight,),
                 output=output,
-                nonnegative=x in inner.nonnegative,
-                rectified=_is_rectified(inner, output),
+                nonnegative=inner.is_nonnegative(x),
             )
         )
     return layers
+
+
+def linear_operations_without_parameter(graph: Graph) -> list[Operation]:
+    """The products with a constant that are no layers: the function, or that of the target, made it itself."""
+    return [
+        operation
+        for inner, operation in graph.all_operations()
+        if _constant_of(inner, operation) is not None and _weight_of(inner, operation) is None
+    ]
 
 
 def _find_heads(graph: Graph, near: set[int]) -> Iterator[tuple[Graph, Operation, int, bool]]:
@@ -345,75 +362,115 @@ def _find_heads(graph: Graph, near: set[int]) -> Iterator[tuple[Graph, Operation
             near.update(operation.outputs)
 
 
-def _weight_of(graph: Graph, operation: Operation) -> int | None:
+def _constant_of(graph: Graph, operation: Operation) -> int | None:
     live = graph.live_inputs(operation)
     if operation.name not in _KINDS or len(live) != 1:
         return None
-    weight = operation.inputs[1 - live[0]]
-    return weight if graph.status[weight] is Status.CONSTANT else None
+    constant = operation.inputs[1 - live[0]]
+    return constant if graph.status[constant] is Status.CONSTANT else None
 
 
-def _is_rectified(graph: Graph, value: int) -> bool:
-    reader = graph.only_reader(value)
-    return reader is not None and equations.is_relu(reader.equation)
+def _weight_of(graph: Graph, operation: Operation) -> int | None:
+    weight = None if operation.is_of_target else _constant_of(graph, operation)
+    return weight if weight in graph.parameters else None
 
 
-def _with_affine_tail(graph: Graph, head: Operation, weight: int) -> tuple[Operation, ...]:
-    operations = [head]
-    permutation = _identity(head)
-    length = 1
-    while reader := graph.only_reader(operations[-1].outputs[0]):
-        others = [value for value in reader.inputs if value != operations[-1].outputs[0]]
-        is_twice = len(others) < len(reader.inputs) - 1  # z + z is not affine with a constant
-        if is_twice or any(graph.status[value] is not Status.CONSTANT for value in others):
-            break
-        if graph.shapes[reader.outputs[0]].dtype != graph.shapes[head.outputs[0]].dtype:
-            break
-        if reader.name in _STRUCTURE:
-            permutation = _permuted(permutation, reader)
-        elif reader.name in _AFFINE and _keeps_shape(graph, reader, operations[-1].outputs[0]):
-            if reader.name in {"mul", "div"} and not _folds(graph, head, weight, reader, others, permutation):
-                break
-            length = len(operations) + 1
-        else:
-            break
-        operations.append(reader)
-    return tuple(operations[:length])
+_Axes: TypeAlias = list[int | None]
 
 
-def _keeps_shape(graph: Graph, operation: Operation, value: int) -> bool:
-    return graph.shapes[operation.outputs[0]].shape == graph.shapes[value].shape
+@dataclass(frozen=True)
+class Tail:
+    """A value that a layer returns, with moves and affine operations with constants on the way.
+
+    Attributes:
+        layer: The layer, with the affine operations up to here.
+        moves: What moves the layer's output afterwards; if there is any, the value is not the layer's own.
+        axes: For each dimension of the value, that of the linear operation's output; None where there is no such.
+    """
+
+    layer: Layer
+    moves: tuple[Operation, ...]
+    axes: _Axes
 
 
-def _identity(head: Operation) -> list[int] | None:
+def find_tails(graph: Graph, layers: Mapping[int, Layer]) -> dict[int, Tail]:
+    """Finds what is a layer's output, or follows from it by moves and affine operations with constants.
+
+    Args:
+        graph: The function.
+        layers: Its layers, by the id of their linear operation.
+
+    Returns:
+        By the number of the value.
+    """
+    tails: dict[int, Tail] = {}
+    for operation in graph.operations:
+        if id(operation) in layers:
+            tails[operation.outputs[0]] = Tail(layers[id(operation)], (), _identity(operation))
+            continue
+        live = graph.live_inputs(operation)
+        if len(live) != 1 or len(operation.outputs) != 1 or operation.is_of_target:
+            continue
+        (before, (output,)) = operation.inputs[live[0]], operation.outputs
+        tail = tails.get(before)
+        others = [value for value in operation.inputs if value != before]
+        if tail is None or any(graph.status[value] is not Status.CONSTANT for value in others):
+            continue
+        shapes = graph.shapes[before], graph.shapes[output]
+        if not all(jnp.issubdtype(shape.dtype, jnp.floating) for shape in shapes):
+            continue
+        is_move = operation.name in _MOVES or (operation.name == "broadcast_in_dim" and shapes[0].size == shapes[1].size)
+        if is_move and graph.is_live(output):
+            tails[output] = replace(
+                tail, moves=(*tail.moves, operation), axes=_axes_after(tail.axes, operation)
+            )
+        elif operation.name in _AFFINE and shapes[0].shape == shapes[1].shape:
+            if operation.name in {"mul", "div"} and not _folds(graph, tail, operation, others):
+                continue
+            operations = (*tail.layer.operations, *tail.moves, operation)
+            constants = tuple(dict.fromkeys([*tail.layer.constants, *others]))
+            layer = replace(tail.layer, operations=operations, constants=constants, output=output)
+            tails[output] = Tail(layer, (), tail.axes)
+    return tails
+
+
+def _identity(head: Operation) -> _Axes:
     return list(range(head.equation.outvars[0].aval.ndim))
 
 
-def _permuted(permutation: list[int] | None, operation: Operation) -> list[int] | None:
-    """Follows a transposition; None once another change of shape has mixed the dimensions."""
-    if operation.name != "transpose" or permutation is None:
-        return None
-    return [permutation[i] for i in operation.equation.params["permutation"]]
+def _axes_after(axes: _Axes, operation: Operation) -> _Axes:
+    """Follows the dimensions of a linear operation's output through a move."""
+    name, params = operation.name, operation.equation.params
+    before, after = operation.equation.invars[0].aval.shape, operation.equation.outvars[0].aval.shape
+    if name in equations.IDENTITIES:
+        return axes
+    if name == "transpose":
+        return [axes[i] for i in params["permutation"]]
+    if name == "broadcast_in_dim":
+        place = {axis: i for i, axis in enumerate(params["broadcast_dimensions"])}
+        return [axes[place[i]] if i in place else None for i in range(len(after))]
+    kept = [axis for axis, size in zip(axes, before, strict=True) if size > 1]
+    if [size for size in before if size > 1] == [size for size in after if size > 1] and name != "rev":
+        given = iter(kept)
+        return [next(given) if size > 1 else None for size in after]
+    changed = params.get("dimensions", ()) if name == "rev" else ()
+    return [
+        axes[i]
+        if i < len(before) and i not in changed and before[: i + 1] == after[: i + 1]
+        else None
+        for i in range(len(after))
+    ]
 
 
-def _folds(
-    graph: Graph,
-    head: Operation,
-    weight: int,
-    operation: Operation,
-    others: Sequence[int],
-    permutation: list[int] | None,
-) -> bool:
+def _folds(graph: Graph, tail: Tail, operation: Operation, others: Sequence[int]) -> bool:
     """Whether a factor can be moved into the weight: it varies along output features alone."""
     if operation.name == "div" and operation.inputs[0] in others:
         return False
     shape = graph.shapes[others[0]].shape
-    if all(size == 1 for size in shape):
-        return True
-    if permutation is None:
-        return False
-    axes = _weight_axes(head, weight)
-    return all(size == 1 or permutation[axis] in axes for axis, size in enumerate(shape))
+    head, weight = tail.layer.operations[0], tail.layer.constants[0]
+    features = _weight_axes(head, weight)
+    offset = len(tail.axes) - len(shape)
+    return all(size == 1 or tail.axes[offset + i] in features for i, size in enumerate(shape))
 
 
 def _weight_axes(head: Operation, weight: int) -> dict[int, int]:
@@ -484,15 +541,21 @@ def _along_weight(head: Operation, weight: int, scale: jax.Array) -> jax.Array:
     return jnp.transpose(squeezed, [rank[out] for _, out in varying]).reshape(shape)
 
 
-def _to_head(constant: jax.Array, permutation: Sequence[int] | None) -> jax.Array:
-    """Undoes the transpositions between the linear operation and a factor."""
-    if constant.size == 1 or permutation is None:
+def _to_head(constant: jax.Array, axes: _Axes, head: Operation) -> jax.Array:
+    """Brings a factor into the order of the linear operation's output."""
+    if constant.size == 1:
         return constant.reshape(())
-    return jnp.transpose(constant, [permutation.index(axis) for axis in range(constant.ndim)])
+    places = axes[len(axes) - constant.ndim :]
+    varying = [(axis, i) for i, axis in enumerate(places) if constant.shape[i] > 1 and axis is not None]
+    squeezed = constant.reshape([constant.shape[i] for _, i in varying])
+    shape = [1] * head.equation.outvars[0].aval.ndim
+    for axis, i in varying:
+        shape[axis] = constant.shape[i]
+    return jnp.transpose(squeezed, [varying.index(pair) for pair in sorted(varying)]).reshape(shape)
 
 
 def _through(operation: Operation, shift: jax.Array) -> jax.Array:
     if shift.ndim == 0:
         return shift
-    (variable,) = operation.equation.invars
+    variable = operation.equation.invars[0]
     return operation.run(jnp.broadcast_to(shift, variable.aval.shape))[0]

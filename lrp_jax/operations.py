@@ -4,9 +4,10 @@ A `Treatment` is the backward pass of an operation. `treatment_of` looks it up b
 many of the operands depend on the explained input.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from jax import lax
 
 from lrp_jax import equations
 from lrp_jax.errors import UnsupportedOperationError
-from lrp_jax.forms import STABILIZER, Form, divide, stabilize
+from lrp_jax.forms import RELATIVE_STABILIZER, Form, divide, stabilize
+from lrp_jax.functions import Formula
 from lrp_jax.graph import Graph, Operation
 from lrp_jax.windows import is_small_pooling, to_first_largest
 
@@ -33,6 +35,7 @@ class Call:
         constants: The other operands.
         outputs: What it returned.
         cotangents: The cotangents of the outputs.
+        remembered: What the treatment kept of the forward pass.
     """
 
     run: Callable[[Arrays, Arrays], Arrays]
@@ -41,9 +44,11 @@ class Call:
     constants: Arrays
     outputs: Arrays
     cotangents: Arrays
+    remembered: Any = None
 
 
 Backward = Callable[[Call], Arrays]
+Loss = Literal["bias", "constants", "not conserved"]
 
 
 @dataclass(frozen=True)
@@ -56,41 +61,77 @@ class Treatment:
             the live operands. For a form that is not listed it is the operation's own gradient.
         needs: The only form in which cotangents are taken; None for both.
         returns: The form of the operands' cotangents; None for the form that arrived.
+        loss: Where relevance that is not handed on stays: in constants that were added, or nowhere, as the operation
+            does not conserve it.
+        remember: What is kept of the forward pass besides operands and outputs, such as the places of maxima.
     """
 
     summary: str
     backward: Mapping[Form, Backward] = field(default_factory=dict)
     needs: Form | None = None
     returns: Form | None = None
+    loss: Loss = "constants"
+    remember: Callable[[Call], Any] | None = None
 
 
 def _pass_relevance(call: Call) -> Arrays:
-    return (_unbroadcast(call.cotangents[0], call.live[0].shape),)
+    return (call.cotangents[0].astype(call.live[0].dtype),)
 
 
 def _pass_ratio(call: Call) -> Arrays:
     ((x,), (y,), (ratio,)) = call.live, call.outputs, call.cotangents
-    return (_unbroadcast(ratio * divide(y, x), x.shape),)
-
-
-def _pass_ratio_as_relevance(call: Call) -> Arrays:
-    (y,), (ratio,) = call.outputs, call.cotangents
-    relevance = jnp.where(ratio == 0, 0, ratio * y)  # y is infinite where an attention mask is added
-    return (_unbroadcast(relevance, call.live[0].shape),)
+    return ((ratio * divide(y, x)).astype(x.dtype),)
 
 
 def _pass_ratio_where_positive(call: Call) -> Arrays:
-    return (jnp.where(call.outputs[0] > 0, call.cotangents[0], 0),)
+    return (jnp.where(call.outputs[0] > 0, call.cotangents[0], 0).astype(call.live[0].dtype),)
+
+
+def _derivative(call: Call) -> Arrays:
+    _, transpose = jax.vjp(lambda *live: call.run(live, call.constants), *call.live)
+    return transpose(list(call.cotangents))
 
 
 def _halves(call: Call) -> Arrays:
-    _, transpose = jax.vjp(lambda *live: call.run(live, call.constants), *call.live)
-    return tuple(0.5 * cotangent for cotangent in transpose(list(call.cotangents)))
+    return tuple(0.5 * cotangent for cotangent in _derivative(call))
 
 
-def _unbroadcast(array: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """What all copies of a scalar get; an operand of any other shape has the output's."""
-    return array if shape else array.sum()
+def _share_of_function(formula: Formula, call: Call) -> Arrays:
+    """c (f(u) - f(0)) / u, by the slope where u is too small to divide by."""
+    ((u,), (y,), (ratio,)) = call.live, call.outputs, call.cotangents
+    wide = jnp.promote_types(u.dtype, jnp.float32)
+    u_wide, y_wide = u.astype(wide), y.astype(wide)
+    share = divide(y_wide - jnp.asarray(formula.at_zero, wide), u_wide)
+    if formula.at_zero != 0 and formula.is_piecewise_linear:
+        (derivative,) = _derivative(replace(call, cotangents=[jnp.ones_like(y)]))
+        share = jnp.where(derivative != 0, derivative.astype(wide), share)
+    elif formula.slope is not None:
+        is_small = u_wide == 0
+        near = jnp.asarray(formula.slope, wide)
+        if not formula.is_precise_near_zero and not formula.is_piecewise_linear:
+            is_small = jnp.abs(u_wide) < jnp.finfo(wide).eps ** (1 / 3)
+            near = near + formula.curvature * u_wide
+        share = jnp.where(is_small, near, share)
+    return ((ratio * share).astype(u.dtype),)
+
+
+def _share_beside_arrays(call: Call) -> Arrays:
+    """As `_share_of_function` for a function of u and of constant arrays, whose value at zero is computed."""
+    ((u,), (y,), (ratio,)) = call.live, call.outputs, call.cotangents
+    (at_zero,) = call.run([jnp.zeros_like(u)], call.constants)
+    (derivative,) = _derivative(replace(call, cotangents=[jnp.ones_like(y)]))
+    is_derived = ~jnp.isfinite(at_zero) | (u == 0)
+    share = jnp.where(is_derived, derivative, divide(y - jnp.where(is_derived, 0, at_zero), u))
+    return ((ratio * jnp.where(jnp.isfinite(share), share, 0)).astype(u.dtype),)
+
+
+def _share_of_bound(call: Call) -> Arrays:
+    """For max(u, a), min(u, a) and clamp with arrays: the derivative, and where it is zero the share of u in the bound."""
+    ((u,), (y,), (ratio,)) = call.live, call.outputs, call.cotangents
+    near, at_zero, beyond = (call.run([jnp.full_like(u, small)], call.constants)[0] for small in (-1e-30, 0.0, 1e-30))
+    is_bound = jnp.where(u == 0, near == beyond, y == at_zero)  # a tie with a constant goes to the constant
+    share = jnp.where(y == u, jnp.where(is_bound, 0, 1), divide(y - at_zero, u))
+    return ((ratio * share).astype(u.dtype),)
 
 
 def _to_winner(call: Call) -> Arrays:
@@ -113,7 +154,10 @@ def _pooled_sum(call: Call) -> tuple[Callable[[jax.Array], jax.Array], Callable[
 
 def _pool_proportionally(call: Call) -> Arrays:
     pool, transpose = _pooled_sum(call)
-    return (transpose(call.cotangents[0] / stabilize(pool(call.live[0]), STABILIZER)),)
+    pooled = pool(call.live[0])
+    features = tuple(range(1, pooled.ndim))
+    unit = jnp.sqrt((pooled**2).mean(features, keepdims=True))
+    return (transpose(divide(call.cotangents[0], stabilize(pooled, RELATIVE_STABILIZER * unit))),)
 
 
 def _pool_evenly(call: Call) -> Arrays:
@@ -129,38 +173,85 @@ def _rectified_cotangent(call: Call) -> Arrays:
     return (jnp.maximum(call.cotangents[0], 0),)
 
 
-_ONE_TO_ONE = "passed one to one"
-
 structural = Treatment("moved along with the values")
 """For operations that move values without changing them."""
 
 proportional = Treatment("split in proportion", needs=Form.RATIO, returns=Form.RATIO)
 """For operations that are linear in their live operands together: gradient times input."""
 
-scaled = Treatment(_ONE_TO_ONE, {Form.RELEVANCE: _pass_relevance})
+scaled = Treatment("passed one to one", {Form.RELEVANCE: _pass_relevance})
 """For operations that multiply one live operand, element by element, with something that is held constant."""
 
-one_to_one = Treatment(_ONE_TO_ONE, {Form.RELEVANCE: _pass_relevance, Form.RATIO: _pass_ratio})
-"""For elementwise functions that are zero at zero."""
+with_constant = Treatment("passed on; the constant keeps its share", {Form.RELEVANCE: _pass_relevance})
+"""For sums of a live value and a constant: a ratio goes through unchanged, so that the constant absorbs its part."""
 
-one_to_one_shifted = Treatment(
-    _ONE_TO_ONE,
-    {Form.RELEVANCE: _pass_relevance, Form.RATIO: _pass_ratio_as_relevance},
-    returns=Form.RELEVANCE,
-)
-"""For elementwise functions that are not, or may not be, zero at zero."""
+one_to_one = Treatment("passed one to one", {Form.RELEVANCE: _pass_relevance, Form.RATIO: _pass_ratio})
+"""For elementwise functions: all relevance is handed on, that of what they are at zero included."""
 
-rectified = Treatment(_ONE_TO_ONE, {Form.RELEVANCE: _pass_relevance, Form.RATIO: _pass_ratio_where_positive})
+rectified = Treatment("passed one to one", {Form.RELEVANCE: _pass_relevance, Form.RATIO: _pass_ratio_where_positive})
 """For max(x, 0)."""
 
-halved = Treatment("half to each factor", {Form.RATIO: _halves}, needs=Form.RATIO, returns=Form.RATIO)
+halved = Treatment("half to each factor", {Form.RATIO: _halves}, Form.RATIO, Form.RATIO, "not conserved")
 """For products of two live values (Achtibat et al. 2024, equation 14)."""
 
-gated = Treatment("all to the signal, the gate is held constant", {Form.RELEVANCE: _pass_relevance})
-"""For a live value times a gate or a statistic (Arras et al. 2019; Ali et al. 2022)."""
+gated = Treatment("all to the signal, the other factor is held constant", {Form.RELEVANCE: _pass_relevance})
+"""For a live value times a gate or a normaliser (Arras et al. 2019; Ali et al. 2022)."""
 
-smooth = Treatment("gradient times input", needs=Form.RATIO, returns=Form.RATIO)
+smooth = Treatment("gradient times input", needs=Form.RATIO, returns=Form.RATIO, loss="not conserved")
 """For smooth functions such as softmax (Achtibat et al. 2024, proposition 3.1)."""
+
+derivative = Treatment("derivative times input", {Form.RELEVANCE: _pass_relevance}, loss="not conserved")
+"""For functions that have no value at zero, such as a logarithm."""
+
+beside_arrays = Treatment(
+    "f(x) - f(0) is passed on; f(0) keeps its share",
+    {Form.RELEVANCE: _pass_relevance, Form.RATIO: _share_beside_arrays},
+)
+"""For elementwise functions of a live value and of constant arrays, such as a power."""
+
+bounded = Treatment(
+    "f(x) - f(0) is passed on; f(0) keeps its share", {Form.RELEVANCE: _pass_relevance, Form.RATIO: _share_of_bound}
+)
+"""For the maximum or the minimum of a live value and of constant arrays."""
+
+
+def smooth_quotient(part: float) -> Treatment:
+    """As `smooth`, for a quotient of which the denominator takes a part alone."""
+
+    def backward(call: Call) -> Arrays:
+        numerator, denominator = _derivative(call)
+        return numerator, part * denominator
+
+    return replace(smooth, backward={Form.RATIO: backward})
+
+
+def treatment_of_function(formula: Formula) -> Treatment:
+    """What happens to relevance at an elementwise function of one value.
+
+    Args:
+        formula: The function f.
+
+    Returns:
+        For u -> a u + b a ratio times a; for a relu one to one; for a function without a value at zero its derivative;
+        for every other c (f(u) - f(0)) / u: one to one where f(0) = 0, and else f(0) is a constant that keeps its
+        share.
+    """
+    if formula.is_affine:
+        return scaled if formula.at_zero == 0 else with_constant
+    if formula.name == "relu":
+        return rectified
+    if formula.is_singular:
+        return derivative
+    backward = {Form.RELEVANCE: _pass_relevance, Form.RATIO: functools.partial(_share_of_function, formula)}
+    return Treatment(one_to_one.summary if formula.at_zero == 0 else beside_arrays.summary, backward)
+
+
+def passing_constants_on(treatment: Treatment) -> Treatment:
+    """The treatment in which constants that are added keep nothing, and all relevance goes on."""
+    if treatment.loss != "constants" or treatment.summary not in {with_constant.summary, beside_arrays.summary}:
+        return treatment
+    return one_to_one
+
 
 winner_takes_all = Treatment(structural.summary, dict.fromkeys(Form, _to_winner))
 """For max pooling: the largest element of the window gets all, the first one of equals."""
@@ -190,41 +281,32 @@ _STRUCTURAL = frozenset(
     """.split()
 )
 _PROPORTIONAL = frozenset("add add_any cumsum psum reduce_sum reduce_window_sum sub".split())
-_BILINEAR = frozenset("dot_general conv_general_dilated mul".split())
+PRODUCTS = frozenset("conv_general_dilated div dot_general mul".split())
 _ENDS = frozenset(
     """
-    argmax argmin clz eq eq_to ge gt is_finite le le_to lt lt_to ne not and or xor population_count
-    shift_left shift_right_arithmetic shift_right_logical stop_gradient reduce_and reduce_or reduce_xor
+    argmax argmin ceil clz eq eq_to floor ge gt is_finite le le_to lt lt_to ne not and or xor population_count round
+    shift_left shift_right_arithmetic shift_right_logical sign stop_gradient reduce_and reduce_or reduce_xor
     """.split()
 )
 _SUMMARIES: tuple[tuple[Set[str], str], ...] = (
     ({"dot_general", "conv_general_dilated"}, "a layer, where the rule decides; half to each factor of two live ones"),
-    ({"mul"}, "passed one to one; of two live factors half to each, or all to the signal where one is a gate"),
-    ({"div"}, "passed one to one; refused for a live denominator, unless it is a statistic or part of a softmax"),
-    ({"max", "min"}, "passed one to one; to the winner of two live values"),
-    (_PROPORTIONAL | {"scatter-add"}, "split in proportion; passed one to one by a sum with a constant"),
+    ({"mul", "div"}, "passed one to one; of two live factors half to each, or all to the signal if the other is held"),
+    ({"max", "min"}, "a function of one value; to the winner of two live values"),
+    (_PROPORTIONAL | {"scatter-add"}, "split in proportion; a constant that is added keeps its share"),
     (_STRUCTURAL | {"reduce_window_max"}, structural.summary),
     ({"scan", "cond"}, "looked into: the bodies are transformed"),
     (set(equations.CALLS), "looked into"),
     (_ENDS, "relevance ends: the output is not differentiable, or is held constant"),
-    (equations.ELEMENTWISE, _ONE_TO_ONE),
-)
-_GATES = frozenset("logistic sigmoid hard_sigmoid erfc rsqrt".split())
-_GATES_ONCE_SHIFTED = frozenset("erf tanh".split())
-_CARRIES_GATE = frozenset(
-    """
-    add broadcast_in_dim clip convert_element_type copy div dynamic_slice expand_dims gather max mul neg reshape
-    select_n slice squeeze sub split transpose
-    """.split()
+    (equations.ELEMENTWISE, "a function of one value: f(x) - f(0) is passed on"),
 )
 
 
 def treatment_of(graph: Graph, operation: Operation) -> Treatment:
-    """Looks up what happens to relevance at an operation with live operands.
+    """Looks up what happens to relevance at an operation that is no layer and no function of one value.
 
     Args:
         graph: The function.
-        operation: One of its operations that is not a layer.
+        operation: One of its operations, with live operands.
 
     Returns:
         Its treatment.
@@ -235,18 +317,26 @@ def treatment_of(graph: Graph, operation: Operation) -> Treatment:
     name, live = operation.name, graph.live_inputs(operation)
     if any(jnp.iscomplexobj(graph.shapes[value]) for value in (*operation.inputs, *operation.outputs)):
         raise _refusal(operation, "complex numbers")
-    if name in _STRUCTURAL or (name in {"max", "min"} and len(live) == 2):
+    if name in {"max", "min", "clamp"}:
+        return structural if len(live) == 2 else bounded
+    if name in _STRUCTURAL:
         return structural
     if name == "reduce_window_max":
         return winner_takes_all
     if name == "scatter-add" or (name in _PROPORTIONAL and len(live) == len(operation.inputs)):
         return proportional
-    if name in _BILINEAR and len(live) == 2:
+    if name in {"add", "add_any", "sub"}:
+        return with_constant
+    if name in PRODUCTS and len(live) == 2:
         return halved
     if name in {"dot_general", "conv_general_dilated"}:
         return proportional
+    if name in {"mul", "neg"} or (name == "div" and live == [0]):
+        return scaled
+    if name == "div":
+        return derivative
     if len(live) == 1 and equations.is_elementwise(operation.equation):
-        return _elementwise(graph, operation, live[0])
+        return beside_arrays
     raise _refusal(operation, f"{len(live)} operand(s) that depend on the explained input")
 
 
@@ -277,47 +367,3 @@ def _refusal(operation: Operation, circumstance: str) -> UnsupportedOperationErr
         f"lrp_jax.composites.with_treatment(rules, {operation.name!r}, treatment); the treatments that there are stand "
         "in lrp_jax.operations."
     )
-
-
-def _elementwise(graph: Graph, operation: Operation, live: int) -> Treatment:
-    equation = operation.equation
-    if operation.name in {"mul", "neg"} or (operation.name == "div" and live == 0):
-        return scaled
-    if equations.is_relu(equation):
-        return rectified
-    constants = [graph.constants.get(value) for value in operation.inputs]
-    return one_to_one if equations.is_zero_at_zero(equation, live, constants) else one_to_one_shifted
-
-
-def signal_of(graph: Graph, operation: Operation, held: Set[int]) -> int | None:
-    """The position of the operand that takes all relevance of a product, because the other one is a gate.
-
-    Args:
-        graph: The function.
-        operation: One of its operations.
-        held: Further values that count as gates.
-
-    Returns:
-        The position, or None if the operation is no product of a live value with one gate.
-    """
-    if len(graph.live_inputs(operation)) != 2:
-        return None
-    if operation.name == "div":
-        return 0 if is_gate(graph, operation.inputs[1], held, _GATES | {"sqrt"}) else None
-    gates = [is_gate(graph, value, held) for value in operation.inputs]
-    return gates.index(False) if operation.name in _BILINEAR and sum(gates) == 1 else None
-
-
-def is_gate(graph: Graph, value: int, held: Set[int] = frozenset(), gates: Set[str] = _GATES) -> bool:
-    """Whether a value is a sigmoid, 1 + tanh, 1 + erf, or a normalising statistic, up to constants."""
-    shifted = False
-    while operation := graph.producer.get(value):
-        name = equations.name_of(operation.equation)
-        if value in held or name in gates or (shifted and name in _GATES_ONCE_SHIFTED):
-            return True
-        live = graph.live_inputs(operation)
-        if name not in _CARRIES_GATE or len(live) != 1:
-            return False
-        shifted = shifted or name in {"add", "sub"}
-        value = operation.inputs[live[0]]
-    return False

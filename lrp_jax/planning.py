@@ -1,22 +1,28 @@
-"""The plan: which piece of the function gets which backward pass, and in which form relevance travels between them."""
+"""The plan: which piece of the function gets which backward pass, and in which forms relevance travels between them."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import jax
 
 from lrp_jax import equations, operations
 from lrp_jax.composites import Composite
+from lrp_jax.errors import SelectorError
+from lrp_jax.factors import signal_of
 from lrp_jax.forms import Form
-from lrp_jax.graph import Graph, Operation
-from lrp_jax.layers import Layer, find_layers, product
+from lrp_jax.functions import Function, Functions
+from lrp_jax.graph import Checkpoint, Graph, Operation
+from lrp_jax.layers import Layer, Tail, find_layers, find_tails, linear_operations_without_parameter, product
 from lrp_jax.operations import Arrays, Call, Treatment
-from lrp_jax.patterns import find_smooth_groups
 from lrp_jax.rules import Gradient, Rule
+from lrp_jax.softmax import Softmaxes, find_softmaxes
+
+Forms: TypeAlias = tuple[Form, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Piece:
     """Operations that run together and share one backward pass.
 
@@ -25,24 +31,24 @@ class Piece:
         live: The numbers of the operands through which relevance flows.
         constants: The numbers of the other operands.
         outputs: The numbers of the values that are returned.
+        kind: What it is, in a word: the kind of a layer, the name of a function, or of the primitive.
         layer: The layer that the piece is, if it is one.
         rule: The rule of the layer.
         treatment: The backward pass; None where no relevance arrives.
-        bodies: The plans of the functions that the operation runs (scan, cond, checkpoint).
-        taken: For each output, the form in which its cotangent is taken.
-        returned: For each live operand, the form in which its cotangent is returned.
+        bodies: The plans of the functions that the operation runs (scan, cond).
+        forms: The forms in which the cotangents of the outputs are taken; the piece runs once for each.
     """
 
     operations: tuple[Operation, ...]
     live: tuple[int, ...]
     constants: tuple[int, ...]
     outputs: tuple[int, ...]
+    kind: str
     layer: Layer | None = None
     rule: Rule | None = None
     treatment: Treatment | None = None
     bodies: tuple["Plan", ...] = ()
-    taken: tuple[Form, ...] = ()
-    returned: tuple[Form, ...] = ()
+    forms: Forms = ()
 
     def run(self, live: Arrays, constants: Arrays) -> list[jax.Array]:
         """Applies the operations to arrays, with JAX's own derivative."""
@@ -65,32 +71,41 @@ class Piece:
         return [values[i] for i in self.outputs]
 
     @property
-    def backward(self) -> Callable[[Call], Arrays] | None:
-        """The backward pass in the form that is taken; None for the operations' own gradient."""
-        return self.treatment.backward.get(self.taken[0]) if self.treatment and not self.bodies else None
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The calls under `jax.checkpoint` that all of it is a part of."""
+        first, *others = (operation.checkpoints for operation in self.operations)
+        shared = [all(len(other) > i and other[i] is first[i] for other in others) for i in range(len(first))]
+        return first[: (*shared, False).index(False)]
+
+    def taken(self, arriving: Form) -> Form:
+        """The form in which the piece takes a cotangent that arrives in some form."""
+        return arriving if arriving in self.forms else self.forms[0]
+
+    def returned(self, taken: Form) -> Form:
+        """The form in which it returns what it takes in some form."""
+        return (self.treatment.returns if self.treatment else None) or taken
 
 
 @dataclass(frozen=True)
 class Plan:
     """How relevance travels through a function.
 
+    A cotangent in one form and one in the other travel separately, from where they arise down to the input: a value
+    that is read by rules of both kinds has both.
+
     Attributes:
         graph: The function.
         pieces: The function cut into pieces, in the order in which they run.
-        forms: For every value that relevance reaches, the form in which its cotangent arrives.
-        input_forms: For each input, the form in which its cotangent is wanted.
-        output_forms: For each output, the form in which its cotangent arrives.
+        forms: For every value that relevance reaches, the forms in which its cotangents arrive.
+        input_forms: For each input, the forms in which cotangents are wanted: it is given once for each.
+        output_forms: For each output, the forms in which cotangents arrive: it is returned once for each.
     """
 
     graph: Graph
     pieces: tuple[Piece, ...]
-    forms: dict[int, Form]
-    input_forms: tuple[Form, ...]
-    output_forms: tuple[Form, ...]
-
-    def form(self, value: int) -> Form:
-        """The form in which the cotangent of a value arrives."""
-        return self.forms.get(value, Form.RATIO)
+    forms: Mapping[int, Forms]
+    input_forms: tuple[Forms, ...]
+    output_forms: tuple[Forms, ...]
 
     def all_pieces(self) -> Iterator[Piece]:
         """All pieces, those of inner functions included, in the order in which they run."""
@@ -101,7 +116,7 @@ class Plan:
 
 
 def make_plan(graph: Graph, composite: Composite) -> Plan:
-    """Decides the backward pass of every piece and the form of every cotangent, before anything runs.
+    """Decides the backward pass of every piece and the forms of every cotangent, before anything runs.
 
     Args:
         graph: The function.
@@ -112,164 +127,254 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
 
     Raises:
         UnsupportedOperationError: If relevance reaches an operation that has no treatment.
-        SelectorError: If a selector matches no layer, or a layer has no rule.
+        SelectorError: If a selector matches no layer, a layer has no rule, there is no layer for the rules, or a
+            treatment is given for something that there is not.
     """
     layers = find_layers(graph)
+    if not layers:
+        _check_for_layers(graph, composite)
     rules = composite.assign(layers)
-    planner = _Planner(composite, {id(layer.operations[0]): (layer, rules[layer.index]) for layer in layers})
-    return planner.plan(graph, (Form.RATIO,) * len(graph.outputs), composite.input_form)
+    planner = _Planner(composite, {id(layer.operations[0]): layer for layer in layers}, rules)
+    forms = tuple((Form.RATIO,) if graph.is_live(value) else () for value in graph.outputs)
+    plan = planner.plan(graph, forms, composite.input_form)
+    _check_treatments(plan, composite)
+    return plan
+
+
+def _check_for_layers(graph: Graph, composite: Composite) -> None:
+    others = linear_operations_without_parameter(graph)
+    if others:
+        (first, *_) = others
+        place = "in the target" if first.is_of_target else "made by the function itself"
+        raise SelectorError(
+            f"The function has no layer that rules could be for. The product at {first.location} is none, as its weight "
+            f"is no parameter: it is {place}. Pass the weight in as an argument, or make it outside of the function."
+        )
+
+
+def _check_treatments(plan: Plan, composite: Composite) -> None:
+    found = {name for piece in plan.all_pieces() for name in names_of(piece)}
+    for key in composite.required_treatments:
+        if key not in found:
+            raise SelectorError(
+                f"The treatment for {key!r} matches nothing. There are: {', '.join(sorted(found)) or 'no operations'}."
+            )
+
+
+def names_of(piece: Piece) -> set[str]:
+    """The names under which a treatment for a piece is looked up."""
+    if piece.layer is not None or piece.treatment is None:
+        return set()
+    names = {piece.kind} | ({piece.operations[0].name} if len(piece.operations) == 1 else set())
+    return names | {alias for alias, name in _ALIASES.items() if name in names}
+
+
+_ALIASES = {"max": "reduce_max"}
 
 
 @dataclass(frozen=True)
 class _Planner:
     composite: Composite
-    layers: dict[int, tuple[Layer, Rule]]
+    layers: Mapping[int, Layer]
+    rules: Sequence[Rule]
 
-    def plan(self, graph: Graph, output_forms: Sequence[Form], input_form: Form | Sequence[Form] | None) -> Plan:
-        forms: dict[int, Form] = {}
-        for value, form in zip(graph.outputs, output_forms, strict=True):
+    def plan(self, graph: Graph, output_forms: Sequence[Forms], input_form: Form | None) -> Plan:
+        forms: dict[int, set[Form]] = {}
+        for value, wanted in zip(graph.outputs, output_forms, strict=True):
             if graph.is_live(value):
-                _merge(forms, value, form)
+                forms.setdefault(value, set()).update(wanted)
         pieces = []
-        for piece in reversed(self._cut(graph)):
-            if any(value in forms for value in piece.outputs):
-                piece = self._treat(graph, piece, forms)
-                for value, form in zip(piece.live, piece.returned, strict=True):
-                    _merge(forms, value, form)
+        cut = _Cutter(graph, self.composite, self.layers, self.rules).cut()
+        for piece in reversed(cut):
+            arriving = {form for value in piece.outputs for form in forms.get(value, ())}
+            if arriving:
+                piece = self._treat(graph, piece, forms, arriving)
+                if not piece.bodies:
+                    for value in piece.live:
+                        forms.setdefault(value, set()).update(map(piece.returned, piece.forms))
             else:
                 piece = replace(piece, treatment=None)
             pieces.append(piece)
+        ordered = {value: _ordered(found) for value, found in forms.items()}
+        pieces = _with_what_is_read(graph, pieces[::-1])
         if input_form is None:
-            wanted = tuple(forms.get(value, Form.RATIO) for value in graph.inputs)
+            wanted_forms = tuple(ordered.get(value, ()) for value in graph.inputs)
         else:
-            wanted = (input_form,) * len(graph.inputs) if isinstance(input_form, Form) else tuple(input_form)
-        return Plan(graph, tuple(reversed(pieces)), forms, wanted, tuple(output_forms))
+            wanted_forms = tuple((input_form,) if graph.is_live(value) else () for value in graph.inputs)
+        return Plan(graph, tuple(pieces), ordered, wanted_forms, tuple(output_forms))
 
-    def _cut(self, graph: Graph) -> list[Piece]:
-        """Cuts a function into pieces: layers, smooth groups, and single operations."""
-        groups: dict[int, Piece] = {}
-        for operation in graph.operations:
-            if id(operation) in self.layers:
-                layer, rule = self.layers[id(operation)]
-                piece = Piece(layer.operations, (layer.input,), layer.constants, (layer.output,), layer, rule)
-                groups.update({id(inner): piece for inner in layer.operations})
-        held = set()
-        for name, inner in find_smooth_groups(graph):
-            if name == "softmax" and self.composite.holds_attention:
-                held.add(inner[-1].outputs[0])
-            treatment = self.composite.treatments.get(name, operations.smooth)
-            piece = Piece(inner, *_operands(graph, inner), inner[-1].outputs, treatment=treatment)
-            groups.update({id(operation): piece for operation in inner})
-        pieces = []
-        for operation in graph.operations:
-            group = groups.get(id(operation))
-            if group is None:
-                pieces.append(self._single(graph, operation, held))
-            elif operation is group.operations[-1]:
-                pieces.append(group)
-        return pieces
-
-    def _single(self, graph: Graph, operation: Operation, held: set[int]) -> Piece:
-        signal = operations.signal_of(graph, operation, held)
-        live: tuple[int, ...]
-        treatment: Treatment | None
-        if signal is not None:
-            is_elementwise = operation.name in {"mul", "div"}
-            live = (operation.inputs[signal],)
-            treatment = operations.gated if is_elementwise else operations.proportional
-        else:
-            live, treatment = _live(graph, operation), None
-        constants = tuple(dict.fromkeys(i for i in operation.inputs if i not in live))
-        return Piece((operation,), live, constants, operation.outputs, treatment=treatment)
-
-    def _treat(self, graph: Graph, piece: Piece, forms: dict[int, Form]) -> Piece:
+    def _treat(self, graph: Graph, piece: Piece, forms: dict[int, set[Form]], arriving: set[Form]) -> Piece:
         (operation, *_) = piece.operations
-        if operation.name == "scan" and piece.layer is None:
+        if operation.name == "scan" and operation.bodies:
             return self._treat_scan(piece, forms)
-        if operation.bodies and piece.layer is None:
+        if operation.bodies:
             return self._treat_branches(piece, forms)
         if piece.layer is not None and piece.rule is not None:
             treatment = _layer_treatment(piece.layer, piece.rule)
         else:
-            chosen = self.composite.treatments.get(operation.function) or piece.treatment
-            treatment = chosen or operations.treatment_of(graph, operation)
-        arriving = {forms[value] for value in piece.outputs if value in forms}
-        taken = treatment.needs or (Form.RELEVANCE if Form.RELEVANCE in arriving else Form.RATIO)
-        return replace(
-            piece,
-            treatment=treatment,
-            taken=(taken,) * len(piece.outputs),
-            returned=(treatment.returns or taken,) * len(piece.live),
-        )
+            treatments = self.composite.treatments
+            named = replace(piece, treatment=operations.structural)
+            chosen = next((treatments[name] for name in names_of(named) if name in treatments), None)
+            treatment = chosen or piece.treatment or operations.treatment_of(graph, operation)
+            if self.composite.constants == "pass" and chosen is None:
+                treatment = operations.passing_constants_on(treatment)
+        taken = (treatment.needs,) if treatment.needs else _ordered(arriving)
+        return replace(piece, treatment=treatment, forms=taken)
 
-    def _treat_scan(self, piece: Piece, forms: dict[int, Form]) -> Piece:
+    def _treat_scan(self, piece: Piece, forms: dict[int, set[Form]]) -> Piece:
         (operation,) = piece.operations
         (body,) = operation.bodies
         constants, carries = equations.scan_sizes(operation.equation)
-        out = [forms.get(value, Form.RATIO) for value in operation.outputs]
+        out = [set(forms.get(value, ())) for value in operation.outputs]
         while True:
-            plan = self.plan(body, out, None)
+            plan = self.plan(body, list(map(_ordered, out)), None)
             carried = plan.input_forms[constants : constants + carries]
-            joined = [_either(pair) for pair in zip(carried, out, strict=False)]
+            joined = [found | set(more) for found, more in zip(out, carried, strict=False)]
             if joined == out[:carries]:
                 break
             out[:carries] = joined
-        input_forms = (*plan.input_forms[:constants], *joined, *plan.input_forms[constants + carries :])
-        return _with_bodies(piece, operation.inputs, (plan,), out, input_forms)
+        input_forms = list(plan.input_forms)
+        input_forms[constants : constants + carries] = map(_ordered, joined)
+        plan = replace(plan, input_forms=tuple(input_forms))
+        return _with_bodies(piece, operation.inputs, (plan,), forms)
 
-    def _treat_branches(self, piece: Piece, forms: dict[int, Form]) -> Piece:
+    def _treat_branches(self, piece: Piece, forms: dict[int, set[Form]]) -> Piece:
         (operation,) = piece.operations
-        out = [forms.get(value, Form.RATIO) for value in operation.outputs]
+        out = [_ordered(forms.get(value, set())) for value in operation.outputs]
         plans = [self.plan(body, out, None) for body in operation.bodies]
-        joined = tuple(_either(pair) for pair in zip(*(plan.input_forms for plan in plans), strict=True))
-        operands = operation.inputs[len(operation.inputs) - len(joined) :]  # without the index of the branch
-        return _with_bodies(piece, operands, plans, out, joined)
+        joined = [_ordered(set().union(*found)) for found in zip(*(plan.input_forms for plan in plans), strict=True)]
+        plans = [replace(plan, input_forms=tuple(joined)) for plan in plans]
+        return _with_bodies(piece, operation.inputs[1:], plans, forms)  # without the index of the branch
 
 
-def _operands(graph: Graph, group: Sequence[Operation]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The live and the other values that a group of operations reads."""
-    produced = {value for operation in group for value in operation.outputs}
-    read = dict.fromkeys(value for operation in group for value in operation.inputs if value not in produced)
-    return tuple(filter(graph.is_live, read)), tuple(value for value in read if not graph.is_live(value))
+@dataclass(frozen=True)
+class _Cutter:
+    """Cuts a function into pieces: layers, functions of one value, and single operations."""
+
+    graph: Graph
+    composite: Composite
+    layers: Mapping[int, Layer]
+    rules: Sequence[Rule]
+    pieces: dict[int, Piece] = field(default_factory=dict)
+
+    @functools.cached_property
+    def softmaxes(self) -> Softmaxes:
+        return find_softmaxes(self.graph)
+
+    @functools.cached_property
+    def tails(self) -> dict[int, Tail]:
+        return find_tails(self.graph, self.layers)
+
+    @functools.cached_property
+    def functions(self) -> Functions:
+        layered = frozenset(value for value, tail in self.tails.items() if not tail.moves)
+        return Functions(self.graph, frozenset(self.softmaxes.derived), layered)
+
+    def cut(self) -> list[Piece]:
+        """The pieces that the outputs and the operations with a side effect need, in the order in which they run."""
+        graph = self.graph
+        effects = [self._plain(operation) for operation in graph.operations if operation.equation.effects]
+        waiting = [*graph.outputs, *(value for piece in effects for value in piece.constants)]
+        while waiting:
+            value = waiting.pop()
+            if value in self.pieces or value not in graph.producer:
+                continue
+            piece = self._piece(value)
+            self.pieces.update(dict.fromkeys(piece.outputs, piece))
+            waiting.extend((*piece.live, *piece.constants))
+        place = {id(operation): i for i, operation in enumerate(graph.operations)}
+        found = {id(piece): piece for piece in (*self.pieces.values(), *effects)}
+        return sorted(found.values(), key=lambda piece: place[id(piece.operations[-1])])
+
+    def _piece(self, value: int) -> Piece:
+        graph = self.graph
+        operation = graph.producer[value]
+        if not any(map(graph.is_live, operation.outputs)) or operation.equation.effects:
+            return self._plain(operation)
+        tail = self.tails.get(value)
+        if tail is not None and not tail.moves:
+            return self._layer(tail.layer)
+        if tail is None and (function := self.functions.function(value)) is not None:
+            return self._function(function)
+        return self._single(operation)
+
+    def _plain(self, operation: Operation) -> Piece:
+        return Piece((operation,), (), tuple(dict.fromkeys(operation.inputs)), operation.outputs, operation.name)
+
+    def _layer(self, layer: Layer) -> Piece:
+        rule = self.rules[layer.index]
+        return Piece(layer.operations, (layer.input,), layer.constants, (layer.output,), layer.kind, layer, rule)
+
+    def _function(self, function: Function) -> Piece:
+        produced = {value for operation in function.operations for value in operation.outputs}
+        read = dict.fromkeys(value for operation in function.operations for value in operation.inputs)
+        constants = tuple(value for value in read if value not in produced and value != function.root)
+        treatment = operations.treatment_of_function(function.formula)
+        kind = function.formula.name or f"function of {len(function.operations)} operations"
+        return Piece(function.operations, (function.root,), constants, (function.output,), kind, treatment=treatment)
+
+    def _single(self, operation: Operation) -> Piece:
+        graph = self.graph
+        live = tuple(dict.fromkeys(operation.inputs[i] for i in graph.live_inputs(operation)))
+        treatment: Treatment | None = None
+        kind = operation.name
+        if operation.bodies:
+            pass
+        elif id(operation) in self.softmaxes.derived:
+            part = self.softmaxes.halved.get(id(operation))
+            treatment = operations.smooth if part is None else operations.smooth_quotient(part)
+        elif operation.name in operations.PRODUCTS and len(graph.live_inputs(operation)) == 2:
+            held = self.softmaxes.weights if self.composite.holds_attention else frozenset()
+            signal = signal_of(self.functions, operation, held)
+            if signal is not None:
+                live, kind = (operation.inputs[signal],), "gate"
+                treatment = operations.gated if operation.name in {"mul", "div"} else operations.proportional
+        constants = tuple(dict.fromkeys(i for i in operation.inputs if i not in live))
+        return Piece((operation,), live, constants, operation.outputs, kind, treatment=treatment)
 
 
-def _live(graph: Graph, operation: Operation) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(operation.inputs[i] for i in graph.live_inputs(operation)))
+def _with_what_is_read(graph: Graph, pieces: Sequence[Piece]) -> list[Piece]:
+    """Notes for each layer whether relevance arrives through a relu alone."""
+    read_by: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        if piece.treatment is not None:
+            for value in piece.live:
+                read_by.setdefault(value, []).append(piece)
+    found = []
+    for piece in pieces:
+        readers = read_by.get(piece.outputs[0], [])
+        is_rectified = all(reader.kind == "relu" for reader in readers) and piece.outputs[0] not in graph.outputs
+        if piece.layer is not None and piece.rule is not None and readers and is_rectified:
+            layer = replace(piece.layer, rectified=True)
+            piece = replace(piece, layer=layer, treatment=_layer_treatment(layer, piece.rule))
+        found.append(piece)
+    return found
 
 
 def _with_bodies(
-    piece: Piece, operands: Sequence[int], plans: Sequence[Plan], taken: Sequence[Form], forms: Sequence[Form]
+    piece: Piece, operands: Sequence[int], plans: Sequence[Plan], forms: dict[int, set[Form]]
 ) -> Piece:
-    """Completes a piece that runs inner functions; an operand that is read twice comes back in one form."""
-    by_operand: dict[int, Form] = {}
-    for value, form in zip(operands, forms, strict=True):
-        _merge(by_operand, value, form)
-    shared = tuple(by_operand[value] for value in operands)
-    bodies = tuple(replace(plan, input_forms=shared) for plan in plans)
-    treatment = Treatment("looked into")
-    returned = tuple(by_operand[value] for value in piece.live)
-    return replace(piece, treatment=treatment, bodies=bodies, taken=tuple(taken), returned=returned)
+    """Completes a piece that runs inner functions, and notes in which forms their operands come back."""
+    for value, found in zip(operands, plans[0].input_forms, strict=True):
+        if value in piece.live:
+            forms.setdefault(value, set()).update(found)
+    return replace(piece, treatment=Treatment("looked into"), bodies=tuple(plans))
 
 
-def _merge(forms: dict[int, Form], value: int, form: Form) -> None:
-    # A sum of both forms is taken as relevance: a ratio turns into relevance without a division.
-    forms[value] = _either((form, forms.get(value, form)))
-
-
-def _either(forms: Sequence[Form]) -> Form:
-    return Form.RELEVANCE if Form.RELEVANCE in forms else Form.RATIO
+def _ordered(forms: set[Form] | Sequence[Form]) -> Forms:
+    return tuple(form for form in Form if form in forms)
 
 
 def _layer_treatment(layer: Layer, rule: Rule) -> Treatment:
     if isinstance(rule, Gradient):
-        return Treatment("Gradient", needs=Form.RATIO, returns=Form.RATIO)
+        return Treatment("Gradient", needs=Form.RATIO, returns=Form.RATIO, loss="bias")
 
     def backward(form: Form, call: Call) -> Arrays:
         (x,), (z,), (cotangent,) = call.live, call.outputs, call.cotangents
         linear = layer.linearize(x, call.constants, z)
-        if form is Form.RATIO:
-            return (rule.propagate(linear, cotangent * z).astype(x.dtype),)
-        return (rule.propagate(replace(linear, rectified=False), cotangent).astype(x.dtype),)
+        if form is Form.RELEVANCE:
+            linear = replace(linear, rectified=False)
+        return (rule.propagate(linear, cotangent, form).astype(x.dtype),)
 
     by_form = {form: functools.partial(backward, form) for form in Form}
-    return Treatment(type(rule).__name__, by_form, returns=rule.form)
+    return Treatment(type(rule).__name__, by_form, returns=rule.form, loss="bias")

@@ -5,6 +5,9 @@ whose method `shares` is its formula. In all formulas x is the input of the laye
 z = lin(x, w) + b its output, R the relevance of the output, T(w, s) the transpose of x -> lin(x, w) applied to s,
 a+ = max(a, 0), a- = min(a, 0), and stab(z) = z + stabilizer * sign(z) with sign(0) = +1.
 
+A stabilizer that is given is a number in units of z, as in the literature. The default, None, is 1e-6 times the root
+mean square of the denominator over the features of a sample: relevance then does not depend on the units of the input.
+
 Every rule has a field `bias`:
 
 - "absorb": the bias stands in the denominator and keeps its share of the relevance.
@@ -25,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax.errors import RuleError
-from lrp_jax.forms import STABILIZER, Form, divide, stabilize
+from lrp_jax.forms import RELATIVE_STABILIZER, Form, divide, stabilize
 from lrp_jax.layers import LinearMap, negative, positive
 
 __all__ = [
@@ -47,6 +50,7 @@ __all__ = [
     "negative",
     "positive",
     "stabilize",
+    "stabilized",
 ]
 
 Bias = Literal["absorb", "ignore", "distribute"]
@@ -112,16 +116,18 @@ class Rule:
         """
         raise NotImplementedError
 
-    def propagate(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
+    def propagate(self, layer: LinearMap, cotangent: jax.Array, arriving: Form = Form.RELEVANCE) -> jax.Array:
         """Propagates relevance through one layer.
 
         Args:
             layer: The layer at its input.
-            relevance: The relevance of the output, of the shape of `layer.z`.
+            cotangent: What arrives at the output, of the shape of `layer.z`.
+            arriving: Whether that is the relevance R, or the ratio R / z.
 
         Returns:
             Array of the shape of `layer.x`, in the form `self.form`.
         """
+        relevance = cotangent * layer.z if arriving is Form.RATIO else cotangent
         layer = self._with_bias(layer)
         shares = [share for share in self.shares(layer, relevance) if share.x is not None]
         parts = list(map(functools.partial(self._in_form, layer), shares, _transposed(layer, shares)))
@@ -182,6 +188,11 @@ class Zero(Rule):
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         return [Share(layer.x, layer.w, layer.b, divide(relevance, layer.z))]
 
+    def propagate(self, layer: LinearMap, cotangent: jax.Array, arriving: Form = Form.RELEVANCE) -> jax.Array:
+        if arriving is Form.RATIO and self.bias == "absorb":
+            return layer.transpose(layer.w, cotangent)  # nothing is divided, so that z = 0 loses nothing
+        return super().propagate(layer, cotangent, arriving)
+
 
 @dataclass(frozen=True)
 class Epsilon(Rule):
@@ -193,7 +204,7 @@ class Epsilon(Rule):
     systems, from 1e-11 to 1e-6.
 
     Attributes:
-        epsilon: In units of z.
+        epsilon: In units of z; None for the default, which is relative.
         relative: Multiply epsilon by the root mean square of z over the output features of each sample (all dimensions
             that come from the weight).
         bias: "absorb", "ignore" or "distribute".
@@ -205,7 +216,7 @@ class Epsilon(Rule):
         Array([1. , 1.5], dtype=float32)
     """
 
-    epsilon: float = 1e-6
+    epsilon: float | None = None
     relative: bool = False
     bias: Bias = "absorb"
 
@@ -213,8 +224,10 @@ class Epsilon(Rule):
         _check(self, "epsilon")
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
-        unit = layer.root_mean_square(layer.z) if self.relative else 1.0
-        s = divide(relevance, stabilize(layer.z, self.epsilon * unit))
+        epsilon = self.epsilon
+        if self.relative:
+            epsilon = (RELATIVE_STABILIZER if epsilon is None else epsilon) * layer.root_mean_square(layer.z)
+        s = divide(relevance, stabilized(layer, layer.z, epsilon))
         return [Share(layer.x, layer.w, layer.b, s)]
 
 
@@ -232,7 +245,7 @@ class Gamma(Rule):
 
     Attributes:
         gamma: How much more the favoured contributions weigh; 0 is LRP-epsilon.
-        stabilizer: Distance that the denominators keep from zero, in units of z.
+        stabilizer: Distance that the denominators keep from zero, in units of z; None for the default.
         bias: "absorb", "ignore" or "distribute".
 
     Example:
@@ -243,7 +256,7 @@ class Gamma(Rule):
     """
 
     gamma: float = 0.25
-    stabilizer: float = STABILIZER
+    stabilizer: float | None = None
     bias: Bias = "absorb"
 
     def __post_init__(self) -> None:
@@ -253,12 +266,12 @@ class Gamma(Rule):
         xp, xn = layer.x_positive, layer.x_negative
         wp, wn = (layer.w + self.gamma * part(layer.w) for part in (positive, negative))
         bp, bn = (layer.b + self.gamma * part(layer.b) for part in (positive, negative))
-        dp = stabilize(layer.z + self.gamma * layer.z_positive, self.stabilizer)
+        dp = stabilized(layer, layer.z + self.gamma * layer.z_positive, self.stabilizer)
         sp = divide(jnp.where(layer.z > 0, relevance, 0), dp)
         shares = [Share(xp, wp, bp, sp), Share(xn, wn, 0.0, sp)]
         if layer.rectified:
             return shares
-        dn = stabilize(layer.z + self.gamma * layer.z_negative, self.stabilizer)
+        dn = stabilized(layer, layer.z + self.gamma * layer.z_negative, self.stabilizer)
         sn = divide(jnp.where(layer.z < 0, relevance, 0), dn)
         return [*shares, Share(xp, wn, bn, sn), Share(xn, wp, 0.0, sn)]
 
@@ -276,7 +289,7 @@ class AlphaBeta(Rule):
     Attributes:
         alpha: Weight of the positive contributions.
         beta: Weight of the negative contributions; alpha - beta = 1.
-        stabilizer: Distance that the denominators keep from zero, in units of z.
+        stabilizer: Distance that the denominators keep from zero, in units of z; None for the default.
         bias: "absorb", "ignore" or "distribute".
 
     Raises:
@@ -291,7 +304,7 @@ class AlphaBeta(Rule):
 
     alpha: float = 2.0
     beta: float = 1.0
-    stabilizer: float = STABILIZER
+    stabilizer: float | None = None
     bias: Bias = "absorb"
 
     def __post_init__(self) -> None:
@@ -305,11 +318,11 @@ class AlphaBeta(Rule):
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         xp, xn = layer.x_positive, layer.x_negative
         wp, wn, bp, bn = positive(layer.w), negative(layer.w), positive(layer.b), negative(layer.b)
-        sp = self.alpha * divide(relevance, stabilize(layer.z_positive_alone, self.stabilizer))
+        sp = self.alpha * divide(relevance, stabilized(layer, layer.z_positive_alone, self.stabilizer))
         shares = [Share(xp, wp, bp, sp), Share(xn, wn, 0.0, sp)]
         if self.beta == 0:
             return shares
-        sn = -self.beta * divide(relevance, stabilize(layer.z_negative_alone, self.stabilizer))
+        sn = -self.beta * divide(relevance, stabilized(layer, layer.z_negative_alone, self.stabilizer))
         return [*shares, Share(xp, wn, bn, sn), Share(xn, wp, 0.0, sn)]
 
 
@@ -323,7 +336,7 @@ class ZPlus(Rule):
     Source: Montavon et al. (2017), the z^+-rule; Bach et al. (2015), equation 60.
 
     Attributes:
-        stabilizer: Distance that the denominator keeps from zero, in units of z.
+        stabilizer: Distance that the denominator keeps from zero, in units of z; None for the default.
         bias: "absorb", "ignore" or "distribute".
 
     Example:
@@ -333,7 +346,7 @@ class ZPlus(Rule):
         Array([2., 0.], dtype=float32)
     """
 
-    stabilizer: float = STABILIZER
+    stabilizer: float | None = None
     bias: Bias = "absorb"
 
     def __post_init__(self) -> None:
@@ -352,7 +365,7 @@ class WSquare(Rule):
     Source: Montavon et al. (2017), the w^2-rule. Zennit keeps b^2 in the denominator, which is `bias="absorb"`.
 
     Attributes:
-        stabilizer: Distance that the denominator keeps from zero.
+        stabilizer: Distance that the denominator keeps from zero; None for the default.
         bias: "ignore", or "absorb" or "distribute" with b^2 in the denominator.
 
     Example:
@@ -363,7 +376,7 @@ class WSquare(Rule):
     """
 
     form: ClassVar[Form] = Form.RELEVANCE
-    stabilizer: float = STABILIZER
+    stabilizer: float | None = None
     bias: Bias = "ignore"
 
     def __post_init__(self) -> None:
@@ -371,7 +384,7 @@ class WSquare(Rule):
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         ones, w, b = layer.filled(1.0), layer.w**2, layer.b**2
-        s = divide(relevance, stabilize(layer.linear(ones, w) + b, self.stabilizer))
+        s = divide(relevance, stabilized(layer, layer.linear(ones, w) + b, self.stabilizer))
         return [Share(ones, w, b, s)]
 
 
@@ -384,7 +397,7 @@ class Flat(Rule):
     Source: Montavon et al. (2019), table 10.1.
 
     Attributes:
-        stabilizer: Distance that the denominator keeps from zero.
+        stabilizer: Distance that the denominator keeps from zero; None for the default.
         bias: "ignore", or "absorb" or "distribute" with the bias, where it is not zero, as one more input.
 
     Example:
@@ -395,7 +408,7 @@ class Flat(Rule):
     """
 
     form: ClassVar[Form] = Form.RELEVANCE
-    stabilizer: float = STABILIZER
+    stabilizer: float | None = None
     bias: Bias = "ignore"
 
     def __post_init__(self) -> None:
@@ -404,7 +417,7 @@ class Flat(Rule):
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         ones, w = layer.filled(1.0), jnp.ones_like(layer.w)
         b = jnp.zeros((), w.dtype) if self.bias == "ignore" else (layer.b != 0).astype(w.dtype)
-        s = divide(relevance, stabilize(layer.linear(ones, w) + b, self.stabilizer))
+        s = divide(relevance, stabilized(layer, layer.linear(ones, w) + b, self.stabilizer))
         return [Share(ones, w, b, s)]
 
 
@@ -420,7 +433,7 @@ class ZBox(Rule):
     Attributes:
         low: Smallest value of the input: a number, or nested tuples that broadcast to the input (per channel or pixel).
         high: Its largest value, alike.
-        stabilizer: Distance that the denominator keeps from zero, in units of z.
+        stabilizer: Distance that the denominator keeps from zero, in units of z; None for the default.
         bias: "ignore", or "absorb" or "distribute" with b in the denominator.
 
     Raises:
@@ -437,7 +450,7 @@ class ZBox(Rule):
     form: ClassVar[Form] = Form.RELEVANCE
     low: "float | tuple"
     high: "float | tuple"
-    stabilizer: float = STABILIZER
+    stabilizer: float | None = None
     bias: Bias = "ignore"
 
     def __post_init__(self) -> None:
@@ -454,7 +467,7 @@ class ZBox(Rule):
         x, w, lin = layer.x, layer.w, layer.linear
         low, high = (self._filled(layer, bound) for bound in (self.low, self.high))
         z = lin(x, w) - lin(low, positive(w)) - lin(high, negative(w)) + (0.0 if self.bias == "ignore" else layer.b)
-        s = divide(relevance, stabilize(z, self.stabilizer))
+        s = divide(relevance, stabilized(layer, z, self.stabilizer))
         return [Share(x, w, layer.b, s), Share(-low, positive(w), 0.0, s), Share(-high, negative(w), 0.0, s)]
 
     def _filled(self, layer: LinearMap, bound: Any) -> jax.Array:
@@ -530,7 +543,7 @@ class Norm(Rule):
     split in proportion without any rule.
 
     Attributes:
-        stabilizer: Distance that the denominator keeps from zero, in units of z.
+        stabilizer: Distance that the denominator keeps from zero, in units of z; None for the default.
         bias: "absorb", "ignore" or "distribute".
 
     Example:
@@ -540,7 +553,7 @@ class Norm(Rule):
         Array([1., 2.], dtype=float32)
     """
 
-    stabilizer: float = STABILIZER
+    stabilizer: float | None = None
     bias: Bias = "absorb"
 
     def __post_init__(self) -> None:
@@ -548,6 +561,22 @@ class Norm(Rule):
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         return Epsilon(self.stabilizer).shares(layer, relevance)
+
+
+def stabilized(layer: LinearMap, denominator: jax.Array, stabilizer: float | jax.Array | None) -> jax.Array:
+    """Moves a denominator of a layer away from zero.
+
+    Args:
+        layer: The layer.
+        denominator: An array in the shape of its output, or with one sample in place of all.
+        stabilizer: The distance; None for 1e-6 times the root mean square of the denominator over a sample's features.
+
+    Returns:
+        Array of the shape of the denominator.
+    """
+    if stabilizer is None:
+        stabilizer = RELATIVE_STABILIZER * layer.root_mean_square(denominator)
+    return stabilize(denominator, stabilizer)
 
 
 def _transposed(layer: LinearMap, shares: Sequence[Share]) -> list[jax.Array]:
@@ -567,6 +596,8 @@ def _check(rule: Rule, *names: str) -> None:
     """Checks that parameters are not negative, and that the treatment of the bias exists."""
     for name in names:
         value = getattr(rule, name)
+        if value is None and name in {"epsilon", "stabilizer"}:
+            continue
         if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
             raise RuleError(f"{type(rule).__name__}({name}={value!r}): {name} must be a number that is not negative.")
     if rule.bias not in get_args(Bias):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lrp_jax.equations import is_of_user
 from lrp_jax.errors import InputError, LRPError, ModelError
-from lrp_jax.graph import Graph, Status, read
+from lrp_jax.graph import Graph, Held, Status, read
 from lrp_jax.inference import HOW_TO_SWITCH, check_inference
 
 
@@ -88,9 +88,8 @@ def trace(
     graph = read(
         closed_jaxpr,
         statuses,
-        array_paths,
-        lambda constant: held.get(id(constant), ""),
-        keep_checkpoints=keep_checkpoints,
+        paths=array_paths,
+        hold=lambda constant: Held(constant, held.get(id(constant), "")),
     )
     _check_outputs(graph)
     check_inference(graph)
@@ -212,7 +211,7 @@ def _check_outputs(graph: Graph) -> None:
             "explain. Convert it first, for example with x.astype('float32')."
         )
     ends = [graph.producer[value] for value in graph.outputs if value in graph.producer]
-    where = f" Its last operation is {ends[0].function!r} at {ends[0].location}." if ends else ""
+    where = f" Its last operation is {ends[0].name!r} at {ends[0].location}." if ends else ""
     raise ModelError(
         f"The model's output does not depend on x in a differentiable way: nothing is to explain.{where} Explain what "
         "comes before an argmax, a comparison or a stop_gradient, such as the logits."

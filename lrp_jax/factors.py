@@ -1,0 +1,167 @@
+"""Which of two live factors is held: a normaliser before a gate, a gate before a signal.
+
+What a factor is is decided by its values, as a function of one value, and by the range of that value:
+
+- A *normaliser* is positive and falls as a function of a value that is not negative, by its range or by its domain:
+  rsqrt(v + e), 1 / sqrt(v), v**-0.5, exp(-log(v) / 2), 1 / (1 + sum).
+- A *gate* is bounded, nowhere negative and not zero at zero: sigmoid, 1 + tanh, 1 + erf, hard sigmoid.
+- Everything else is a signal; relu6 is one, as it is zero at zero.
+"""
+
+import enum
+from collections.abc import Callable, Set
+from typing import TypeAlias
+
+import numpy as np
+
+from lrp_jax import equations
+from lrp_jax.functions import POSITIVE, Formula, Functions
+from lrp_jax.graph import Graph, Operation
+from lrp_jax.softmax import MOVES
+
+_WIDE = np.concatenate([-np.geomspace(1e-2, 1e4, 25)[::-1], np.geomspace(1e-2, 1e4, 25)])
+_Values: TypeAlias = Callable[[np.ndarray], np.ndarray]
+
+
+class Rank(enum.IntEnum):
+    """What a factor is. Of two, the higher is held; equals get half of the relevance each."""
+
+    SIGNAL = 0
+    GATE = 1
+    NORMALISER = 2
+
+
+def signal_of(functions: Functions, operation: Operation, held: Set[int] = frozenset()) -> int | None:
+    """The position of the factor that takes all relevance of a product or quotient, as the other one is held.
+
+    Args:
+        functions: The functions of one value in the graph.
+        operation: An operation on two live values.
+        held: Values that are held in any case.
+
+    Returns:
+        The position; None where both get half.
+    """
+    first, second = operation.inputs
+    ranks = rank_of(functions, first, held), rank_of(functions, second, held, divides=operation.name == "div")
+    if ranks[0] == ranks[1]:
+        return None
+    return 0 if ranks[1] > ranks[0] else 1
+
+
+def rank_of(functions: Functions, value: int, held: Set[int] = frozenset(), *, divides: bool = False) -> Rank:
+    """What a value is as a factor.
+
+    Args:
+        functions: The functions of one value in the graph.
+        value: The number of the value.
+        held: Values that are held in any case.
+        divides: Whether it divides, so that its reciprocal is the factor.
+    """
+    graph = functions.graph
+    while True:
+        if value in held:
+            return Rank.NORMALISER
+        function = functions.whole(value)
+        root = value if function is None else function.root
+        values = _values(None if function is None else function.formula, divides)
+        if _falls(values) and (graph.is_nonnegative(root) or _needs_positive(values) or _is_even(values)):
+            return Rank.NORMALISER
+        if function is not None and _is_gate(values):
+            return Rank.GATE
+        if function is not None:
+            for operation in function.operations:
+                (inner,) = operation.outputs
+                behind = functions.behind(function, inner) if graph.is_nonnegative(inner) else None
+                if behind is not None and _falls(_values(behind.formula, divides)):
+                    return Rank.NORMALISER
+            if _is_constant(values(POSITIVE) / POSITIVE):
+                value = root  # a multiple of its root
+            elif _is_constant(values(POSITIVE) * POSITIVE):
+                value, divides = root, not divides
+            else:
+                return Rank.SIGNAL
+            continue
+        before = graph.producer.get(value)
+        if before is None:
+            return Rank.SIGNAL
+        if _is_quotient_of_norms(functions, before, held):
+            return Rank.NORMALISER
+        live = graph.live_inputs(before)
+        if len(live) != 1 or before.bodies:
+            return Rank.SIGNAL
+        if before.name == "div" and live == [1]:
+            divides = not divides
+        elif before.name not in MOVES | equations.IDENTITIES | {"mul", "div", "neg", "select_n"}:
+            return Rank.SIGNAL
+        value = before.inputs[live[0]]
+
+
+def _values(formula: Formula | None, divides: bool) -> _Values:
+    def values(u: np.ndarray) -> np.ndarray:
+        found = u if formula is None else formula(u)
+        with np.errstate(all="ignore"):
+            return 1 / found if divides else found
+
+    return values
+
+
+def _falls(values: _Values) -> bool:
+    """Whether a function is positive and falls, on positive numbers."""
+    found = values(POSITIVE)
+    if not np.all(np.isfinite(found)) or not np.all(found >= 0) or found[len(found) // 2] == 0:
+        return False
+    return bool(np.all(np.diff(found) <= 0) and found[-1] < found[0])
+
+
+def _needs_positive(values: _Values) -> bool:
+    """Whether a function has no values on negative numbers, or the same for all."""
+    found = values(-POSITIVE)
+    return bool(np.all(np.isnan(found))) or _is_constant(found)
+
+
+def _is_even(values: _Values) -> bool:
+    return bool(np.allclose(values(POSITIVE), values(-POSITIVE), rtol=1e-9, atol=0))
+
+
+def _is_constant(found: np.ndarray) -> bool:
+    return bool(np.all(np.isfinite(found))) and bool(np.ptp(found) <= 1e-9 * np.abs(found).max())
+
+
+def _is_gate(values: _Values) -> bool:
+    """Whether a function is bounded, nowhere negative and not zero at zero."""
+    found, (at_zero,) = values(_WIDE), values(np.zeros(1))
+    if not (np.all(np.isfinite(found)) and np.all(found >= 0) and np.isfinite(at_zero)):
+        return False
+    size = found.max()
+    is_level = abs(found[0] - found[5]) <= 1e-6 * size and abs(found[-1] - found[-6]) <= 1e-6 * size
+    return bool(is_level and at_zero > 1e-6 * size and np.ptp(found) > 1e-6 * size)
+
+
+def _is_quotient_of_norms(functions: Functions, operation: Operation, held: Set[int]) -> bool:
+    """Whether a norm is divided by a normaliser, as the norm of a channel by their mean."""
+    graph = functions.graph
+    if operation.name not in {"mul", "div"} or len(graph.live_inputs(operation)) != 2:
+        return False
+    first, second = operation.inputs
+    if rank_of(functions, second, held, divides=operation.name == "div") is Rank.NORMALISER:
+        return _is_norm(functions, first)
+    is_product = operation.name == "mul" and rank_of(functions, first, held) is Rank.NORMALISER
+    return is_product and _is_norm(functions, second)
+
+
+def _is_norm(functions: Functions, value: int) -> bool:
+    """Whether a value is a sum, mean or maximum of squares or absolute values, or a root of it."""
+    graph: Graph = functions.graph
+    while graph.is_nonnegative(value):
+        operation = graph.producer.get(functions.root(value))
+        if operation is None:
+            return False
+        if operation.name in {"reduce_sum", "reduce_max"}:
+            whole = functions.whole(operation.inputs[0])
+            return whole is not None and _is_even(_values(whole.formula, False))
+        live = graph.live_inputs(operation)
+        if operation.name not in MOVES or len(live) != 1:
+            return False
+        value = operation.inputs[live[0]]
+    return False
