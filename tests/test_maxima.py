@@ -225,7 +225,7 @@ def test_the_derivative_of_a_pooling_as_part_of_a_function(smallest, live):
         return jax.jvp(pool, (x,), (tangents,))[1]
 
     operands = [tied(4, 7, seed=1), jax.random.permutation(jax.random.key(0), 28.0 + jnp.arange(28.0)).reshape(4, 7)]
-    (equation,) = (e for e in jax.make_jaxpr(tangent)(*operands).eqns if e.primitive.name in MAXIMA)
+    (equation,) = (e for e in jax.make_jaxpr(tangent)(*operands).eqns if e.primitive.name == "select_and_gather_add")
     value = tangent(*operands)
     index = winners(equation.primitive.name, equation.params, live, operands)
     found = to_winners(equation.primitive.name, equation.params, live, operands, index, value)
@@ -263,20 +263,23 @@ BEHIND = {
 
 
 @pytest.mark.parametrize("name", BEHIND)
-@pytest.mark.parametrize("samples", [1, 2, 5])
-@pytest.mark.parametrize("repeated", [False, True], ids=["different tokens", "each token twice"])
-def test_a_maximum_behind_a_norm_is_the_same_compiled_or_not(name, samples, repeated):
+@pytest.mark.parametrize("shape", [(1, 4, 6), (2, 10, 17), (5, 16, 64)], ids=["1 sample", "2 samples", "5 samples"])
+def test_a_maximum_behind_a_norm_is_the_same_compiled_or_not(name, shape):
     run = functools.partial(map_behind_a_norm, BEHIND[name])
-    for tokens, features in [(4, 6), (10, 17), (16, 64)]:
-        x = jax.random.normal(jax.random.key(tokens), (samples, tokens, features))
-        x = jnp.repeat(x[:, ::2], 2, axis=1) if repeated else x
-        with jax.disable_jit():
-            cotangent, relevance = run(x)
-        compiled_cotangent, compiled_relevance = jax.jit(run)(x)
-        assert compiled_cotangent.sum() == cotangent.sum()  # whole numbers: nothing is lost, and nothing given twice
-        if not repeated:  # the two of a pair are equal up to rounding only
-            np.testing.assert_array_equal(compiled_cotangent, cotangent)
-            np.testing.assert_allclose(compiled_relevance, relevance, rtol=1e-4, atol=1e-4)
+    x = jax.random.normal(jax.random.key(0), shape)
+    with jax.disable_jit():
+        cotangent, relevance = run(x)
+    compiled_cotangent, compiled_relevance = jax.jit(run)(x)
+    np.testing.assert_array_equal(compiled_cotangent, cotangent)  # whole numbers
+    np.testing.assert_allclose(compiled_relevance, relevance, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", BEHIND)
+@pytest.mark.parametrize("shape", [(1, 5, 17), (3, 8, 64)], ids=["1 sample", "3 samples"])
+def test_of_tokens_that_are_equal_up_to_rounding_one_wins(name, shape):
+    x = jnp.repeat(jax.random.normal(jax.random.key(0), shape), 2, axis=1)
+    cotangent, _ = jax.jit(functools.partial(map_behind_a_norm, BEHIND[name]))(x)
+    assert cotangent.sum() == jax.eval_shape(BEHIND[name], x).size  # whole numbers: nothing is lost, nothing doubled
 
 
 @pytest.mark.parametrize("name", ["sort", "top_k"])
