@@ -390,6 +390,8 @@ class _Reader:
         """The ranges of an equation's outputs."""
         known = [self.graph.ranges[value] for value in inputs]
         name, number = equation.primitive.name, len(equation.outvars)
+        if not number:
+            return []
         if bodies or (number > 1 and name not in {"sort", "optimization_barrier", "split", "unstack", "top_k"}):
             return [range_of_dtype(variable.aval.dtype) for variable in equation.outvars]
         if name in {"sort", "optimization_barrier"}:

@@ -25,11 +25,13 @@ _DRAWS = frozenset("random_bits random_gamma rng_bit_generator rng_uniform three
 _REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod psum argmax argmin".split())
 
 
-def check_inference(graph: Graph) -> None:
+def check_inference(graph: Graph, *, samples_first: bool = True) -> None:
     """Refuses a function in training mode.
 
     Args:
         graph: The function.
+        samples_first: Whether the first dimension of what is explained is known to be that of the samples. If it is
+            not, an output of more than two dimensions may be that of one sample, such as an image without a batch.
 
     Raises:
         ModelError: If a live value is multiplied with a mask that is drawn at random, or is normalised with statistics
@@ -43,7 +45,8 @@ def check_inference(graph: Graph) -> None:
         )
     axes = {value: 0 for value in graph.inputs if _is_explained(graph, value) and graph.shapes[value].shape}
     normalised = _follow_samples(graph, axes)
-    if normalised is not None and any(axes.get(value) == 0 for value in graph.outputs):
+    ranks = [len(graph.shapes[value].shape) for value in graph.outputs if axes.get(value) == 0]
+    if normalised is not None and any(samples_first or rank <= 2 for rank in ranks):
         raise ModelError(
             "The model is in training mode: a batch normalisation uses the statistics of this batch at "
             f"{_place(normalised)}, so that the samples depend on each other. {HOW_TO_SWITCH}."
@@ -116,6 +119,8 @@ def _follow_samples(graph: Graph, axes: dict[int, int]) -> Operation | None:
     statistics: set[int] = set()
     found = None
     for operation in graph.operations:
+        if not operation.outputs:
+            continue
         carried = [axes.get(value) for value in operation.inputs]
         if carried.count(None) == len(carried):
             if statistics.intersection(operation.inputs):
@@ -174,7 +179,7 @@ def _axis_after(graph: Graph, operation: Operation, carried: Sequence[int | None
     """Where the dimension of the samples is in the output of an operation; None where it is lost or not known."""
     name, params = operation.name, operation.equation.params
     shapes = [graph.shapes[value].shape for value in operation.inputs]
-    (variable, *_) = operation.equation.outvars
+    variable = operation.equation.outvars[0]
     shape = variable.aval.shape
     positions = {axis for axis in carried if axis is not None}
     if len(positions) != 1:
@@ -197,7 +202,7 @@ def _axis_after(graph: Graph, operation: Operation, carried: Sequence[int | None
         same = (i for i, size in enumerate(shape) if size == length and math.prod(shape[:i]) == before)
         return next(same, None)
     if name == "squeeze":
-        return axis - sum(dimension < axis for dimension in params["dimensions"])
+        return None if axis in params["dimensions"] else axis - sum(dimension < axis for dimension in params["dimensions"])
     if name == "stack":
         return axis + (params["axis"] <= axis)
     if name in _REDUCTIONS:

@@ -342,11 +342,12 @@ def _with_what_is_read(graph: Graph, pieces: Sequence[Piece]) -> list[Piece]:
                 read_by.setdefault(value, []).append(piece)
     found = []
     for piece in pieces:
-        readers = read_by.get(piece.outputs[0], [])
-        is_rectified = all(reader.kind == "relu" for reader in readers) and piece.outputs[0] not in graph.outputs
-        if piece.layer is not None and piece.rule is not None and readers and is_rectified:
-            layer = replace(piece.layer, rectified=True)
-            piece = replace(piece, layer=layer, treatment=_layer_treatment(layer, piece.rule))
+        if piece.layer is not None and piece.rule is not None and piece.treatment is not None:
+            readers = read_by.get(piece.layer.output, [])
+            is_rectified = bool(readers) and all(reader.kind == "relu" for reader in readers)
+            if is_rectified and piece.layer.output not in graph.outputs:
+                layer = replace(piece.layer, rectified=True)
+                piece = replace(piece, layer=layer, treatment=_layer_treatment(layer, piece.rule))
         found.append(piece)
     return found
 

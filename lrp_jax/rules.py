@@ -500,8 +500,8 @@ class Pass(Rule):
     form: ClassVar[Form] = Form.RELEVANCE
     bias: Bias = "absorb"
 
-    def propagate(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
-        relevance = layer.aligned(relevance)
+    def propagate(self, layer: LinearMap, cotangent: jax.Array, arriving: Form = Form.RELEVANCE) -> jax.Array:
+        relevance = layer.aligned(cotangent * layer.z if arriving is Form.RATIO else cotangent)
         if layer.x.shape != relevance.shape:
             raise RuleError(
                 f"Pass hands relevance on element by element, but the layer maps {layer.x.shape} to {layer.z.shape}. "

@@ -92,7 +92,7 @@ def trace(
         hold=lambda constant: Held(constant, held.get(id(constant), "")),
     )
     _check_outputs(graph)
-    check_inference(graph)
+    check_inference(graph, samples_first=tokens)
     return Traced(graph, arrays, jax.tree.structure(output))
 
 

@@ -9,7 +9,7 @@ import oracle
 import pytest
 from jax import lax
 
-from lrp_jax import lrp, rules
+from lrp_jax import composites, lrp, rules
 from lrp_jax.errors import RuleError
 
 RULES = {
@@ -32,87 +32,99 @@ def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def dense(x, weight=(5, 4)):
-    return x @ normal(1, *weight)
-
-
-def conv(x, kernel, layout, **options):
-    return lax.conv_general_dilated(x, normal(1, *kernel), dimension_numbers=layout, **options)
+def conv(x, w, layout, **options):
+    return lax.conv_general_dilated(x, w, dimension_numbers=layout, **options)
 
 
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 CHANNELS_FIRST = ("NCHW", "OIHW", "NCHW")
 
-# The linear map, the shape of its input, and the shape in which a bias for each output feature is added.
+# The linear map, the shapes of its weight and its input, and that in which a bias for each output feature is added.
 LAYERS = {
-    "dense": (dense, (5,), (4,)),
-    "dense, weight first": (lambda x: normal(1, 4, 5) @ x, (5,), (4,)),
-    "dense, several axes": (lambda x: jnp.einsum("abc,cbd->ad", x, normal(1, 3, 2, 4)), (2, 2, 3), (4,)),
-    "dense, batch axis": (lambda x: jnp.einsum("abc,bcd->abd", x, normal(1, 2, 3, 4)), (2, 2, 3), (1, 2, 4)),
+    "dense": (lambda x, w: x @ w, (5, 4), (5,), (4,)),
+    "dense, weight first": (lambda x, w: w @ x, (4, 5), (5,), (4,)),
+    "dense, several axes": (lambda x, w: jnp.einsum("abc,cbd->ad", x, w), (3, 2, 4), (2, 2, 3), (4,)),
+    "dense, batch axis": (lambda x, w: jnp.einsum("abc,bcd->abd", x, w), (2, 3, 4), (2, 2, 3), (1, 2, 4)),
     "conv 1-D": (
-        partial(conv, kernel=(3, 2, 4), layout=("NHC", "HIO", "NHC"), window_strides=(1,), padding="SAME"),
+        partial(conv, layout=("NHC", "HIO", "NHC"), window_strides=(1,), padding="SAME"),
+        (3, 2, 4),
         (1, 6, 2),
         (4,),
     ),
     "conv 2-D": (
-        partial(conv, kernel=(3, 3, 2, 4), layout=CHANNELS_LAST, window_strides=(1, 1), padding="SAME"),
+        partial(conv, layout=CHANNELS_LAST, window_strides=(1, 1), padding="SAME"),
+        (3, 3, 2, 4),
         (1, 5, 5, 2),
         (4,),
     ),
     "conv 2-D valid, strided": (
-        partial(conv, kernel=(3, 2, 2, 4), layout=CHANNELS_LAST, window_strides=(2, 1), padding="VALID"),
+        partial(conv, layout=CHANNELS_LAST, window_strides=(2, 1), padding="VALID"),
+        (3, 2, 2, 4),
         (1, 6, 5, 2),
         (4,),
     ),
     "conv 2-D, channels first": (
-        partial(conv, kernel=(4, 2, 3, 3), layout=CHANNELS_FIRST, window_strides=(1, 1), padding=((1, 0), (0, 2))),
+        partial(conv, layout=CHANNELS_FIRST, window_strides=(1, 1), padding=((1, 0), (0, 2))),
+        (4, 2, 3, 3),
         (1, 2, 5, 4),
         (4, 1, 1),
     ),
     "conv 2-D, kernel dilated": (
         partial(
-            conv, kernel=(2, 2, 2, 3), layout=CHANNELS_LAST, window_strides=(1, 1), padding="SAME", rhs_dilation=(2, 3)
+            conv, layout=CHANNELS_LAST, window_strides=(1, 1), padding="SAME", rhs_dilation=(2, 3)
         ),
+        (2, 2, 2, 3),
         (1, 6, 6, 2),
         (3,),
     ),
     "conv 2-D, grouped": (
         partial(
             conv,
-            kernel=(3, 3, 2, 6),
             layout=CHANNELS_LAST,
             window_strides=(1, 1),
             padding="SAME",
             feature_group_count=2,
         ),
+        (3, 3, 2, 6),
         (1, 4, 4, 4),
         (6,),
     ),
     "conv 2-D, depthwise": (
         partial(
             conv,
-            kernel=(3, 3, 1, 4),
             layout=CHANNELS_LAST,
             window_strides=(2, 2),
             padding="SAME",
             feature_group_count=4,
         ),
+        (3, 3, 1, 4),
         (1, 5, 5, 4),
         (4,),
     ),
     "conv 2-D, transposed": (
-        lambda x: lax.conv_transpose(x, normal(1, 3, 3, 2, 3), (2, 2), "SAME", dimension_numbers=CHANNELS_LAST),
+        lambda x, w: lax.conv_transpose(x, w, (2, 2), "SAME", dimension_numbers=CHANNELS_LAST),
+        (3, 3, 2, 3),
         (1, 3, 3, 2),
         (3,),
     ),
     "conv 3-D": (
         partial(
-            conv, kernel=(2, 2, 2, 2, 3), layout=("NDHWC", "DHWIO", "NDHWC"), window_strides=(1, 2, 1), padding="SAME"
+            conv, layout=("NDHWC", "DHWIO", "NDHWC"), window_strides=(1, 2, 1), padding="SAME"
         ),
+        (2, 2, 2, 2, 3),
         (1, 3, 4, 3, 2),
         (3,),
     ),
 }
+
+
+def linear_map(layer_name):
+    """The linear map with its weight, made before it is called."""
+    fun, weight_shape, *_ = LAYERS[layer_name]
+    weight = normal(1, *weight_shape)
+    return lambda x: fun(x, weight)
+
+
 BIASES = {
     "no bias": lambda z, bias: z,
     "bias": lambda z, bias: z + bias,
@@ -124,7 +136,7 @@ BIASES = {
 @pytest.mark.parametrize("bias_name", BIASES)
 @pytest.mark.parametrize("layer_name", LAYERS)
 def test_rules_agree_with_dense_oracle(float64, layer_name, bias_name):
-    linear, input_shape, bias_shape = LAYERS[layer_name]
+    linear, (*_, input_shape, bias_shape) = linear_map(layer_name), LAYERS[layer_name]
     bias = normal(3, *bias_shape)
     layer = lambda x: BIASES[bias_name](linear(x), bias)
     x = normal(2, *input_shape)
@@ -168,7 +180,7 @@ def test_relative_epsilon_without_bias_measures_z_without_bias(float64):
 
 @pytest.mark.parametrize("layer_name", ["conv 1-D", "conv 2-D, channels first", "dense"])
 def test_relative_epsilon_does_not_depend_on_the_batch(float64, layer_name):
-    linear, shape, _ = LAYERS[layer_name]
+    linear, (*_, shape, _) = linear_map(layer_name), LAYERS[layer_name]
     samples = normal(5, 3, *(shape[1:] if layer_name != "dense" else shape))
     explained = lrp(linear, rules.Epsilon(0.3, relative=True))
 
@@ -188,9 +200,9 @@ def test_relative_epsilon_does_not_depend_on_the_batch(float64, layer_name):
     ids=["per channel", "per pixel"],
 )
 def test_z_box_with_bounds_for_channels_and_pixels(float64, low, high):
-    layer = partial(conv, kernel=(3, 3, 2, 3), layout=CHANNELS_LAST, window_strides=(1, 1), padding="SAME")
+    layer = partial(conv, w=normal(1, 3, 3, 2, 3), layout=CHANNELS_LAST, window_strides=(1, 1), padding="SAME")
     x = normal(6, 1, 4, 4, 2)
-    z, propagate = jax.vjp(lrp(layer, rules.ZBox(low, high)), x)
+    z, propagate = jax.vjp(lrp(layer, rules.ZBox(low, high, stabilizer=1e-6)), x)
     flat_layer = lambda v: layer(v.reshape(x.shape)).ravel()
     jacobian = np.asarray(jax.jacobian(flat_layer)(jnp.zeros(x.size)))
     bounds = {
@@ -243,7 +255,7 @@ def test_bias_distributed_in_single_precision_stays_so_where_double_is_switched_
 
 def test_pass_needs_equal_shapes():
     with pytest.raises(RuleError, match=r"\(5,\) to \(4,\)\. Choose another rule for it\."):
-        jax.grad(lambda x: lrp(dense, rules.Pass())(x).sum())(jnp.ones(5))
+        jax.grad(lambda x: lrp(linear_map("dense"), rules.Pass())(x).sum())(jnp.ones(5))
 
 
 def test_pass_hands_relevance_on():
@@ -276,8 +288,10 @@ def test_bounds_of_z_box_may_be_equal_where_an_input_never_changes():
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_gamma_keeps_what_arrives_at_an_output_of_zero(sign):
     weight = sign * jnp.array([[1.0], [-1.0]])
-    network = lambda x: jnp.exp(x @ weight)  # exp(0) = 1 hands relevance to an output that has no sign
-    relevance = jax.grad(lambda x: lrp(network, rules.Gamma(1.0))(x)[0])(jnp.array([2.0, 2.0]))
+    network = lambda x: jnp.exp(x @ weight) @ jnp.ones(1)
+    rules_of_both = [(composites.last, rules.Flat()), (composites.any_layer, rules.Gamma(1.0))]
+    # The flat layer hands relevance to an output that has no sign.
+    relevance = jax.grad(lambda x: lrp(network, rules_of_both)(x))(jnp.array([2.0, 2.0]))
     np.testing.assert_array_equal(relevance, [0.0, 0.0])
 
 
