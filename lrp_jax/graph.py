@@ -152,13 +152,29 @@ class Graph:
         return next((name for name in names if name), "")
 
 
+@dataclass(frozen=True)
+class Held:
+    """An array that a function has closed over.
+
+    Attributes:
+        array: The array, or a tracer that stands for it.
+        path: Its path in the model; empty if it is not known.
+        is_parameter: Whether it existed before the trace.
+    """
+
+    array: Any
+    path: str = ""
+    is_parameter: bool = True
+
+
 def read(
     closed_jaxpr: core.ClosedJaxpr,
     statuses: Sequence[Status],
-    paths: Sequence[str] = (),
-    path_of: Callable[[Any], str] = lambda constant: "",
-    caller: str = "an unknown line",
     *,
+    paths: Sequence[str] = (),
+    hold: Callable[[Any], Held] = Held,
+    then: core.ClosedJaxpr | None = None,
+    caller: str = "an unknown line",
     keep_checkpoints: bool = False,
 ) -> Graph:
     """Reads a jaxpr as a flat list of operations.
@@ -167,7 +183,8 @@ def read(
         closed_jaxpr: The traced function.
         statuses: For each of its inputs, whether it is explained.
         paths: For each of its inputs, the path of the parameter that it is; empty for none.
-        path_of: The same for the arrays that the function has closed over.
+        hold: For an array that the function has closed over, what is known of it.
+        then: A function of the outputs, whose outputs are appended to them.
         caller: The line that calls the function.
         keep_checkpoints: Whether what runs under `jax.checkpoint` stays a function of its own, which saves memory, or
             is part of the list. In scans and branches it always stays.
@@ -179,7 +196,10 @@ def read(
     for variable, status in zip(closed_jaxpr.jaxpr.invars, statuses, strict=True):
         graph.inputs.append(graph.new_value(variable.aval, status))
     graph.paths = {value: path for value, path in zip(graph.inputs, paths, strict=False) if path}
-    graph.outputs = _Reader(graph, path_of, keep_checkpoints).read(closed_jaxpr, graph.inputs, caller)
+    reader = _Reader(graph, hold, keep_checkpoints)
+    graph.outputs = reader.read(closed_jaxpr, graph.inputs, caller)
+    if then is not None:
+        graph.outputs = [*graph.outputs, *reader.read(then, graph.outputs, caller)]
     graph.drop_unused()
     return graph
 
@@ -187,7 +207,7 @@ def read(
 @dataclass(frozen=True)
 class _Reader:
     graph: Graph
-    path_of: Callable[[Any], str]
+    hold: Callable[[Any], Held]
     keep_checkpoints: bool
 
     def read(self, closed: core.ClosedJaxpr, arguments: Sequence[int], caller: str) -> list[int]:
@@ -195,9 +215,10 @@ class _Reader:
         graph = self.graph
         numbers = dict(zip(closed.jaxpr.invars, arguments, strict=True))
         for variable, constant in zip(closed.jaxpr.constvars, closed.consts, strict=True):
-            numbers[variable] = graph.new_constant(variable.aval, constant)
-            if path := self.path_of(constant):
-                graph.paths[numbers[variable]] = path
+            held = self.hold(constant)
+            numbers[variable] = graph.new_constant(variable.aval, held.array)
+            if held.path:
+                graph.paths[numbers[variable]] = held.path
         for equation in closed.jaxpr.eqns:
             inputs = tuple(self._number(atom, numbers) for atom in equation.invars)
             location = equations.location(equation) or caller
@@ -253,7 +274,7 @@ class _Reader:
         self, closed: core.ClosedJaxpr, inputs: Sequence[int], statuses: Sequence[Status], caller: str
     ) -> Graph:
         names = [self.graph.name_of(value) for value in inputs]
-        return read(closed, statuses, names, self.path_of, caller, keep_checkpoints=True)
+        return read(closed, statuses, paths=names, hold=self.hold, caller=caller, keep_checkpoints=True)
 
     def _read_scan(self, equation: Any, inputs: Sequence[int], caller: str) -> tuple[tuple[Graph, ...], list[Status]]:
         constants, carries = equations.scan_sizes(equation)
