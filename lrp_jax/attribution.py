@@ -112,8 +112,8 @@ def relevance(
     explain = functools.partial(explain_call, composite, request, kind)
     if batch_size is None or batch_size >= number:
         whole = whole if function is None else explaining(whole, output, function)
-        output, maps, hidden, checks = explain(whole, values, masks)
-        report([checks], whole.read)
+        output, maps, hidden, found = explain(whole, values, masks)
+        report([found], whole.read)
         return Explanation(output, maps, hidden, x, composite)
     starts = range(0, number, batch_size)
     bar = import_extra("tqdm.auto", "book").tqdm(starts, desc="explaining", unit="batch", disable=not progress)

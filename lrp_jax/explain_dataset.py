@@ -140,8 +140,8 @@ def explain_dataset(
         "sample": _describe(sample),
         "batch_size": str(batch_size),
         "rules": _without_addresses(repr(composite)),
-        "computation (model, rules, target, reduce)": computed.program.text.digest(),
-        "arrays (of the model, target, reduce)": _hash((arrays, computed.arrays)),
+        "computation (model, rules, target, reduce)": f"{computed.program.text.digest()} {_hash(computed.arrays)}",
+        "parameters": _hash(arrays),
         "data (first sample, targets)": _hash(
             (sample, one_target, np.asarray(target) if _is_per_sample(target) else ())
         ),

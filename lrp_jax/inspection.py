@@ -1,5 +1,6 @@
 """Looking into an explanation: the plan before it runs, and the ledger of where the relevance went."""
 
+import functools
 import html
 import re
 import sys
@@ -18,6 +19,7 @@ from lrp_jax.composites import Rules, as_composite
 from lrp_jax.errors import InputError
 from lrp_jax.forms import Form
 from lrp_jax.planning import Piece, Plan, make_plan
+from lrp_jax.programs import run_compiled
 from lrp_jax.tracing import Traced, explaining
 from lrp_jax.transform import Probe, propagator, run_pieces
 
@@ -291,8 +293,8 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
         for value in numbers
         if made.graph.is_live(value)
     ]
-    accounts = jax.jit(lambda inputs: _accounts(traced, made, pieces, probes, kind, values, inputs))(traced.inputs)
-    *accounts, checks = accounts
+    account = functools.partial(_accounts, traced, made, pieces, probes, kind)
+    *accounts, checks = run_compiled(account, values, traced.inputs)
     report([checks], lambda: traced)
     start, end, sums = jax.tree.map(float, accounts)
     rows = tuple(_ledger_row(piece, *numbers) for piece, numbers in zip(pieces, sums, strict=True))

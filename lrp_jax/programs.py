@@ -96,15 +96,17 @@ class Computation:
         program: What it computes.
         arrays: The arrays that it holds.
         value: The shapes and dtypes of its value.
+        name: Its name.
     """
 
     program: Program
     arrays: Sequence[Any]
     value: Any
+    name: str
 
     def __call__(self, *args: Any) -> Any:
         """Runs the function; compiles it unless a program of the same text was compiled before."""
-        outputs = _run(self.program, list(self.arrays), jax.tree.leaves(args))
+        outputs = _runner(self.name)(self.program, list(self.arrays), jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(self.value), outputs)
 
 
@@ -120,7 +122,7 @@ def computation(fun: Callable[..., Any], *args: Any) -> Computation:
     """
     closed, shapes = jax.make_jaxpr(lambda *args: fun(*args), return_shape=True)(*args)  # JAX knows no new function
     program, arrays = take_apart(closed)
-    return Computation(program, arrays, shapes)
+    return Computation(program, arrays, shapes, _name_of(fun))
 
 
 def run_compiled(fun: Callable[..., Any], *args: Any) -> Any:
@@ -147,9 +149,21 @@ def run_compiled(fun: Callable[..., Any], *args: Any) -> Any:
     return computation(fun, *args)(*args)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _run(program: Program, arrays: list[Any], inputs: list[Any]) -> list[Any]:
-    return program.run(arrays, inputs)
+@functools.cache
+def _runner(name: str) -> Callable[[Program, list[Any], list[Any]], list[Any]]:
+    """Runs compiled programs under the name that profilers show."""
+
+    def run(program: Program, arrays: list[Any], inputs: list[Any]) -> list[Any]:
+        return program.run(arrays, inputs)
+
+    run.__name__ = name
+    return jax.jit(run, static_argnums=0)
+
+
+def _name_of(fun: Any) -> str:
+    while isinstance(fun, functools.partial):
+        fun = fun.func
+    return getattr(fun, "__name__", type(fun).__name__)
 
 
 # Arrays within a program become its own constants.
@@ -242,10 +256,9 @@ _Lift = Callable[[Any, Mapping[str, list[_Lifted]], Callable[[Sequence[int]], li
 def _lift_call(equation: Any, inner: Any, operands: Any) -> tuple[list[Any], dict[str, Any]]:
     ((name, (lifted,)),) = inner.items()
     number = len(lifted.held)
-    params = {name: _like(equation.params[name], lifted.jaxpr)}
-    for count in ("num_consts",):
-        if count in equation.params:
-            params[count] = equation.params[count] + number
+    params: dict[str, Any] = {name: _like(equation.params[name], lifted.jaxpr)}
+    if "num_consts" in equation.params:
+        params["num_consts"] = equation.params["num_consts"] + number
     added = {"in_layouts": None, "donated_invars": False, "in_specs": PartitionSpec()}
     if "in_shardings" in equation.params:
         added["in_shardings"] = _unspecified()
@@ -258,7 +271,9 @@ def _lift_call(equation: Any, inner: Any, operands: Any) -> tuple[list[Any], dic
 
 
 def _lift_while(equation: Any, inner: Any, operands: Any) -> tuple[list[Any], dict[str, Any]]:
-    params, invars, start = {}, [], 0
+    params: dict[str, Any] = {}
+    invars: list[Any] = []
+    start = 0
     for part in ("cond", "body"):
         (lifted,) = inner[f"{part}_jaxpr"]
         number = equation.params[f"{part}_nconsts"]
@@ -273,14 +288,14 @@ def _lift_cond(equation: Any, inner: Any, operands: Any) -> tuple[list[Any], dic
     """All branches take the arrays of all."""
     held = list(dict.fromkeys(identity for lifted in inner["branches"] for identity in lifted.held))
     variables = operands(held)
-    branches = []
-    for lifted in inner["branches"]:
+
+    def branch(lifted: _Lifted) -> ClosedJaxpr:
         own = dict(zip(lifted.held, lifted.jaxpr.invars, strict=False))
         taken = [own.get(i) or Var(variable.aval) for i, variable in zip(held, variables, strict=True)]
-        invars = [*taken, *lifted.jaxpr.invars[len(lifted.held) :]]
-        branches.append(ClosedJaxpr(lifted.jaxpr.replace(invars=invars), ()))
+        return ClosedJaxpr(lifted.jaxpr.replace(invars=[*taken, *lifted.jaxpr.invars[len(lifted.held) :]]), ())
+
     index, *others = equation.invars
-    return [index, *variables, *others], {"branches": tuple(branches)}
+    return [index, *variables, *others], {"branches": tuple(map(branch, inner["branches"]))}
 
 
 def _like(given: ClosedJaxpr | Jaxpr, jaxpr: Jaxpr) -> ClosedJaxpr | Jaxpr:
@@ -396,9 +411,10 @@ class _Writer:
 
     def _program(self, value: ClosedJaxpr | Jaxpr) -> Any:
         if id(value) not in self._known:
-            closed = isinstance(value, ClosedJaxpr)
-            jaxpr, constants = (value.jaxpr, value.consts) if isinstance(value, ClosedJaxpr) else (value, ())
-            self._known[id(value)] = value, (closed, self.words(jaxpr), *map(array_digest, constants))
+            jaxpr = value.jaxpr if isinstance(value, ClosedJaxpr) else value
+            constants = value.consts if isinstance(value, ClosedJaxpr) else ()
+            said = (self.words(jaxpr), *map(array_digest, constants))
+            self._known[id(value)] = value, said
         return self._known[id(value)][1]
 
     def _function(self, function: Any) -> Any:
