@@ -9,7 +9,7 @@ import functools
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -178,36 +178,39 @@ def _package(module: str | None) -> str:
     return (module or "").partition(".")[0]
 
 
-class HeldArrays:
-    """Names the arrays that a trace has found, and says which of them existed before it."""
+def find(holder: Any, constants: Sequence[Any]) -> list[tuple[str, bool]]:
+    """Names the arrays that a traced function has read, and says which of them existed before the trace.
 
-    def __init__(self, holder: Callable[..., Any]) -> None:
-        self._holder = holder
+    Args:
+        holder: The function, or what it was made of.
+        constants: What it has read. An array of JAX is the one that was read, and existed. One of NumPy is a copy, and
+            may have been written in the function: it existed if the function holds its equal.
 
-    def find(self, constant: Any) -> tuple[str, bool]:
-        """The path of an array that a traced function has read, and whether the array existed before the trace.
+    Returns:
+        For each, the path, empty if it is not known, and whether it existed.
 
-        Args:
-            constant: A constant of the traced function. An array of JAX is the one that was read, and existed. One of
-                NumPy is a copy, and may have been written in the function: it existed if the function holds its equal.
-
-        Returns:
-            The path, empty if it is not known, and whether it existed.
-        """
-        if isinstance(constant, jax.Array):
-            path, _ = self._found.get(id(constant), ("", constant))
-            return path, True
-        return next(((path, True) for path, array in self._found.values() if _is_copy(constant, array)), ("", False))
-
-    @functools.cached_property
-    def _found(self) -> dict[int, tuple[str, Any]]:
-        return {id(array): (path, array) for path, array in arrays_of(self._holder)}
+    Example:
+        >>> weights = {"low": {"w": np.ones((2, 3))}}
+        >>> model = lambda x: x @ weights["low"]["w"] + np.array([0.3, 0.6, 0.1])
+        >>> find(model, jax.make_jaxpr(model)(np.ones((1, 2))).consts)
+        [('low.w', True), ('', False)]
+    """
+    found: dict[int, tuple[str, bool]] = {}
+    held = arrays_of(holder)
+    while len(found) < len(constants) and (next_one := next(held, None)) is not None:
+        path, array = next_one
+        for i, constant in enumerate(constants):
+            if i not in found and (constant is array or _is_copy(constant, array)):
+                found[i] = path, True
+    return [found.get(i, ("", isinstance(constant, jax.Array))) for i, constant in enumerate(constants)]
 
 
 def _is_copy(constant: Any, array: Any) -> bool:
     """Whether a constant of a trace may be an array of NumPy: cast to a dtype of JAX, transposed or reshaped."""
+    if isinstance(constant, jax.Array) or not isinstance(array, np.ndarray) or array.size != constant.size:
+        return False
     values = np.asarray(constant)
-    if not isinstance(array, np.ndarray) or array.size != values.size or array.dtype.kind not in "biufcV":
+    if array.dtype.kind not in "biufcV":
         return False
     if values.dtype.kind in "biu" and values.dtype.kind != array.dtype.kind:
         return False

@@ -399,6 +399,8 @@ class _Writer:
             return "set", *sorted(map(repr, value))
         if isinstance(value, ClosedJaxpr | Jaxpr):
             return self._program(value)
+        if isinstance(value, np.ndarray | np.generic) and value.ndim == 0:
+            return str(value.dtype), value.tobytes()
         if hasattr(value, "dtype") and hasattr(value, "shape"):
             return array_digest(value)
         if inspect.isfunction(value) or isinstance(value, types.MethodType | functools.partial):
@@ -448,7 +450,7 @@ def _is_filled(cell: Any) -> bool:
 
 
 def array_digest(array: Any) -> tuple[str, ...]:
-    """The SHA-256 of an array's values, with its dtype and shape; a tracer, which has no values, is only itself."""
+    """An array's dtype, its shape, and the SHA-256 of its values; a tracer, which has no values, is only itself."""
     if isinstance(array, jax.core.Tracer):
         return "tracer", _Same(array)  # type: ignore[return-value]  # is no text either
     is_key = jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import operator
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrp_jax import held_arrays
 from lrp_jax.equations import is_of_user
 from lrp_jax.errors import InputError, LRPError, ModelError
 from lrp_jax.graph import Graph, Held, Status, read
-from lrp_jax.held_arrays import HeldArrays, name_of_parameter
+from lrp_jax.held_arrays import name_of_parameter
 from lrp_jax.inference import HOW_TO_SWITCH, check_inference
 from lrp_jax.programs import Program, computation, take_apart
 
@@ -205,14 +207,13 @@ def trace_call(
     arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
     closed_jaxpr, output = jax.make_jaxpr(call, return_shape=True)(arrays)
     program, held = take_apart(closed_jaxpr)
-    holds = HeldArrays(fun if holder is None else holder)
     statuses = [_status(leaf, live) for leaf, live, array in zip(leaves, is_live, is_array, strict=True) if array]
     paths = [name_of_path(path[2:]) for path, _ in jax.tree_util.tree_leaves_with_path((args, kwargs))]
     text = CallText(
         program,
         tuple(statuses),
         tuple(path for path, array in zip(paths, is_array, strict=True) if array),
-        tuple(map(holds.find, held)),
+        tuple(held_arrays.find(fun if holder is None else holder, held)),
         tree,
         jax.tree.structure(output),
     )
@@ -270,8 +271,8 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     Raises:
         ModelError: If it needs values in Python that a trace does not have, changes its state, or keeps traced values.
     """
-    copied = jax.tree.map(lambda leaf: leaf, model)
-    before = jax.tree_util.tree_leaves_with_path(copied)
+    before, structure = jax.tree.flatten(model)
+    copied = jax.tree.unflatten(structure, before)
     kept_before = _traced_values(model)
     try:
         value = copied(*args, **kwargs)
@@ -289,9 +290,7 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
                 f"The model is in training mode, or changes its state{_line_of(error)}: {error}. {HOW_TO_SWITCH}."
             ) from error
         raise
-    after = dict(jax.tree_util.tree_leaves_with_path(copied))
-    changed = [name_of_path(path) for path, leaf in before if _is_real(leaf) and after.get(path) is not leaf]
-    if changed:
+    if changed := _changed_numbers(before, model, copied):
         raise ModelError(
             f"The model changes its state while it runs: {', '.join(changed)}. It is in training mode, or keeps a "
             f"cache. {HOW_TO_SWITCH}."
@@ -305,12 +304,22 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return value
 
 
+def _changed_numbers(before: Sequence[Any], model: Any, copied: Any) -> list[str]:
+    """The names of floating-point leaves that a call has replaced in the copy of a model."""
+    after = jax.tree.leaves(copied)
+    if len(after) == len(before) and all(map(operator.is_, after, before)):
+        return []
+    names = [path for path, _ in jax.tree_util.tree_leaves_with_path(model)]
+    known = dict(jax.tree_util.tree_leaves_with_path(copied))
+    pairs = zip(names, before, strict=True)
+    return [name_of_path(path) for path, leaf in pairs if _is_real(leaf) and known.get(path) is not leaf]
+
+
 def _traced_values(model: Callable[..., Any]) -> dict[int, str]:
     """The names of traced values in the attributes of a model that is no pytree, and in the variables of a function."""
     function = inspect.unwrap(getattr(model, "func", model))
     owner = getattr(function, "__self__", model)
-    is_pytree = any(leaf is not owner for leaf in jax.tree.leaves(owner))
-    named = {} if is_pytree else dict(getattr(owner, "__dict__", {}))
+    named = {} if not jax.tree_util.all_leaves([owner]) else dict(getattr(owner, "__dict__", {}))
     if inspect.isfunction(function):
         variables = inspect.getclosurevars(function)
         named |= {**variables.globals, **variables.nonlocals}
