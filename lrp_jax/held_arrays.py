@@ -4,8 +4,10 @@ A trace finds the arrays that a function has read, but not what they are called,
 the function is searched for them.
 """
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import re
 import sys
 import types
@@ -18,14 +20,8 @@ import numpy as np
 from lrp_jax.equations import is_of_user
 
 _AT_MOST = 100_000  # things that are looked at: bounds the time for a function that holds half of the world
-_CLOSED = (
-    "jax",
-    "jaxlib",
-    "numpy",
-    "ml_dtypes",
-    "builtins",
-    "lrp_jax",
-)  # packages whose insides are their own business
+# Packages that hold no arrays of a model.
+_CLOSED = ("jax", "jaxlib", "numpy", "ml_dtypes", "builtins")
 _PLAIN = str | bytes | int | float | complex | bool | None | np.dtype | np.generic | types.CodeType
 
 
@@ -48,8 +44,10 @@ def arrays_of(holder: Any) -> Iterator[tuple[str, Any]]:
         high.w (3, 2)
     """
     seen: dict[int, Any] = {}
-    stack = [((), holder)]
-    while stack and len(seen) < _AT_MOST:
+    stack: list[tuple[tuple[Any, ...], Any]] = [((), holder)]
+    for _ in range(_AT_MOST):
+        if not stack:
+            return
         path, value = stack.pop()
         if isinstance(value, _PLAIN) or id(value) in seen:
             continue
@@ -57,7 +55,10 @@ def arrays_of(holder: Any) -> Iterator[tuple[str, Any]]:
         if is_array(value):
             yield _name(path), value
         else:
-            stack += [((*path, *step), held) for step, held in reversed(list(_parts(value)))]
+            parts: list[Any] = []
+            with contextlib.suppress(Exception):  # of an object of somebody else, which may do anything when looked at
+                parts.extend(itertools.islice(_parts(value), _AT_MOST))
+            stack += [((*path, *step), held) for step, held in reversed(parts)]
 
 
 def is_array(value: Any) -> bool:
