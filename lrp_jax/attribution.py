@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ from lrp_jax.checks import Checks, check, number_of_samples, report
 from lrp_jax.composites import Composite, Rules, as_composite
 from lrp_jax.errors import InputError, LRPError, ModelError, import_extra
 from lrp_jax.planning import Plan, make_plan
-from lrp_jax.tracing import Traced, call_model, trace
+from lrp_jax.programs import run_compiled
+from lrp_jax.tracing import Call, call_model, explaining, trace_call
 from lrp_jax.transform import Probe, propagator
 
 Target = int | str | Sequence[int] | jax.Array | np.ndarray | Callable[[Any], Any] | None
@@ -59,7 +60,8 @@ def relevance(
 ) -> Explanation:
     """Explains a model's output by the relevance of its input.
 
-    The computation is compiled once per model structure, rules and shapes; parameters are passed to it as arguments.
+    The model is traced at each call, so that whatever it reads is read anew. The computation is compiled once for each
+    text of the traced program, rules and shapes; all arrays that the model holds are passed to it as arguments.
     What comes out of it is looked at: NaN is refused, and inputs outside of the bounds of `ZBox` are counted in a
     warning. Inside of `jax.jit`, where values are not known, both are left out, and cost nothing.
 
@@ -99,34 +101,34 @@ def relevance(
         Array([[2., 3.]], dtype=float32)
     """
     composite = as_composite(rules)
-    arrays, static = split_model(model)
     request = Request(tuple(at), tuple(sorted(given or ())))
     masks = [jnp.asarray((given or {})[name]) for name in request.given]
     number = number_of_samples(x)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1, but it is {batch_size}.")
-    output = _output.eval_shape(static, arrays, x)
+    whole, output = trace_model(model, x)
     kind, values = read_target(target, output, number)
-    explain = functools.partial(explain_arrays, static, composite, request, kind)
-    retrace = functools.partial(trace_model, static, None, arrays, x)
+    function = target if callable(target) else None
+    explain = functools.partial(explain_call, composite, request, kind)
     if batch_size is None or batch_size >= number:
-        output, maps, hidden, checks = explain(arrays, x, values, masks)
-        report([checks], retrace)
+        whole = whole if function is None else explaining(whole, output, function)
+        output, maps, hidden, found = explain(whole, values, masks)
+        report([found], whole.read)
         return Explanation(output, maps, hidden, x, composite)
     starts = range(0, number, batch_size)
     bar = import_extra("tqdm.auto", "book").tqdm(starts, desc="explaining", unit="batch", disable=not progress)
     per_sample = kind in ("index", "mask")
-    parts = [
-        explain(
-            arrays,
-            jax.tree.map(lambda leaf, start=start: _batch(leaf, start, batch_size), x),
-            values[start : start + batch_size] if per_sample else values,
-            masks,
-        )
-        for start in bar
-    ]
+    calls: dict[Any, Call] = {}  # the last batch may be smaller
+    parts = []
+    for start in bar:
+        batch = jax.tree.map(lambda leaf, start=start: _batch(leaf, start, batch_size), x)
+        shapes = tuple(map(jax.typeof, jax.tree.leaves(batch)))
+        if shapes not in calls:
+            calls[shapes] = trace_model(model, batch, function)[0]
+        call = calls[shapes].replaced(calls[shapes].args[0], batch)
+        parts.append(explain(call, values[start : start + batch_size] if per_sample else values, masks))
     outputs, all_maps, all_hidden, checks = zip(*parts, strict=True)
-    report(checks, retrace)
+    report(checks, trace_model(model, x, function)[0].read)
     axis = 1 if kind == "all" else 0
     join = functools.partial(jax.tree.map, lambda *parts: jnp.concatenate(parts, axis))
     output = jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
@@ -162,7 +164,7 @@ class _Path:
 
 @dataclass(frozen=True)
 class StaticModel:
-    """What remains of a model without its arrays: hashable, so that a compiled program can be found again."""
+    """What remains of a model without its arrays."""
 
     structure: Any
     leaves: tuple[Any, ...]
@@ -207,10 +209,10 @@ def split_model(model: Callable[[Any], Any]) -> tuple[dict[str, Any], StaticMode
     return arrays, StaticModel(structure, tuple(leaves))
 
 
-def read_target(target: Any, output: Any, samples: int) -> tuple[Any, Any]:
-    """The kind of a target ("index", "all", "mask", or a function) and its array."""
+def read_target(target: Any, output: Any, samples: int) -> tuple[str, Any]:
+    """The kind of a target ("index", "largest", "all", "mask" or "function") and its array."""
     if callable(target):
-        return target, None
+        return "function", None
     if hasattr(output, "dtype") and not jnp.issubdtype(output.dtype, jnp.inexact):
         raise ModelError(
             f"The model's output, {output.dtype}{list(output.shape)}, is not differentiable: nothing is to explain. "
@@ -253,27 +255,55 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[Any, Any]:
     return "index", jnp.broadcast_to(array, (samples,)).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _output(static: StaticModel, arrays: dict[str, Any], x: Any) -> Any:
-    return static.call(arrays, x)
+def trace_model(model: Callable[[Any], Any], x: Any, target: Callable[[Any], Any] | None = None) -> tuple[Call, Any]:
+    """Traces a model, and the function of its output that is explained.
+
+    Returns:
+        The call, with the arrays of the model, by path, and x as its arguments; and the shapes of the model's output.
+    """
+    arrays, static = split_model(model)
+    return trace_static(static, model, arrays, x, target)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def trace_static(
+    static: StaticModel, holder: Any, arrays: Mapping[str, Any], x: Any, target: Callable[[Any], Any] | None
+) -> tuple[Call, Any]:
+    """As `trace_model`, for a model that was taken apart; `holder` is what it was, where its arrays have names."""
+    call, output = trace_call(static.call, (1,), (arrays, x), {}, tokens=True, holder=holder)
+    return call if target is None else explaining(call, output, target), output
+
+
+Explained: TypeAlias = tuple[Any, Any, dict[str, jax.Array], Checks]
+
+
+def explain_call(
+    composite: Composite, request: Request, kind: str, call: Call, values: Any, masks: list[jax.Array]
+) -> Explained:
+    """The output, the relevance of x and of the named hidden values, and checks.
+
+    The program is compiled once for each text of the call. Rules of the user's own may read whatever they like, so that
+    they run at each call.
+    """
+    if composite.is_built_in:
+        return explain_arrays(composite, request, kind, call, values, masks)
+    explain = functools.partial(explain_in_trace, composite, request, kind)
+    return run_compiled(explain, call, values, masks)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def explain_arrays(
-    static: StaticModel,
-    composite: Composite,
-    request: Request,
-    kind: Any,
-    arrays: dict[str, Any],
-    x: Any,
-    values: Any,
-    masks: list[jax.Array],
-) -> tuple[Any, Any, dict[str, jax.Array], Checks]:
-    """The compiled part of `relevance`: the output, the relevance of x and of the named hidden values, and checks."""
-    is_read_on_the_way = request != Request((), ()) or any(
-        jnp.issubdtype(jnp.result_type(leaf), jnp.integer) for leaf in jax.tree.leaves(x)
-    )
-    traced = trace_model(static, kind, arrays, x, keep_checkpoints=not is_read_on_the_way)
+    composite: Composite, request: Request, kind: str, call: Call, values: Any, masks: list[jax.Array]
+) -> Explained:
+    """As `explain_call`, for rules that read nothing but their fields."""
+    return explain_in_trace(composite, request, kind, call, values, masks)
+
+
+def explain_in_trace(
+    composite: Composite, request: Request, kind: str, call: Call, values: Any, masks: list[jax.Array]
+) -> Explained:
+    """As `explain_call`, as part of a program that is traced."""
+    _, x = call.args
+    traced = call.read()
     plan = make_plan(traced.graph, composite)
     named = _named_probes(plan, (*request.at, *request.given))
     embeddings = _embedding_probes(plan)
@@ -283,11 +313,10 @@ def explain_arrays(
             raise InputError(f"given[{name!r}] has the shape {mask.shape}, which does not broadcast to {shape}.")
     given = {len(request.at) + i: mask for i, mask in enumerate(masks)}
     outputs, propagate = propagator(plan, traced.inputs, [*named, *embeddings], given)
-    output, explained = jax.tree.unflatten(traced.structure, outputs)
+    output, explained = traced.split(outputs)
 
     def maps(seed: Any) -> tuple[Any, dict[str, jax.Array]]:
-        cotangents = cotangents_of(output, seed)
-        explained_arrays, probed = propagate(cotangents)
+        explained_arrays, probed = propagate(traced.cotangents(outputs, seed))
         return _in_structure_of(x, explained_arrays, probed[len(named) :]), dict(zip(request.at, probed, strict=False))
 
     if kind == "all":
@@ -305,18 +334,6 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
         return np.broadcast_shapes(shape, to) == to
     except ValueError:
         return False
-
-
-def trace_model(
-    static: StaticModel, kind: Any, arrays: Mapping[str, Any], x: Any, *, keep_checkpoints: bool = False
-) -> Traced:
-    """Traces a model as a function that returns its output and what is explained of it."""
-
-    def fun(arrays: Mapping[str, Any], x: Any) -> tuple[Any, Any]:
-        output = static.call(arrays, x)
-        return output, kind(output) if callable(kind) else output
-
-    return trace(fun, (1,), (arrays, x), {}, tokens=True, keep_checkpoints=keep_checkpoints)
 
 
 def _in_structure_of(x: Any, arrays: Sequence[jax.Array], embedded: Sequence[jax.Array]) -> Any:
@@ -359,14 +376,9 @@ def _named_probes(plan: Plan, names: Sequence[str]) -> list[Probe]:
     return [probes[name] for name in names]
 
 
-def cotangents_of(output: Any, seed: Any) -> list[jax.Array]:
-    """The cotangents of what a traced model returns: nothing for its output, the seed for what is explained of it."""
-    return jax.tree.leaves((jax.tree.map(jnp.zeros_like, output), seed))
-
-
-def seed_of(kind: Any, values: Any, explained: Any) -> Any:
+def seed_of(kind: str, values: Any, explained: Any) -> Any:
     """The cotangent from which relevance starts: it multiplies what is explained."""
-    if callable(kind):
+    if kind == "function":
         return jax.tree.map(jnp.ones_like, explained)
     if kind == "mask":
         return values.astype(explained.dtype)

@@ -5,16 +5,17 @@ pass its values as `x` and the rest of the network, from that layer on, as `mode
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax.attribution import StaticModel, read_target, seed_of, split_model
+from lrp_jax.attribution import read_target, seed_of, split_model
 from lrp_jax.errors import InputError
+from lrp_jax.programs import computation, run_compiled
 
 Model = Callable[[Any], jax.Array]
 ClassTarget = int | Sequence[int] | jax.Array | np.ndarray | None
@@ -47,7 +48,7 @@ def gradient(model: Model, x: jax.Array, target: ClassTarget = None) -> jax.Arra
     """
     x = as_samples(x)
     explained = explained_output(model, x, target)
-    return _gradient(explained, x)
+    return run_compiled(functools.partial(_gradient, explained), x)
 
 
 def gradient_times_input(model: Model, x: jax.Array, target: ClassTarget = None) -> jax.Array:
@@ -112,7 +113,7 @@ def integrated_gradients(
     _check_positive(steps, "steps")
     start = broadcast_to_x(baseline, x, "The baseline")
     fractions = (jnp.arange(steps, dtype=x.dtype) + 0.5) / steps
-    return _integrated_gradients(explained, x, start, fractions)
+    return run_compiled(functools.partial(_integrated_gradients, explained), x, start, fractions)
 
 
 def smoothgrad(
@@ -153,7 +154,7 @@ def smoothgrad(
     _check_positive(samples, "samples")
     if noise < 0:
         raise InputError(f"noise is a standard deviation, as a fraction of the range of a sample, but it is {noise}.")
-    return _smoothgrad(explained, x, jax.random.split(key, samples), noise)
+    return run_compiled(functools.partial(_smoothgrad, explained), x, jax.random.split(key, samples), noise)
 
 
 def occlusion(
@@ -211,7 +212,9 @@ def occlusion(
                 "nothing to be left out, 1 <= stride <= window <= size must hold in each dimension."
             )
     shown = broadcast_to_x(value, x, "The value")
-    return _occlusion(explained, x, shown, tuple(map(_cover, x.shape[1:], windows, strides)))
+    return run_compiled(
+        functools.partial(_occlusion, explained), x, shown, tuple(map(_cover, x.shape[1:], windows, strides))
+    )
 
 
 def mean_replacement(model: Model, x: jax.Array, target: ClassTarget = None) -> jax.Array:
@@ -243,24 +246,21 @@ def mean_replacement(model: Model, x: jax.Array, target: ClassTarget = None) -> 
     return occlusion(model, x, target, window=(1,) * (x.ndim - 1), value=mean)
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ExplainedOutput:
-    """The output that is explained, as a function of the input that compiled programs take as an argument.
+    """The output that is explained, as a function of the input.
 
     Attributes:
-        static: The model without its arrays.
-        arrays: The arrays of the model, by path.
+        model: The model.
         weights: The weights of the classes in the explained output, of shape (samples, classes).
     """
 
-    static: StaticModel = field(metadata={"static": True})
-    arrays: Mapping[str, Any]
+    model: Model
     weights: jax.Array
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The explained output of each sample, of shape (samples,)."""
-        return (self.static.call(self.arrays, x) * self.weights).sum(-1)
+        return (self.model(x) * self.weights).sum(-1)
 
 
 def explained_output(model: Model, x: jax.Array, target: ClassTarget) -> ExplainedOutput:
@@ -283,16 +283,16 @@ def explained_output(model: Model, x: jax.Array, target: ClassTarget) -> Explain
         Array([0.], dtype=float32)
     """
     arrays, static = split_model(model)
-    output = jax.eval_shape(static.call, arrays, x)
-    kind, values = read_target(target, output, len(x))
-    if callable(kind) or kind == "all":
+    call = functools.partial(static.call, arrays)
+    forward = computation(call, x)
+    kind, values = read_target(target, forward.value, len(x))
+    if kind in ("function", "all"):
         raise InputError(
             f"The target {target!r} has no single output for each sample. Pass class indices, or an array in the shape "
             "of the output whose entries multiply it."
         )
-    if kind == "largest":
-        output = _forward(static, arrays, x)
-    return ExplainedOutput(static, arrays, seed_of(kind, values, output))
+    output = forward(x) if kind == "largest" else forward.value
+    return ExplainedOutput(call, seed_of(kind, values, output))
 
 
 def as_samples(x: Any) -> jax.Array:
@@ -370,17 +370,10 @@ def broadcast_to_x(values: Any, x: jax.Array, name: str) -> jax.Array:
         ) from error
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(static: StaticModel, arrays: Mapping[str, Any], x: jax.Array) -> jax.Array:
-    return static.call(arrays, x)
-
-
-@jax.jit
 def _gradient(explained: ExplainedOutput, x: jax.Array) -> jax.Array:
     return jax.grad(lambda x: explained(x).sum())(x)
 
 
-@jax.jit
 def _integrated_gradients(
     explained: ExplainedOutput, x: jax.Array, baseline: jax.Array, fractions: jax.Array
 ) -> jax.Array:
@@ -390,7 +383,6 @@ def _integrated_gradients(
     return (x - baseline) * _mean(one, fractions, x)
 
 
-@jax.jit
 def _smoothgrad(explained: ExplainedOutput, x: jax.Array, keys: jax.Array, noise: float | jax.Array) -> jax.Array:
     axes = tuple(range(1, x.ndim))
     deviation = noise * (x.max(axes, keepdims=True) - x.min(axes, keepdims=True))
@@ -407,7 +399,6 @@ def _mean(one: Callable[[jax.Array], jax.Array], xs: jax.Array, like: jax.Array)
     return total / len(xs)
 
 
-@jax.jit
 def _occlusion(explained: ExplainedOutput, x: jax.Array, value: jax.Array, covers: tuple[jax.Array, ...]) -> jax.Array:
     positions = tuple(map(len, covers))
     whole = explained(x)

@@ -7,9 +7,11 @@ A composite is a list of (selector, rule) pairs; each layer gets the rule of the
 A bare rule stands for the composite that gives it to every layer.
 """
 
+import functools
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from lrp_jax import operations
@@ -63,32 +65,101 @@ class Selector:
     description: str
 
     def __and__(self, other: "Selector") -> "Selector":
-        return Selector(lambda layer: self.matches(layer) and other.matches(layer), f"{self} & {other}")
+        return Selector(_Both(self.matches, other.matches), f"{self} & {other}")
 
     def __or__(self, other: "Selector") -> "Selector":
-        return Selector(lambda layer: self.matches(layer) or other.matches(layer), f"{self} | {other}")
+        return Selector(_Either(self.matches, other.matches), f"{self} | {other}")
 
     def __invert__(self) -> "Selector":
         inner = f"({self})" if " " in self.description else self.description
-        return Selector(lambda layer: not self.matches(layer), f"~{inner}")
+        return Selector(_Not(self.matches), f"~{inner}")
 
     def __repr__(self) -> str:
         return self.description
 
 
-any_layer = Selector(lambda layer: True, "any_layer")
+# What the selectors of this module say: functions of a layer that are equal if they say the same.
+
+Predicate: TypeAlias = Callable[[Layer], bool]
+
+
+@dataclass(frozen=True)
+class _Both:
+    left: Predicate
+    right: Predicate
+
+    def __call__(self, layer: Layer) -> bool:
+        return self.left(layer) and self.right(layer)
+
+
+@dataclass(frozen=True)
+class _Either:
+    left: Predicate
+    right: Predicate
+
+    def __call__(self, layer: Layer) -> bool:
+        return self.left(layer) or self.right(layer)
+
+
+@dataclass(frozen=True)
+class _Not:
+    inner: Predicate
+
+    def __call__(self, layer: Layer) -> bool:
+        return not self.inner(layer)
+
+
+@dataclass(frozen=True)
+class _Any:
+    def __call__(self, layer: Layer) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class _IsOfKind:
+    kind: str
+
+    def __call__(self, layer: Layer) -> bool:
+        return layer.kind == self.kind
+
+
+@dataclass(frozen=True)
+class _ReadsInput:
+    def __call__(self, layer: Layer) -> bool:
+        return layer.reads_input
+
+
+@dataclass(frozen=True)
+class _IsAt:
+    position: int | tuple[int | None, int | None, int | None]
+
+    def __call__(self, layer: Layer) -> bool:
+        if isinstance(self.position, tuple):
+            return layer.index in range(layer.count)[slice(*self.position)]
+        return layer.index in (self.position, self.position + layer.count)
+
+
+@dataclass(frozen=True)
+class _HasName:
+    pattern: str
+
+    def __call__(self, layer: Layer) -> bool:
+        return re.search(self.pattern, layer.name) is not None
+
+
+any_layer = Selector(_Any(), "any_layer")
 """Selects every layer."""
 
-conv = Selector(lambda layer: layer.kind == "conv", "conv")
+conv = Selector(_IsOfKind("conv"), "conv")
 """Selects convolutions."""
 
-dense = Selector(lambda layer: layer.kind == "dense", "dense")
+dense = Selector(_IsOfKind("dense"), "dense")
 """Selects dense layers."""
 
-first = Selector(lambda layer: layer.reads_input, "first")
+first = Selector(_ReadsInput(), "first")
 """Selects the layers that read the explained input without another layer in between."""
 
-last = Selector(lambda layer: layer.index == layer.count - 1, "last")
+last = Selector(_IsAt(-1), "last")
 """Selects the layer that runs last."""
 
 
@@ -96,17 +167,11 @@ class _Index:
     """`index[a]` and `index[a:b]` select layers by their position, from 0; negative numbers count from the end."""
 
     def __getitem__(self, position: int | slice) -> Selector:
-        def matches(layer: Layer) -> bool:
-            if isinstance(position, slice):
-                return layer.index in range(layer.count)[position]
-            return layer.index == position or layer.index == position + layer.count
-
-        if isinstance(position, slice):
-            parts = (position.start, position.stop) + (() if position.step is None else (position.step,))
-            text = ":".join("" if part is None else str(part) for part in parts)
-        else:
-            text = str(position)
-        return Selector(matches, f"index[{text}]")
+        if not isinstance(position, slice):
+            return Selector(_IsAt(position), f"index[{position}]")
+        parts = (position.start, position.stop) + (() if position.step is None else (position.step,))
+        text = ":".join("" if part is None else str(part) for part in parts)
+        return Selector(_IsAt((position.start, position.stop, position.step)), f"index[{text}]")
 
 
 index = _Index()
@@ -130,10 +195,10 @@ def name(pattern: str) -> Selector:
         name('blocks.[0-3]') & conv
     """
     try:
-        compiled = re.compile(pattern)
+        re.compile(pattern)
     except re.error as error:
         raise SelectorError(f"name({pattern!r}): this is no regular expression: {error}.") from error
-    return Selector(lambda layer: compiled.search(layer.name) is not None, f"name({pattern!r})")
+    return Selector(_HasName(pattern), f"name({pattern!r})")
 
 
 @dataclass(frozen=True)
@@ -182,6 +247,11 @@ class Composite:
         """The names of treatments that must match an operation: all but those of a preset."""
         return self._added | (frozenset(self.treatments) if self.strict else frozenset())
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether all of it was written here, so that it reads nothing but its fields."""
+        return all(map(_is_built_in, (self.rules, dict(self.treatments))))
+
     def assign(self, layers: Sequence[Layer]) -> list[Rule]:
         """Gives every layer its rule.
 
@@ -196,7 +266,7 @@ class Composite:
         """
         if self.strict:
             for selector, _ in self.rules:
-                is_needless = selector is any_layer and not layers
+                is_needless = selector == any_layer and not layers
                 if not is_needless and not any(selector.matches(layer) for layer in layers):
                     raise SelectorError(f"{selector} matches no layer. {_list(layers)}")
         assigned = []
@@ -266,6 +336,20 @@ def with_treatment(rules: Rules, primitive: str, treatment: Treatment) -> Compos
     return replace(composite, treatments=treatments, _added=composite._added | {primitive})
 
 
+def _is_built_in(part: Any) -> bool:
+    if isinstance(part, tuple | list):
+        return all(map(_is_built_in, part))
+    if isinstance(part, Mapping):
+        return all(map(_is_built_in, part.values()))
+    if isinstance(part, functools.partial):
+        return all(map(_is_built_in, (part.func, part.args, part.keywords)))
+    if inspect.isfunction(part) or isinstance(part, type):
+        return (part.__module__ or "").partition(".")[0] == __name__.partition(".")[0]
+    if is_dataclass(part):
+        return _is_built_in(type(part)) and all(_is_built_in(getattr(part, field.name)) for field in fields(part))
+    return not callable(part)
+
+
 def _as_pair(pair: Any) -> tuple[Selector, Rule]:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise SelectorError(f"{pair!r} is no pair of a selector and a rule, such as (any_layer, Epsilon()).")
@@ -315,7 +399,9 @@ def EpsilonPlusFlat(epsilon: float | None = None) -> Composite:  # noqa: N802
     return _preset((first, Flat()), *EpsilonPlus(epsilon).rules)
 
 
-def EpsilonGammaBox(low: float | tuple, high: float | tuple, epsilon: float | None = None, gamma: float = 0.25) -> Composite:  # noqa: N802
+def EpsilonGammaBox(
+    low: float | tuple, high: float | tuple, epsilon: float | None = None, gamma: float = 0.25
+) -> Composite:  # noqa: N802
     """Z-box for the layers that read the input, gamma for convolutions, epsilon for dense layers.
 
     Source: Montavon et al. (2019), section 10.3.

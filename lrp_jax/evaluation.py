@@ -1,5 +1,6 @@
 """Measuring explanations: do they find what the model uses, do they depend on its parameters, do they agree?"""
 
+import functools
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +21,7 @@ from lrp_jax.baselines import (
     map_in_batches,
 )
 from lrp_jax.errors import InputError
+from lrp_jax.programs import run_compiled
 from lrp_jax.tracing import name_of_path
 
 Parameters = TypeVar("Parameters")
@@ -83,10 +85,10 @@ def pixel_flipping(
         raise InputError(f"steps must be from 1 to {last}, the number of pixels that are replaced, but it is {steps}.")
     shown = broadcast_to_x(replacement, x, "The replacement")
     replaced = np.round(np.linspace(0, last, steps + 1)).astype(np.int32)
-    return _pixel_flipping(explained_output(model, x, target), x, relevance, shown, replaced)
+    flip = functools.partial(_pixel_flipping, explained_output(model, x, target))
+    return run_compiled(flip, x, relevance, shown, replaced)
 
 
-@jax.jit
 def _pixel_flipping(
     explained: ExplainedOutput, x: jax.Array, relevance: jax.Array, replacement: jax.Array, replaced: jax.Array
 ) -> jax.Array:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lrp_jax.attribution import Request, StaticModel, Target, explain_arrays, read_target, split_model
+from lrp_jax.attribution import (
+    Request,
+    StaticModel,
+    Target,
+    explain_in_trace,
+    read_target,
+    split_model,
+    trace_model,
+    trace_static,
+)
 from lrp_jax.checks import Checks, report_batches
 from lrp_jax.composites import Composite, Rules, as_composite
 from lrp_jax.errors import InputError, StoreError, import_extra
+from lrp_jax.programs import Computation, array_digest, computation
 
 _DONE = "done"
 _GROUP = "zarr.json"  # the key under which Zarr keeps the metadata of a group
@@ -115,19 +125,22 @@ def explain_dataset(
     sample = _sample(prepare, first)
     stack = functools.partial(_stack, prepare, sample)
     composite = as_composite(rules)
-    arrays, static = split_model(model)
     one = jax.tree.map(lambda leaf: leaf[None], sample)
-    kind, targets_of = _read_targets(target, target_of, jax.eval_shape(static.call, arrays, one), number)
+    _, output = trace_model(model, one)
+    kind, targets_of = _read_targets(target, target_of, output, number)
+    arrays, static = split_model(model)
+    function = target if callable(target) else None
+    explain = functools.partial(_explain_batch, static, model, composite, kind, function, reduce)
 
-    explain = functools.partial(_explain_batch, static, composite, kind, reduce)
     one_target = targets_of([first], 0, 1)
-    computation, (shapes, _) = jax.make_jaxpr(explain, return_shape=True)(arrays, one, one_target)
+    computed = computation(explain, arrays, one, one_target)
+    shapes, _ = computed.value
     fingerprint = {
         "samples": "unknown" if number is None else str(number),
         "sample": _describe(sample),
         "batch_size": str(batch_size),
         "rules": _without_addresses(repr(composite)),
-        "computation (model, rules, target, reduce)": _hash(computation),
+        "computation (model, rules, target, reduce)": f"{computed.program.text.digest()} {_hash(computed.arrays)}",
         "parameters": _hash(arrays),
         "data (first sample, targets)": _hash(
             (sample, one_target, np.asarray(target) if _is_per_sample(target) else ())
@@ -141,6 +154,7 @@ def explain_dataset(
     place = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec(axis)))
     own = None if number is None else sum(map(len, _own_batches(number, batch_size)))
     tqdm = import_extra("tqdm.auto", "large").tqdm
+    shared: Computation | None = None
     running: tuple[range, Any] | None = None
     found: dict[range, Checks] = {}
 
@@ -155,7 +169,11 @@ def explain_dataset(
                 if not group.holds(indices):
                     loaded = list(batch)
                     x, targets = stack(loaded, indices.start, width), targets_of(loaded, indices.start, width)
-                    started = _explain_shared(mesh, static, composite, kind, reduce, arrays, place(x), place(targets))
+                    x, targets = place(x), place(targets)
+                    if shared is None:
+                        shared = computation(functools.partial(_explain_shared, mesh, explain), arrays, x, targets)
+                        shared = replace(shared, arrays=[_placed(array, mesh) for array in shared.arrays])
+                    started = shared(arrays, x, targets)
                     if running is not None:  # is written while the devices are at work
                         finish(*running)
                     running = indices, started
@@ -320,15 +338,18 @@ def _read_targets(
 
 def _explain_batch(
     static: StaticModel,
+    holder: Any,
     composite: Composite,
-    kind: Any,
+    kind: str,
+    function: Callable[[Any], Any] | None,
     reduce: Callable[[Any], Any] | None,
     arrays: dict[str, Any],
     x: Any,
     targets: Any,
 ) -> tuple[dict[str, jax.Array], Checks]:
     """What is stored of a batch, by name, and what was found in it."""
-    output, maps, _, checks = explain_arrays(static, composite, Request((), ()), kind, arrays, x, targets, [])
+    call, _ = trace_static(static, holder, arrays, x, function)
+    output, maps, _, checks = explain_in_trace(composite, Request((), ()), kind, call, targets, [])
     if kind == "all":
         maps = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), maps)
     explained = {"relevance": reduce(maps) if reduce else maps, "output": output}
@@ -345,20 +366,11 @@ def _explain_batch(
     return named, jax.tree.map(lambda leaf: leaf[None], checks)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _explain_shared(
-    mesh: Mesh,
-    static: StaticModel,
-    composite: Composite,
-    kind: Any,
-    reduce: Callable[[Any], Any] | None,
-    arrays: dict[str, Any],
-    x: Any,
-    targets: Any,
+    mesh: Mesh, explain: Callable[..., Any], arrays: dict[str, Any], x: Any, targets: Any
 ) -> tuple[dict[str, jax.Array], Checks]:
     """Each device along the first axis of the mesh explains samples of its own: none has to wait for another."""
     (axis, *_) = mesh.axis_names
-    explain = functools.partial(_explain_batch, static, composite, kind, reduce)
     everything, share = PartitionSpec(), PartitionSpec(axis)
     return jax.shard_map(
         explain,
@@ -529,47 +541,9 @@ def _without_addresses(text: str) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
-def _hash(value: Any) -> str:
-    """The SHA-256 of arrays in a pytree or of a computation; the same in every process."""
+def _hash(tree: Any) -> str:
+    """The SHA-256 of the arrays in a pytree; the same in every process."""
     digest = hashlib.sha256()
-
-    def add(text: str) -> None:
-        digest.update(text.encode())
-
-    def add_arrays(tree: Any) -> None:
-        for name, leaf in _named(tree).items():
-            is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
-            array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-            add(f"{name} {array.dtype} {array.shape}")
-            digest.update(np.ascontiguousarray(array).tobytes())
-
-    def add_jaxpr(jaxpr: Any) -> None:
-        if isinstance(jaxpr, ClosedJaxpr):
-            add_arrays(jaxpr.consts)
-            jaxpr = jaxpr.jaxpr
-        numbers: dict[Any, int] = {}
-
-        def add_atoms(atoms: Sequence[Any]) -> None:
-            for atom in atoms:
-                if isinstance(atom, Literal):
-                    add_arrays(atom.val)
-                else:
-                    add(f"{numbers.setdefault(atom, len(numbers))}:{atom.aval.str_short()}")
-
-        add_atoms([*jaxpr.constvars, *jaxpr.invars])
-        for equation in jaxpr.eqns:
-            add(str(equation.primitive))
-            add_atoms([*equation.invars, *equation.outvars])
-            for name, parameter in sorted(equation.params.items()):
-                add(name)
-                for leaf in jax.tree.leaves(parameter, is_leaf=lambda leaf: isinstance(leaf, ClosedJaxpr | Jaxpr)):
-                    if isinstance(leaf, ClosedJaxpr | Jaxpr):
-                        add_jaxpr(leaf)
-                    elif isinstance(leaf, jax.Array | np.ndarray):
-                        add_arrays(leaf)
-                    elif not callable(leaf):
-                        add(_without_addresses(repr(leaf)))
-        add_atoms(jaxpr.outvars)
-
-    add_jaxpr(value) if isinstance(value, ClosedJaxpr) else add_arrays(value)
+    for name, leaf in _named(tree).items():
+        digest.update(" ".join((name, *array_digest(leaf))).encode())
     return digest.hexdigest()

@@ -190,7 +190,9 @@ class Formula:
         """Whether f is straight between kinks and jumps, by its operations."""
         degrees: list[float] = [1]
         for step in self.steps:
-            of_operands = [degrees[i] if isinstance(i, int) else 0 for i in step.operands]  # numbers have none, as steps
+            of_operands = [
+                degrees[i] if isinstance(i, int) else 0 for i in step.operands
+            ]  # numbers have none, as steps
             if step.equation.outvars[0].aval.dtype == jnp.bool_ or step.name in equations.STEPS - {"stop_gradient"}:
                 degrees.append(0)
             elif step.name in _PIECEWISE_LINEAR | equations.IDENTITIES:
@@ -396,10 +398,12 @@ class Functions:
             operands = [places.get(value, self.graph.number(value)) for value in operation.inputs]
             steps.append(Step(operation.equation, tuple(operands)))
             params = operation.equation.params
-            key.append((
-                operation.name,
-                tuple(i if isinstance(i, int) else (str(i.dtype), i.tobytes()) for i in operands),
-                params.get("y"),
-                operation.equation.outvars[0].aval.dtype,
-            ))
+            key.append(
+                (
+                    operation.name,
+                    tuple(i if isinstance(i, int) else (str(i.dtype), i.tobytes()) for i in operands),
+                    params.get("y"),
+                    operation.equation.outvars[0].aval.dtype,
+                )
+            )
         return self._formulas.setdefault(tuple(key), Formula(tuple(steps)))

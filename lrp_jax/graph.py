@@ -249,9 +249,7 @@ def read(
         The graph of the function.
     """
     names = [*paths, *[""] * (len(statuses) - len(paths))]
-    inputs = [
-        _Input(status, path, status is Status.CONSTANT) for status, path in zip(statuses, names, strict=True)
-    ]
+    inputs = [_Input(status, path, status is Status.CONSTANT) for status, path in zip(statuses, names, strict=True)]
     return _read(closed_jaxpr, inputs, hold, then, caller)
 
 
@@ -375,9 +373,7 @@ class _Reader:
             self.seen[key] = outputs
         return outputs
 
-    def _broadcast(
-        self, value: int, shape: tuple[int, ...], location: str, checkpoints: tuple[Checkpoint, ...]
-    ) -> int:
+    def _broadcast(self, value: int, shape: tuple[int, ...], location: str, checkpoints: tuple[Checkpoint, ...]) -> int:
         """Broadcasts an operand through which relevance flows by an operation of its own."""
         there = self.graph.shapes[value]
         if there.shape == shape or self.graph.status[value] is Status.CONSTANT:

@@ -12,9 +12,9 @@ from jax.extend import core
 
 from lrp_jax import equations
 from lrp_jax.errors import ModelError
-from lrp_jax.graph import Graph, Operation, Status
 from lrp_jax.factors import Rank, rank_of
 from lrp_jax.functions import Functions
+from lrp_jax.graph import Graph, Operation, Status
 
 HOW_TO_SWITCH = (
     "Switch it to inference mode: model.eval() for Flax NNX, deterministic=True and use_running_average=True for Flax "
@@ -202,7 +202,9 @@ def _axis_after(graph: Graph, operation: Operation, carried: Sequence[int | None
         same = (i for i, size in enumerate(shape) if size == length and math.prod(shape[:i]) == before)
         return next(same, None)
     if name == "squeeze":
-        return None if axis in params["dimensions"] else axis - sum(dimension < axis for dimension in params["dimensions"])
+        return (
+            None if axis in params["dimensions"] else axis - sum(dimension < axis for dimension in params["dimensions"])
+        )
     if name == "stack":
         return axis + (params["axis"] <= axis)
     if name in _REDUCTIONS:

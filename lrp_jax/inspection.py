@@ -1,5 +1,6 @@
 """Looking into an explanation: the plan before it runs, and the ledger of where the relevance went."""
 
+import functools
 import html
 import re
 import sys
@@ -12,13 +13,14 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 
 from lrp_jax import operations
-from lrp_jax.attribution import Target, cotangents_of, read_target, seed_of, split_model, trace_model
+from lrp_jax.attribution import Target, read_target, seed_of, trace_model
 from lrp_jax.checks import Checks, check, number_of_samples, report
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.errors import InputError
 from lrp_jax.forms import Form
 from lrp_jax.planning import Piece, Plan, make_plan
-from lrp_jax.tracing import Traced
+from lrp_jax.programs import run_compiled
+from lrp_jax.tracing import Traced, explaining
 from lrp_jax.transform import Probe, propagator, run_pieces
 
 
@@ -91,9 +93,9 @@ def plan(model: Callable[[Any], Any], x: Any, rules: Rules | None = None) -> Tab
         ... relu   (1, 2)  passed one to one    ratio  any sign
     """
     number_of_samples(x)
-    arrays, static = split_model(model)
     composite = as_composite(rules)
-    made = make_plan(trace_model(static, None, arrays, x).graph, composite)
+    call, _ = trace_model(model, x)
+    made = make_plan(call.read().graph, composite)
     pieces = [piece for piece in made.all_pieces() if piece.treatment is not None]
     graphs = _graph_of_each_piece(made)
     rows = tuple(_plan_row(graphs[id(piece)], piece) for piece in pieces)
@@ -276,13 +278,12 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
         (7.0, 5.0, 2.0)
     """
     composite = as_composite(rules)
-    arrays, static = split_model(model)
     number = number_of_samples(x)
-    output = jax.eval_shape(static.call, arrays, x)
+    call, output = trace_model(model, x)
     kind, values = read_target(target, output, number)
     if kind == "all":
         raise InputError("A ledger is kept for one target at a time: pass a class index instead of 'all'.")
-    traced = trace_model(static, kind, arrays, x)
+    traced = (explaining(call, output, target) if callable(target) else call).read()
     made = make_plan(traced.graph, composite)
     pieces = [piece for piece in reversed(made.pieces) if piece.treatment is not None]
     probes = [
@@ -292,8 +293,8 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
         for value in numbers
         if made.graph.is_live(value)
     ]
-    accounts = jax.jit(lambda inputs: _accounts(traced, made, pieces, probes, kind, values, inputs))(traced.inputs)
-    *accounts, checks = accounts
+    account = functools.partial(_accounts, traced, made, pieces, probes, kind)
+    *accounts, checks = run_compiled(account, values, traced.inputs)
     report([checks], lambda: traced)
     start, end, sums = jax.tree.map(float, accounts)
     rows = tuple(_ledger_row(piece, *numbers) for piece, numbers in zip(pieces, sums, strict=True))
@@ -311,9 +312,9 @@ def _accounts(
 ) -> tuple[jax.Array, jax.Array, list[tuple[Any, Any, Any]], Checks]:
     """The explained output, the relevance of x, per piece what arrived, was handed on, the bias kept; and checks."""
     outputs, propagate = propagator(made, inputs, probes)
-    returned, explained = jax.tree.unflatten(traced.structure, outputs)
+    returned, explained = traced.split(outputs)
     seed = seed_of(kind, values, explained)
-    relevance, probed = propagate(cotangents_of(returned, seed))
+    relevance, probed = propagate(traced.cotangents(outputs, seed))
     found = {(id(probe.piece), probe.side, probe.value): array for probe, array in zip(probes, probed, strict=True)}
     numbers = run_pieces(made, inputs)
     sums = []

@@ -419,11 +419,11 @@ def find_tails(graph: Graph, layers: Mapping[int, Layer]) -> dict[int, Tail]:
         shapes = graph.shapes[before], graph.shapes[output]
         if not all(jnp.issubdtype(shape.dtype, jnp.floating) for shape in shapes):
             continue
-        is_move = operation.name in _MOVES or (operation.name == "broadcast_in_dim" and shapes[0].size == shapes[1].size)
+        is_move = operation.name in _MOVES or (
+            operation.name == "broadcast_in_dim" and shapes[0].size == shapes[1].size
+        )
         if is_move and graph.is_live(output):
-            tails[output] = replace(
-                tail, moves=(*tail.moves, operation), axes=_axes_after(tail.axes, operation)
-            )
+            tails[output] = replace(tail, moves=(*tail.moves, operation), axes=_axes_after(tail.axes, operation))
         elif operation.name in _AFFINE and shapes[0].shape == shapes[1].shape:
             if operation.name in {"mul", "div"} and not _folds(graph, tail, operation, others):
                 continue
@@ -455,9 +455,7 @@ def _axes_after(axes: _Axes, operation: Operation) -> _Axes:
         return [next(given) if size > 1 else None for size in after]
     changed = params.get("dimensions", ()) if name == "rev" else ()
     return [
-        axes[i]
-        if i < len(before) and i not in changed and before[: i + 1] == after[: i + 1]
-        else None
+        axes[i] if i < len(before) and i not in changed and before[: i + 1] == after[: i + 1] else None
         for i in range(len(after))
     ]
 

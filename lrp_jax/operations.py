@@ -19,7 +19,7 @@ from lrp_jax.errors import UnsupportedOperationError
 from lrp_jax.forms import RELATIVE_STABILIZER, Form, divide, stabilize
 from lrp_jax.functions import Formula
 from lrp_jax.graph import Graph, Operation
-from lrp_jax.windows import is_small_pooling, to_first_largest
+from lrp_jax.maxima import MAXIMA, to_winners, winners
 
 Arrays = Sequence[jax.Array]
 
@@ -30,7 +30,9 @@ class Call:
 
     Attributes:
         run: The operation as a function of (live operands, other operands).
-        params: The parameters of the primitive.
+        name: The name of the primitive, of the first one if there are several.
+        params: Its parameters.
+        places: For each of its operands, the position among the live ones followed by the others.
         live: The operands through which relevance flows.
         constants: The other operands.
         outputs: What it returned.
@@ -39,12 +41,25 @@ class Call:
     """
 
     run: Callable[[Arrays, Arrays], Arrays]
+    name: str
     params: Mapping[str, Any]
+    places: Sequence[int]
     live: Arrays
     constants: Arrays
     outputs: Arrays
     cotangents: Arrays
     remembered: Any = None
+
+    @property
+    def operands(self) -> list[jax.Array]:
+        """All operands, in the order in which the primitive takes them."""
+        arrays = [*self.live, *self.constants]
+        return [arrays[place] for place in self.places]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The positions of the live operands."""
+        return tuple(i for i, place in enumerate(self.places) if place < len(self.live))
 
 
 Backward = Callable[[Call], Arrays]
@@ -97,7 +112,7 @@ def _halves(call: Call) -> Arrays:
 
 
 def _share_of_function(formula: Formula, call: Call) -> Arrays:
-    """c (f(u) - f(0)) / u, by the slope where u is too small to divide by."""
+    """C (f(u) - f(0)) / u, by the slope where u is too small to divide by."""
     ((u,), (y,), (ratio,)) = call.live, call.outputs, call.cotangents
     wide = jnp.promote_types(u.dtype, jnp.float32)
     u_wide, y_wide = u.astype(wide), y.astype(wide)
@@ -134,12 +149,14 @@ def _share_of_bound(call: Call) -> Arrays:
     return ((ratio * share).astype(u.dtype),)
 
 
-def _to_winner(call: Call) -> Arrays:
-    (x,), (largest,), (cotangent,) = call.live, call.outputs, call.cotangents
-    if is_small_pooling(call.params):
-        return (to_first_largest(x, largest, cotangent, call.params),)
-    _, transpose = jax.vjp(lambda x: call.run([x], call.constants), x)
-    return transpose([cotangent])
+def _winners(call: Call) -> jax.Array:
+    return winners(call.name, call.params, call.positions, call.operands)
+
+
+def _to_winners(call: Call) -> Arrays:
+    (cotangent,) = call.cotangents
+    given = to_winners(call.name, call.params, call.positions, call.operands, call.remembered, cotangent)
+    return [array.astype(x.dtype) for array, x in zip(given, call.live, strict=True)]
 
 
 def _pooled_sum(call: Call) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
@@ -253,8 +270,8 @@ def passing_constants_on(treatment: Treatment) -> Treatment:
     return one_to_one
 
 
-winner_takes_all = Treatment(structural.summary, dict.fromkeys(Form, _to_winner))
-"""For max pooling: the largest element of the window gets all, the first one of equals."""
+winner_takes_all = Treatment("to the winner", dict.fromkeys(Form, _to_winners), remember=_winners)
+"""For maxima and minima: the largest element gets all, the first one of equals, decided once in the forward pass."""
 
 pooled_in_proportion = Treatment(
     "split in proportion over the window", {Form.RELEVANCE: _pool_proportionally}, Form.RELEVANCE, Form.RATIO
@@ -274,10 +291,9 @@ deconvolved = Treatment("gradient where it is positive", {Form.RATIO: _rectified
 
 _STRUCTURAL = frozenset(
     """
-    all_gather broadcast_in_dim broadcast_to concatenate convert_element_type copy copy_p cummax cummin device_put
-    dynamic_slice dynamic_update_slice expand_dims gather layout_constraint name optimization_barrier pad pvary
-    reduce_max reduce_min reduce_precision reduce_window_min reshape reshard rev scatter
-    select_and_gather_add select_n sharding_constraint slice sort split squeeze stack tile top_k transpose unstack
+    all_gather broadcast_in_dim broadcast_to concatenate convert_element_type copy copy_p device_put dynamic_slice
+    dynamic_update_slice expand_dims gather layout_constraint name optimization_barrier pad pvary reduce_precision
+    reshape reshard rev scatter select_n sharding_constraint slice sort split squeeze stack tile top_k transpose unstack
     """.split()
 )
 _PROPORTIONAL = frozenset("add add_any cumsum psum reduce_sum reduce_window_sum sub".split())
@@ -293,7 +309,8 @@ _SUMMARIES: tuple[tuple[Set[str], str], ...] = (
     ({"mul", "div"}, "passed one to one; of two live factors half to each, or all to the signal if the other is held"),
     ({"max", "min"}, "a function of one value; to the winner of two live values"),
     (_PROPORTIONAL | {"scatter-add"}, "split in proportion; a constant that is added keeps its share"),
-    (_STRUCTURAL | {"reduce_window_max"}, structural.summary),
+    (frozenset(MAXIMA), winner_takes_all.summary),
+    (_STRUCTURAL, structural.summary),
     ({"scan", "cond"}, "looked into: the bodies are transformed"),
     (set(equations.CALLS), "looked into"),
     (_ENDS, "relevance ends: the output is not differentiable, or is held constant"),
@@ -317,12 +334,12 @@ def treatment_of(graph: Graph, operation: Operation) -> Treatment:
     name, live = operation.name, graph.live_inputs(operation)
     if any(jnp.iscomplexobj(graph.shapes[value]) for value in (*operation.inputs, *operation.outputs)):
         raise _refusal(operation, "complex numbers")
-    if name in {"max", "min", "clamp"}:
-        return structural if len(live) == 2 else bounded
+    if name in {"max", "min", "clamp"} and len(live) == 1:
+        return bounded
+    if name in MAXIMA:
+        return winner_takes_all
     if name in _STRUCTURAL:
         return structural
-    if name == "reduce_window_max":
-        return winner_takes_all
     if name == "scatter-add" or (name in _PROPORTIONAL and len(live) == len(operation.inputs)):
         return proportional
     if name in {"add", "add_any", "sub"}:

@@ -352,9 +352,7 @@ def _with_what_is_read(graph: Graph, pieces: Sequence[Piece]) -> list[Piece]:
     return found
 
 
-def _with_bodies(
-    piece: Piece, operands: Sequence[int], plans: Sequence[Plan], forms: dict[int, set[Form]]
-) -> Piece:
+def _with_bodies(piece: Piece, operands: Sequence[int], plans: Sequence[Plan], forms: dict[int, set[Form]]) -> Piece:
     """Completes a piece that runs inner functions, and notes in which forms their operands come back."""
     for value, found in zip(operands, plans[0].input_forms, strict=True):
         if value in piece.live:

@@ -165,7 +165,11 @@ def _is_sum_of_squares(equation: Any) -> bool:
         return False
     (left, right), batch = equation.params["dimension_numbers"]
     paired = set(left) | set(batch[0])
-    return tuple(left) == tuple(right) and tuple(batch[0]) == tuple(batch[1]) and len(paired) == equation.invars[0].aval.ndim
+    return (
+        tuple(left) == tuple(right)
+        and tuple(batch[0]) == tuple(batch[1])
+        and len(paired) == equation.invars[0].aval.ndim
+    )
 
 
 def _add(a: Range, b: Range) -> Range:

@@ -1,19 +1,23 @@
 """Tracing a call of a function: which of its arrays are explained, and where its parameters come from."""
 
+import functools
 import inspect
-import re
+import operator
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from lrp_jax import held_arrays
 from lrp_jax.equations import is_of_user
 from lrp_jax.errors import InputError, LRPError, ModelError
 from lrp_jax.graph import Graph, Held, Status, read
+from lrp_jax.held_arrays import name_of_parameter
 from lrp_jax.inference import HOW_TO_SWITCH, check_inference
+from lrp_jax.programs import Program, computation, take_apart
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,103 @@ class Traced:
         graph: The function.
         inputs: The arrays of the call, in the order of the graph's inputs.
         structure: The pytree structure of the function's value.
+        explained: The structure of what is explained of the value; None if it is the value.
     """
 
     graph: Graph
     inputs: list[Any]
     structure: Any
+    explained: Any = None
+
+    def split(self, outputs: Sequence[Any]) -> tuple[Any, Any]:
+        """The function's value, and what is explained of it."""
+        number = self.structure.num_leaves
+        value = jax.tree.unflatten(self.structure, outputs[:number])
+        return value, value if self.explained is None else jax.tree.unflatten(self.explained, outputs[number:])
+
+    def cotangents(self, outputs: Sequence[Any], seed: Any) -> list[Any]:
+        """The cotangents of the outputs: the seed for what is explained, nothing for the rest."""
+        leaves = jax.tree.leaves(seed)
+        return [*map(jnp.zeros_like, outputs[: len(outputs) - len(leaves)]), *leaves]
+
+
+@dataclass(frozen=True)
+class CallText:
+    """What a traced call says; the arrays are no part of it.
+
+    Attributes:
+        program: What the function computes.
+        statuses: For each input, whether it is explained.
+        paths: For each input, the path of the parameter that it is; empty for none.
+        held: For each array that the function holds, its path, and whether it existed before the trace.
+        arguments: The structure of the arguments, whose leaves are the inputs if all of them are arrays.
+        structure: The structure of the function's value.
+        samples_first: Whether the first dimension of what is explained is known to be that of the samples.
+        target: A function of the value that is explained; None if it is the value.
+        explained: The structure of its value.
+    """
+
+    program: Program
+    statuses: tuple[Status, ...]
+    paths: tuple[str, ...]
+    held: tuple[tuple[str, bool], ...]
+    arguments: Any
+    structure: Any
+    samples_first: bool
+    target: Program | None = None
+    explained: Any = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Call:
+    """A call of a function, traced: a pytree of arrays. A program that takes it is compiled once for each text.
+
+    Attributes:
+        inputs: The arrays among the arguments.
+        held: The arrays that the function holds.
+        held_by_target: Those that the function of its value holds.
+        text: All else.
+    """
+
+    inputs: list[Any]
+    held: list[Any]
+    held_by_target: list[Any]
+    text: CallText = field(metadata={"static": True})
+
+    @property
+    def args(self) -> Any:
+        """The positional arguments, of a call that has no other arguments than arrays."""
+        return jax.tree.unflatten(self.text.arguments, self.inputs)[0]
+
+    def replaced(self, *args: Any) -> "Call":
+        """The call with other arguments of the same shapes."""
+        return replace(self, inputs=jax.tree.leaves((args, {})))
+
+    def read(self) -> Traced:
+        """Reads the call.
+
+        Raises:
+            InputError: If integers are explained that are not looked up in an embedding.
+            ModelError: If the function is in training mode, or has an output that does not depend on the explained
+                arguments differentiably.
+        """
+        text = self.text
+        known = {id(array): Held(array, "", is_parameter=False) for array in self.held_by_target}
+        known |= {
+            id(array): Held(array, path, is_parameter)
+            for array, (path, is_parameter) in zip(self.held, text.held, strict=True)
+        }
+        graph = read(
+            text.program.closed(self.held),
+            text.statuses,
+            paths=text.paths,
+            hold=lambda constant: known.get(id(constant)) or Held(constant),
+            then=None if text.target is None else text.target.closed(self.held_by_target),
+        )
+        _check_outputs(graph)
+        check_inference(graph, samples_first=text.samples_first)
+        return Traced(graph, list(self.inputs), text.structure, text.explained)
 
 
 def trace(
@@ -38,9 +134,8 @@ def trace(
     kwargs: dict[str, Any],
     *,
     tokens: bool = False,
-    keep_checkpoints: bool = False,
 ) -> Traced:
-    """Traces a call. Arrays become inputs of the graph; whatever else the arguments hold stays as it is.
+    """Traces and reads a call.
 
     Args:
         fun: The function.
@@ -48,7 +143,6 @@ def trace(
         args: The positional arguments.
         kwargs: The keyword arguments.
         tokens: Whether integers may be explained; relevance then ends at their embeddings.
-        keep_checkpoints: Whether what runs under `jax.checkpoint` stays a function of its own.
 
     Returns:
         The call.
@@ -57,6 +151,36 @@ def trace(
         InputError: If an explained argument is missing or of a dtype that has no relevance.
         ModelError: If the function is in training mode, needs values in Python, or has an output that does not depend
             on the explained arguments differentiably.
+    """
+    call, _ = trace_call(fun, positions, args, kwargs, tokens=tokens)
+    return call.read()
+
+
+def trace_call(
+    fun: Callable[..., Any],
+    positions: Sequence[int],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    tokens: bool = False,
+    holder: Any = None,
+) -> tuple[Call, Any]:
+    """Traces a call. Arrays become inputs; whatever else the arguments hold stays as it is.
+
+    Args:
+        fun: The function.
+        positions: The positions of the arguments that are explained.
+        args: The positional arguments.
+        kwargs: The keyword arguments.
+        tokens: Whether integers may be explained; relevance then ends at their embeddings.
+        holder: What holds the arrays that the function reads, if it is not the function itself.
+
+    Returns:
+        The call, and the shapes and dtypes of its value.
+
+    Raises:
+        InputError: If an explained argument is missing or of a dtype that has no relevance.
+        ModelError: If the function needs values in Python, or changes its state.
     """
     if any(not -len(args) <= position < len(args) for position in positions):
         raise InputError(
@@ -67,7 +191,7 @@ def trace(
     is_live = [i in explained for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)] + [False] * len(
         jax.tree.leaves(kwargs)
     )
-    leaves, tree = jax.tree.flatten((args, kwargs))
+    leaves, tree = jax.tree.flatten((tuple(args), kwargs))
     for leaf, live in zip(leaves, is_live, strict=True):
         if live:
             check_dtype(leaf, tokens=tokens)
@@ -81,19 +205,33 @@ def trace(
 
     arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
     closed_jaxpr, output = jax.make_jaxpr(call, return_shape=True)(arrays)
+    program, held = take_apart(closed_jaxpr)
     statuses = [_status(leaf, live) for leaf, live, array in zip(leaves, is_live, is_array, strict=True) if array]
     paths = [name_of_path(path[2:]) for path, _ in jax.tree_util.tree_leaves_with_path((args, kwargs))]
-    array_paths = [path for path, array in zip(paths, is_array, strict=True) if array]
-    held = _paths_of_arrays(fun)
-    graph = read(
-        closed_jaxpr,
-        statuses,
-        paths=array_paths,
-        hold=lambda constant: Held(constant, held.get(id(constant), "")),
+    text = CallText(
+        program,
+        tuple(statuses),
+        tuple(path for path, array in zip(paths, is_array, strict=True) if array),
+        tuple(held_arrays.find(fun if holder is None else holder, held)),
+        tree,
+        jax.tree.structure(output),
+        tokens,
     )
-    _check_outputs(graph)
-    check_inference(graph, samples_first=tokens)
-    return Traced(graph, arrays, jax.tree.structure(output))
+    return Call(arrays, held, [], text), output
+
+
+def explaining(call: Call, output: Any, target: Callable[[Any], Any]) -> Call:
+    """The call of a function, of which a function of its value is explained.
+
+    Args:
+        call: The call.
+        output: The shapes and dtypes of its value.
+        target: A function of the value.
+    """
+    traced = computation(functools.partial(call_model, target), output)
+    explained = jax.tree.structure(traced.value)
+    text = replace(call.text, target=traced.program, explained=explained)
+    return replace(call, held_by_target=list(traced.arrays), text=text)
 
 
 def check_dtype(leaf: Any, *, tokens: bool = False) -> None:
@@ -133,8 +271,8 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     Raises:
         ModelError: If it needs values in Python that a trace does not have, changes its state, or keeps traced values.
     """
-    copied = jax.tree.map(lambda leaf: leaf, model)
-    before = jax.tree_util.tree_leaves_with_path(copied)
+    before, structure = jax.tree.flatten(model)
+    copied = jax.tree.unflatten(structure, before)
     kept_before = _traced_values(model)
     try:
         value = copied(*args, **kwargs)
@@ -152,9 +290,7 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
                 f"The model is in training mode, or changes its state{_line_of(error)}: {error}. {HOW_TO_SWITCH}."
             ) from error
         raise
-    after = dict(jax.tree_util.tree_leaves_with_path(copied))
-    changed = [name_of_path(path) for path, leaf in before if _is_real(leaf) and after.get(path) is not leaf]
-    if changed:
+    if changed := _changed_numbers(before, model, copied):
         raise ModelError(
             f"The model changes its state while it runs: {', '.join(changed)}. It is in training mode, or keeps a "
             f"cache. {HOW_TO_SWITCH}."
@@ -168,12 +304,22 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return value
 
 
+def _changed_numbers(before: Sequence[Any], model: Any, copied: Any) -> list[str]:
+    """The names of floating-point leaves that a call has replaced in the copy of a model."""
+    after = jax.tree.leaves(copied)
+    if len(after) == len(before) and all(map(operator.is_, after, before)):
+        return []
+    names = [path for path, _ in jax.tree_util.tree_leaves_with_path(model)]
+    known = dict(jax.tree_util.tree_leaves_with_path(copied))
+    pairs = zip(names, before, strict=True)
+    return [name_of_path(path) for path, leaf in pairs if _is_real(leaf) and known.get(path) is not leaf]
+
+
 def _traced_values(model: Callable[..., Any]) -> dict[int, str]:
     """The names of traced values in the attributes of a model that is no pytree, and in the variables of a function."""
     function = inspect.unwrap(getattr(model, "func", model))
     owner = getattr(function, "__self__", model)
-    is_pytree = any(leaf is not owner for leaf in jax.tree.leaves(owner))
-    named = {} if is_pytree else dict(getattr(owner, "__dict__", {}))
+    named = {} if not jax.tree_util.all_leaves([owner]) else dict(getattr(owner, "__dict__", {}))
     if inspect.isfunction(function):
         variables = inspect.getclosurevars(function)
         named |= {**variables.globals, **variables.nonlocals}
@@ -224,19 +370,6 @@ def _status(leaf: Any, live: bool) -> Status:
     return Status.LIVE if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else Status.TOKEN
 
 
-def _paths_of_arrays(fun: Callable[..., Any]) -> dict[int, str]:
-    """The paths of the arrays that a function holds: as a module, as a partial, or in variables that it closes over."""
-    function = inspect.unwrap(getattr(fun, "func", fun))
-    holders = [fun, function, getattr(function, "__self__", None)]
-    holders += [getattr(fun, "args", None), getattr(fun, "keywords", None)]
-    if inspect.isfunction(function):
-        variables = inspect.getclosurevars(function)
-        holders += [*variables.nonlocals.values(), *variables.globals.values()]
-    leaves = [leaf for holder in holders for leaf in _leaves_with_path(holder)]
-    return {id(leaf): name_of_path(path) for path, leaf in leaves if hasattr(leaf, "dtype")}
-
-
 def name_of_path(path: Sequence[Any]) -> str:
-    """The path of a parameter as a name: without the attribute that holds the array, and Linen's collection."""
-    name = jax.tree_util.keystr(tuple(path), simple=True, separator=".")
-    return re.sub(r"^(\d+\.)*params\.", "", name.removesuffix(".value"))
+    """The path of a parameter as a name."""
+    return name_of_parameter(jax.tree_util.keystr(tuple(path), simple=True, separator="."))

@@ -227,7 +227,10 @@ def _runner(piece: Piece, taken: Form) -> Callable[[Sequence[jax.Array], Sequenc
     backward, remember = piece.treatment.backward.get(taken), piece.treatment.remember
     if backward is None:
         return piece.run
-    params = piece.operations[0].equation.params
+    (operation, *_) = piece.operations
+    order = [*piece.live, *piece.constants]
+    places = [order.index(i) for i in operation.inputs if i in order]
+    make_call = functools.partial(Call, piece.run, operation.name, operation.equation.params, places)
 
     @jax.custom_vjp
     def run(live: list[jax.Array], constants: list[jax.Array]) -> list[jax.Array]:
@@ -235,12 +238,12 @@ def _runner(piece: Piece, taken: Form) -> Callable[[Sequence[jax.Array], Sequenc
 
     def forward(live: list[jax.Array], constants: list[jax.Array]) -> tuple[list[jax.Array], Any]:
         outputs = piece.run_with_backward(live, constants)
-        call = Call(piece.run, params, live, constants, outputs, ())
+        call = make_call(live, constants, outputs, ())
         return outputs, (live, constants, outputs, remember(call) if remember else None)
 
     def back(residuals: Any, cotangents: list[jax.Array]) -> tuple[list[jax.Array], None]:
         live, constants, outputs, remembered = residuals
-        return list(backward(Call(piece.run, params, live, constants, outputs, cotangents, remembered))), None
+        return list(backward(make_call(live, constants, outputs, cotangents, remembered))), None
 
     run.defvjp(forward, back)
     return run

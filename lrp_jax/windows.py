@@ -1,6 +1,6 @@
-"""Depthwise convolutions and the backward pass of max pooling, for processors on which XLA is slow at them.
+"""Depthwise convolutions, for processors on which XLA is slow at them.
 
-Both are written as a few elementwise operations for each entry of the window, which fuse into one loop over the image.
+They are written as a few elementwise operations for each entry of the window, which fuse into one loop over the image.
 """
 
 import itertools
@@ -92,39 +92,3 @@ def transposed_products(s: jax.Array, w: jax.Array, params: Mapping[str, Any], s
         "padding": padding,
     }
     return shifted_products(s, jnp.flip(w, numbers.rhs_spec[2:]), {**params, **turned})
-
-
-def is_small_pooling(params: Mapping[str, Any]) -> bool:
-    """Whether a pooling is one that `to_first_largest` can do."""
-    return set(params["base_dilation"]) == {1} and math.prod(params["window_dimensions"]) <= _MOST_ENTRIES
-
-
-def to_first_largest(x: jax.Array, largest: jax.Array, cotangent: jax.Array, params: Mapping[str, Any]) -> jax.Array:
-    """Gives what arrives at each window of a max pooling to its largest element, the first one of equals.
-
-    Args:
-        x: The image.
-        largest: The largest element of each window.
-        cotangent: What arrives, of the same shape.
-        params: The parameters of the `reduce_window_max` equation.
-
-    Returns:
-        The same as the gradient of the pooling (which JAX has no dilated windows for), in the shape of `x`.
-    """
-    window, strides, dilation = params["window_dimensions"], params["window_strides"], params["window_dilation"]
-    padding = params["padding"]
-    padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(low, high, 0) for low, high in padding])
-    spans = [(size - 1) * stride + 1 for size, stride in zip(largest.shape, strides, strict=True)]
-    zero = jnp.zeros((), cotangent.dtype)
-    total, is_given = jnp.zeros(padded.shape, cotangent.dtype), jnp.zeros(largest.shape, bool)
-    for offsets in itertools.product(*map(range, window)):
-        start = [offset * step for offset, step in zip(offsets, dilation, strict=True)]
-        stop = [first + span for first, span in zip(start, spans, strict=True)]
-        wins = (lax.slice(padded, start, stop, strides) == largest) & ~is_given
-        is_given |= wins
-        around = [
-            (first, size - last, stride - 1)
-            for first, last, size, stride in zip(start, stop, padded.shape, strides, strict=True)
-        ]
-        total += lax.pad(jnp.where(wins, cotangent, zero), zero, around)
-    return lax.pad(total, zero, [(-low, -high, 0) for low, high in padding])

@@ -1,5 +1,6 @@
 """`explain_dataset`: the maps of `relevance`, each once, on several devices, in several processes, after a kill."""
 
+import functools
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from lrp_jax import composites, relevance, rules
 from lrp_jax.attribution import split_model
 from lrp_jax.datasets import Split
 from lrp_jax.errors import InputError, LRPWarning, MissingExtraError, ModelError, StoreError
-from lrp_jax.explain_dataset import _explain_shared, _Group, explain_dataset, open_explanations
+from lrp_jax.explain_dataset import _explain_batch, _explain_shared, _Group, explain_dataset, open_explanations
 
 ROOT = Path(__file__).parents[1]
 COMPOSITE = composites.EpsilonGammaBox(0.0, 1.0)
@@ -313,7 +314,9 @@ def on_eight_devices(folder):
     for target in (None, "all"):
         arrays, static = split_model(a_network())
         kind = target or "largest"
-        program = _explain_shared.lower(mesh, static, COMPOSITE, kind, None, arrays, np.zeros((16, 6, 6, 1)), None)
+        explain_batch = functools.partial(_explain_batch, static, None, COMPOSITE, kind, None, None)
+        shared_out = jax.jit(functools.partial(_explain_shared, mesh, explain_batch))
+        program = shared_out.lower(arrays, np.zeros((16, 6, 6, 1)), None)
         assert not re.findall(r"all-\w+|collective-\w+|reduce-scatter", program.compile().as_text())
 
     maps = {}

@@ -15,7 +15,7 @@ from lrp_jax.errors import RuleError
 RULES = {
     "zero": (rules.Zero, oracle.zero, {}),
     "epsilon": (rules.Epsilon, oracle.epsilon, {"epsilon": 1e-2}),
-    "epsilon, default": (rules.Epsilon, partial(oracle.epsilon, epsilon=1e-6), {}),
+    "epsilon, small": (partial(rules.Epsilon, 1e-6), partial(oracle.epsilon, epsilon=1e-6), {}),
     "gamma": (rules.Gamma, oracle.gamma, {"gamma": 0.25, "stabilizer": 1e-6}),
     "gamma, large": (rules.Gamma, oracle.gamma, {"gamma": 10.0, "stabilizer": 0.1}),
     "alpha-beta": (rules.AlphaBeta, oracle.alpha_beta, {"alpha": 2.0, "beta": 1.0, "stabilizer": 1e-6}),
@@ -24,7 +24,7 @@ RULES = {
     "w^2": (rules.WSquare, oracle.wsquare, {"stabilizer": 1e-6}),
     "flat": (rules.Flat, oracle.flat, {"stabilizer": 1e-6}),
     "z-box": (rules.ZBox, oracle.zbox, {"low": -3.0, "high": 4.0, "stabilizer": 1e-6}),
-    "norm": (rules.Norm, partial(oracle.epsilon, epsilon=1e-6), {}),
+    "norm": (partial(rules.Norm, 1e-6), partial(oracle.epsilon, epsilon=1e-6), {}),
 }
 
 
@@ -70,9 +70,7 @@ LAYERS = {
         (4, 1, 1),
     ),
     "conv 2-D, kernel dilated": (
-        partial(
-            conv, layout=CHANNELS_LAST, window_strides=(1, 1), padding="SAME", rhs_dilation=(2, 3)
-        ),
+        partial(conv, layout=CHANNELS_LAST, window_strides=(1, 1), padding="SAME", rhs_dilation=(2, 3)),
         (2, 2, 2, 3),
         (1, 6, 6, 2),
         (3,),
@@ -108,9 +106,7 @@ LAYERS = {
         (3,),
     ),
     "conv 3-D": (
-        partial(
-            conv, layout=("NDHWC", "DHWIO", "NDHWC"), window_strides=(1, 2, 1), padding="SAME"
-        ),
+        partial(conv, layout=("NDHWC", "DHWIO", "NDHWC"), window_strides=(1, 2, 1), padding="SAME"),
         (2, 2, 2, 2, 3),
         (1, 3, 4, 3, 2),
         (3,),

@@ -1,8 +1,7 @@
 """Whole networks against zennit: `tests/reference/make_zennit.py` writes the arrays, with zennit's versions in them."""
 
-from pathlib import Path
-
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +142,9 @@ def test_output_agrees_with_zennit(float64, network):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_relevance_agrees_with_zennit(float64, network, name):
     parameters, x = Parameters(network), jnp.asarray(REFERENCE[f"{network}/input"])
-    output, transpose = jax.vjp(lrp(lambda x: NETWORKS[network](parameters, x), stabilized_as_in_zennit(ASSIGNMENTS[name])), x)
+    output, transpose = jax.vjp(
+        lrp(lambda x: NETWORKS[network](parameters, x), stabilized_as_in_zennit(ASSIGNMENTS[name])), x
+    )
     for classes, expected in zip(REFERENCE["chosen"], REFERENCE[f"{network}/relevance/{name}"], strict=True):
         (found,) = transpose(jax.nn.one_hot(classes, output.shape[1], dtype=output.dtype))
         error = np.abs(found - expected).max() / np.abs(expected).max()
