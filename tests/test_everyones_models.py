@@ -133,7 +133,7 @@ def test_two_integer_inputs_of_the_same_shape(shift):
 
 # Lookups inside of loops
 
-TABLE, READ, DECAY = RNG.normal(size=(9, 4)), np.array([0.5, -1.0, 2.0, 0.3]), 0.7
+TABLE, READ, DECAY = RNG.normal(size=(10, 4)), np.array([0.5, -1.0, 2.0, 0.3]), 0.7
 IDS = np.array([[1, 5, 2], [8, 0, 3]])
 
 
@@ -150,7 +150,7 @@ def recurrent(lookup, order=1):
             case "in the loop":
                 return lax.scan(lambda h, i: (DECAY * h + table[i] @ u, None), start, steps)[0]
             case "in the loop, one-hot":
-                one_hot = lambda i: jax.nn.one_hot(i, 9) @ table
+                one_hot = lambda i: jax.nn.one_hot(i, len(TABLE)) @ table
                 return lax.scan(lambda h, i: (DECAY * h + one_hot(i) @ u, None), start, steps)[0]
             case "by position":
                 step = lambda h, t: (DECAY * h + table[ids[:, t]] @ u, None)
@@ -229,7 +229,7 @@ MOVES = {
     "set": (lambda x: x.at[:, 1].set(3), [1.0, 0.0, 100.0]),
     "masked by where": (lambda x: jnp.where(jnp.array([True, False, True]), x, 0), [1.0, 0.0, 100.0]),
     "with an offset": (lambda x: x + 1, None),
-    "modulo the size of the table": (lambda x: (x + 9) % 9, PLACES[:3]),
+    "modulo the size of the table": (lambda x: (x + 10) % 10, PLACES[:3]),
     "clipped": (lambda x: jnp.clip(x, 0, 8), PLACES[:3]),
     "reshaped and back": (lambda x: x.reshape(-1).reshape(x.shape), PLACES[:3]),
     "cast": (lambda x: x.astype(jnp.int16).astype(jnp.int32), PLACES[:3]),
