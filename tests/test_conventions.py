@@ -1190,9 +1190,50 @@ def test_ties_go_to_the_first(case, way):
 
 # The account
 
+LEDGER_X, LEDGER_WEIGHT = np.array([[1.0, 2.0]]), np.array([[2.0], [-1.0]])
+
 
 def test_ledger_says_what_constants_kept():
     # x + b = (1.5, 0.75), w = (2, -1): 2.25 explained; x receives (2, -1), the constant 0.5 * 2 - (-0.25) ... = 1.25.
     b, w = jnp.array([0.5, -0.25]), np.array([[2.0], [-1.0]])
     book = ledger(lambda x: (x + b) @ w, jnp.array([[1.0, 1.0]]), 0, rules.Zero())
-    assert_close([book.explained, book.inputs, book.unaccounted], [2.25, 1.0, 0.0])
+    assert_close([book.explained, book.inputs, book.constants, book.unaccounted], [2.25, 1.0, 1.25, 0.0])
+
+
+KEPT = {
+    # explained, the inputs, what constants keep
+    "sigmoid": (lambda x: nn.sigmoid(x) @ LEDGER_WEIGHT, (sigmoid(LEDGER_X) - 0.5) @ LEDGER_WEIGHT, 0.5),
+    "position and bias of a norm": (
+        lambda x: ((x + 1.0) * 2.0 - 3.0) @ LEDGER_WEIGHT,
+        2 * LEDGER_X @ LEDGER_WEIGHT,
+        -1.0,
+    ),
+    "constant that won a maximum": (
+        lambda x: jnp.maximum(x, np.array([0.0, 4.0])) @ LEDGER_WEIGHT,
+        [2 * LEDGER_X[0, 0]],
+        -4.0,
+    ),
+    "class token": (
+        lambda x: jnp.concatenate([jnp.full((1, 1), 3.0), x[:, 1:]], 1) @ LEDGER_WEIGHT,
+        [-LEDGER_X[0, 1]],
+        6.0,
+    ),
+}
+
+
+@cases(KEPT)
+def test_ledger_has_a_column_for_constants(case):
+    fun, arrived, kept = case
+    book = ledger(fun, jnp.asarray(LEDGER_X), 0, rules.Zero())
+    assert_close(book.inputs, float(np.ravel(arrived)[0]))
+    assert_close(book.constants, kept)
+    assert_close(book.explained, float(fun(jnp.asarray(LEDGER_X))[0, 0]))
+    assert abs(book.unaccounted) < 1e-9
+
+
+@pytest.mark.parametrize(("black", "expected"), [(0.0, [0.0, 6.0]), (1.0, [-2.0, 6.0])])
+def test_constants_can_be_passed_over_as_elsewhere(black, expected):
+    # The old way, to compare with others: ((x - 2) / 0.5) goes one to one, and to nobody where x is zero.
+    composite = composites.Composite([(composites.any_layer, rules.Zero())], constants="pass")
+    fun = lambda x: ((x - np.full(2, 2.0)) / 0.5) @ np.ones((2, 1))
+    assert_close(received(fun, [black, 5.0], composite), expected)
