@@ -193,13 +193,8 @@ def by_relevance(blocks, rule, seed):
 
 def with_integers(blocks, rule, seed):
     """Parameters that are whole numbers, as integers and as floats."""
-    whole = jax.tree.map(lambda p: np.rint(2 * p) + (np.rint(2 * p) == 0), parameters_of(blocks))
+    whole = jax.tree.map(lambda p: np.rint(2 * p) + (np.rint(2 * p) == 0), parameters_of(blocks))  # none is zero
     integers = jax.tree.map(lambda p: p.astype(np.int32 if p.size % 2 else np.int8), whole)
-    # Variances stay as they are drawn, away from zero.
-    integers, whole = (jax.tree.map(np.asarray, tree) for tree in (integers, whole))
-    for block, (own, _), (other, _) in zip(blocks, integers, whole, strict=True):
-        if block.kind == "batch norm":
-            own[1][...], other[1][...] = np.abs(own[1]), np.abs(other[1])
     x = inputs(seed)
     return explained(blocks, Writing(), rule, x, integers), explained(blocks, Writing(), rule, x, whole)
 
