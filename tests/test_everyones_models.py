@@ -823,7 +823,7 @@ def test_linear_operation_without_a_parameter_is_no_layer(case):
 
 @float64
 @pytest.mark.parametrize(
-    "rule", [rules.ZPlus(0.0), rules.AlphaBeta(stabilizer=0.0), rules.Zero()], ids=["z+", "alpha-beta", "zero"]
+    "rule", [rules.ZPlus(0.0), rules.AlphaBeta(1.0, 0.0, 0.0), rules.Zero()], ids=["z+", "alpha-beta", "zero"]
 )
 def test_operation_without_a_parameter_is_split_in_proportion(rule):
     # grey = 0.3 x_1 + 0.6 x_2 - 0.1 x_3, all of its relevance in proportion, whatever the rule: x_i w_i / grey R.

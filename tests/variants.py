@@ -260,7 +260,7 @@ class Block:
     inner: tuple = ()
 
 
-def network(seed, *, piecewise_linear=False, blocks=3):
+def network(seed, *, piecewise_linear=False, blocks=2):
     """Draws a network of (samples, tokens, features): its blocks, the last of which returns (samples, classes)."""
     rng = np.random.default_rng(seed)
     drawn = [_block(rng, piecewise_linear) for _ in range(rng.integers(1, blocks + 1))]
