@@ -236,6 +236,8 @@ def test_same_network_has_the_same_map(batch):
         chosen = VARIANTS if EVERY else [DRAWN[seed % len(DRAWN)]]
         for name in chosen:
             found, expected = VARIANTS[name](blocks, rule, seed)
+            assert np.isfinite(found).all(), f"seed {seed}, {name}, {rule}"
+            assert np.isfinite(expected).all(), f"seed {seed}, {rule}"
             try:
                 assert_same(found, expected, blocks)
             except AssertionError as error:
@@ -287,7 +289,7 @@ def test_compiled_without_optimisations():
 # The variants themselves
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_writings_compute_the_same(seed):
     blocks, x = network(seed), jnp.asarray(inputs(seed))
     expected = written(blocks)(parameters_of(blocks), x)
