@@ -380,6 +380,9 @@ class Loop:
                 return i, True
             if is_piecewise_linear(steps, between(steps, number, i)):
                 raise Undefined
+        functions = [steps[i].options.get("function") for i in all_steps]
+        if root in self.reading.layers and "hard_sigmoid" in functions:
+            raise Undefined  # the 3 in relu6(z + 3) / 6 may be the layer's bias or part of the function
         is_shifted_layer = root in self.reading.layers and any(
             steps[i].name == "shift" and is_number(steps[i]) for i in self.reading.layers[root][1]
         )
