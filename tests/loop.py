@@ -310,10 +310,10 @@ class Loop:
         error = here.relevance_error + np.abs(y) * here.ratio_error + 64 * self.precision * np.abs(here.ratio) * size
         return here.ratio * y + here.relevance, error
 
-    def linear(self, operand, number, matrix):
-        """A linear operation: ratios by its transpose, with the derivatives (outputs, inputs)."""
+    def linear(self, operand, number, matrix, size=None):
+        """A linear operation: ratios by its derivatives (outputs, inputs), whose terms may cancel to less than `size`."""
         ratio, error = self.as_ratio(number)
-        rounding = 64 * self.precision * np.abs(matrix.T) @ np.abs(ratio)
+        rounding = 64 * self.precision * np.abs(matrix if size is None else size).T @ np.abs(ratio)
         self.hand(operand, matrix.T @ ratio, 0.0, np.abs(matrix.T) @ error + rounding)
 
     def along(self, operand, number, matrix, scale=1.0):
@@ -534,7 +534,8 @@ class Loop:
             case "softmax":
                 s, width = y.ravel(), y.shape[-1]
                 same = np.kron(np.eye(y.size // width), np.ones((width, width)))
-                self.linear(first, number, s[:, None] * same * (np.eye(y.size) - s))
+                derivative, size = (s[:, None] * same * (np.eye(y.size) + sign * s) for sign in (-1, 1))
+                self.linear(first, number, derivative, size)
             case "scores":
                 query, key = xs
                 a = np.einsum("jd,ik->ijkd", key, np.eye(len(query)))
