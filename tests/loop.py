@@ -311,7 +311,7 @@ class Loop:
         return here.ratio * y + here.relevance, error
 
     def linear(self, operand, number, matrix, size=None):
-        """A linear operation: ratios by its derivatives (outputs, inputs), whose terms may cancel to less than `size`."""
+        """A linear operation: ratios by its derivatives (outputs, inputs), whose terms, of a `size`, may cancel."""
         ratio, error = self.as_ratio(number)
         rounding = 64 * self.precision * np.abs(matrix if size is None else size).T @ np.abs(ratio)
         self.hand(operand, matrix.T @ ratio, 0.0, np.abs(matrix.T) @ error + rounding)
