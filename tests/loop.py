@@ -415,7 +415,9 @@ class Loop:
         _, above = evaluate(steps, number, start, tiny)
         _, below = evaluate(steps, number, start, -tiny)
         is_noise = (u != 0) & (np.abs(u) <= NOISE * self.precision * size)
-        return slope, np.where(is_noise & (np.abs(above - below) > 1e-6), np.inf, error)
+        # At zero itself a relu has the slope 0; a bend between two other slopes has none.
+        is_bend = (u == 0) & (size > 0) & (above != 0) & (below != 0)
+        return slope, np.where((is_noise | is_bend) & (np.abs(above - below) > 1e-6), np.inf, error)
 
     def _layer(self, number):
         steps, (layer, tail) = self.steps, self.reading.layers[number]
