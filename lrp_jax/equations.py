@@ -1,5 +1,6 @@
 """What a single equation of a jaxpr is: a call, an elementwise operation, a step."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def location(equation: Any) -> str:
     return ""
 
 
+@functools.lru_cache(maxsize=1024)
 def is_of_user(file_name: str) -> bool:
     """Whether a line of this file may be what a user wants to know: not one of an installed package or of a trace."""
     path = Path(file_name)

@@ -282,8 +282,9 @@ def _agree(found: np.ndarray, expected: np.ndarray) -> bool:
     known = np.isfinite(expected)
     if not np.array_equal(known, np.isfinite(found)):
         return False
-    tolerance = 1e-5 * np.minimum(1, np.abs(GRID)) * np.maximum(1e-3, np.abs(expected)) + 1e-9
-    return bool(np.all(np.abs(found - expected)[known] <= tolerance[known]))
+    found, expected, grid = found[known], expected[known], GRID[known]
+    tolerance = 1e-5 * np.minimum(1, np.abs(grid)) * np.maximum(1e-3, np.abs(expected)) + 1e-9
+    return bool(np.all(np.abs(found - expected) <= tolerance))
 
 
 def _diverges(values: np.ndarray) -> bool:

@@ -212,7 +212,7 @@ class Graph:
         operands = [self.number(i) for i in operation.inputs]
         if any(operand is None for operand in operands):
             return None
-        if operation.name in equations.SPREADS:
+        if operation.name in equations.SPREADS or operation.name in equations.IDENTITIES - {"convert_element_type"}:
             return operands[0]
         with jax.ensure_compile_time_eval():
             (number,) = operation.run(*map(jnp.asarray, operands))
