@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -11,17 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lrp_jax.checks import Checks, check, number_of_samples, report
+from lrp_jax.accounts import keep_account, path_of
+from lrp_jax.checks import MOST_GROWTH, Checks, check, growth_of, number_of_samples, report
 from lrp_jax.composites import Composite, Rules, as_composite
-from lrp_jax.errors import InputError, LRPError, ModelError, import_extra
-from lrp_jax.planning import Plan, make_plan
+from lrp_jax.equations import IDENTITIES
+from lrp_jax.errors import InputError, LRPError, LRPWarning, ModelError, import_extra
+from lrp_jax.forms import Form
+from lrp_jax.graph import Operation
+from lrp_jax.planning import Piece, Plan, make_plan
 from lrp_jax.programs import run_compiled
 from lrp_jax.tracing import Call, call_model, explaining, trace_call
-from lrp_jax.transform import Probe, propagator
+from lrp_jax.transform import Probe, propagator, run_pieces
 
 Target = int | str | Sequence[int] | jax.Array | np.ndarray | Callable[[Any], Any] | None
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Explanation:
     """The relevance of an input for a model's output.
@@ -33,13 +39,17 @@ class Explanation:
         at: The relevance of the hidden values that were asked for, by name.
         x: The input.
         rules: The composite by which relevance was propagated.
+        growth: For every sample, the absolute relevance of the input for each unit of the explained output, or of
+            absolute relevance at the last layer if that is more. None for a modified gradient. Beyond 1,000 there is a
+            warning, unless constants and biases kept as much.
     """
 
     output: Any
     relevance: Any
     at: dict[str, jax.Array] = field(default_factory=dict)
     x: Any = field(default=None, repr=False)
-    rules: Composite | None = None
+    rules: Composite | None = field(default=None, metadata={"static": True})
+    growth: jax.Array | None = field(default=None, repr=False)
 
     def _repr_html_(self) -> str:
         from lrp_jax.display import explanation_as_html
@@ -114,7 +124,8 @@ def relevance(
         whole = whole if function is None else explaining(whole, output, function)
         output, maps, hidden, found = explain(whole, values, masks)
         report([found], whole.read)
-        return Explanation(output, maps, hidden, x, composite)
+        _report_growth(model, x, function, values, composite, kind, found.growth)
+        return Explanation(output, maps, hidden, x, composite, found.growth)
     starts = range(0, number, batch_size)
     bar = import_extra("tqdm.auto", "book").tqdm(starts, desc="explaining", unit="batch", disable=not progress)
     per_sample = kind in ("index", "mask")
@@ -132,7 +143,47 @@ def relevance(
     axis = 1 if kind == "all" else 0
     join = functools.partial(jax.tree.map, lambda *parts: jnp.concatenate(parts, axis))
     output = jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
-    return Explanation(output, join(*all_maps), join(*all_hidden), x, composite)
+    grown = [part.growth for part in checks]
+    growth = None if grown[0] is None else jnp.concatenate(grown, axis=-1)
+    _report_growth(model, x, function, values, composite, kind, growth)
+    return Explanation(output, join(*all_maps), join(*all_hidden), x, composite, growth)
+
+
+def _report_growth(
+    model: Callable[[Any], Any],
+    x: Any,
+    function: Callable[[Any], Any] | None,
+    values: Any,
+    composite: Composite,
+    kind: str,
+    growth: jax.Array | None,
+) -> None:
+    """Warns of relevance that explodes, and says where; silent where values are not known."""
+    if growth is None or isinstance(growth, jax.core.Tracer) or not growth.size or growth.max() <= MOST_GROWTH:
+        return
+    place = jnp.unravel_index(growth.argmax(), growth.shape)
+    sample = int(place[-1])
+    if kind == "all":
+        kind, values = "index", jnp.full(number_of_samples(x), place[0])
+    call, _ = trace_model(model, jax.tree.map(lambda leaf: leaf[sample : sample + 1], x), function)
+    traced, chosen = call.read(), values
+    if kind in ("index", "mask"):
+        chosen = values[sample : sample + 1]
+    plan = make_plan(traced.graph, composite)
+    account = keep_account(traced, plan, lambda explained: seed_of(kind, chosen, explained))
+    kept = max(abs(sum(entry.bias for entry in account.entries)), abs(sum(e.constants for e in account.entries)))
+    arrived = account.entries[-1].moved_on if account.entries else 0.0
+    if arrived <= MOST_GROWTH * max(abs(account.explained), kept):
+        return
+    worst = max(account.entries, key=lambda entry: entry.growth)
+    warnings.warn(
+        f"Relevance explodes: sample {sample} has {float(growth.max()):.3g} times as much absolute relevance at the "
+        f"input as it started from. Most of it arises in {path_of(worst.piece)} ({worst.piece.kind}), where it grows "
+        f"{worst.growth:.3g}-fold, as contributions cancel there. lrp_jax.ledger shows all of it; a larger epsilon, or "
+        "a rule such as gamma or z+, keeps it small.",
+        LRPWarning,
+        stacklevel=3,
+    )
 
 
 def _batch(leaf: Any, start: int, size: int) -> Any:
@@ -305,28 +356,40 @@ def explain_in_trace(
     _, x = call.args
     traced = call.read()
     plan = make_plan(traced.graph, composite)
-    named = _named_probes(plan, (*request.at, *request.given))
+    readings = _readings(plan, (*request.at, *request.given))
+    named = [reading.probe for reading in readings]
     embeddings = _embedding_probes(plan)
+    last = _probe_of_last_layer(plan)
     for name, mask, probe in zip(request.given, masks, named[len(request.at) :], strict=True):
         shape = plan.graph.shapes[probe.value].shape
         if not _broadcasts(mask.shape, shape):
             raise InputError(f"given[{name!r}] has the shape {mask.shape}, which does not broadcast to {shape}.")
     given = {len(request.at) + i: mask for i, mask in enumerate(masks)}
-    outputs, propagate = propagator(plan, traced.inputs, [*named, *embeddings], given)
+    outputs, propagate = propagator(plan, traced.inputs, [*named, *embeddings, *last], given)
     output, explained = traced.split(outputs)
 
-    def maps(seed: Any) -> tuple[Any, dict[str, jax.Array]]:
+    samples, is_relevance = number_of_samples(x), composite.input_form is Form.RELEVANCE
+
+    def maps(seed: Any) -> tuple[Any, dict[str, jax.Array], jax.Array | None]:
         explained_arrays, probed = propagate(traced.cotangents(outputs, seed))
-        return _in_structure_of(x, explained_arrays, probed[len(named) :]), dict(zip(request.at, probed, strict=False))
+        end = len(named) + len(embeddings)
+        found = _in_structure_of(x, explained_arrays, probed[len(named) : end])
+        started = [s * e for s, e in zip(jax.tree.leaves(seed), jax.tree.leaves(explained), strict=True)]
+        growth = growth_of(samples, [*started, *probed[end:]], found) if is_relevance else None
+        hidden = {
+            name: _without_bias(plan, reading, array, traced.inputs)
+            for name, reading, array in zip(request.at, readings, probed, strict=False)
+        }
+        return found, hidden, growth
 
     if kind == "all":
         classes = explained.shape[1]
         zeros = jnp.zeros_like(explained, shape=(classes, *explained.shape))  # vary within `jax.shard_map` as it does
         seeds = zeros + jnp.eye(classes, dtype=explained.dtype)[:, None]
-        found, hidden = jax.vmap(maps)(seeds)
+        found, hidden, growth = jax.vmap(maps)(seeds)
     else:
-        found, hidden = maps(seed_of(kind, values, explained))
-    return output, found, hidden, check(plan, traced.inputs, output, found)
+        found, hidden, growth = maps(seed_of(kind, values, explained))
+    return output, found, hidden, check(plan, traced.inputs, output, found, growth)
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
@@ -359,21 +422,73 @@ def _embedding_probes(plan: Plan) -> list[Probe]:
     ]
 
 
-def _named_probes(plan: Plan, names: Sequence[str]) -> list[Probe]:
+def _probe_of_last_layer(plan: Plan) -> list[Probe]:
+    layers = [piece for piece in plan.pieces if piece.layer is not None and piece.treatment is not None]
+    if not layers:
+        return []
+    last = max(layers, key=lambda piece: piece.layer.index if piece.layer is not None else -1)
+    return [Probe(last, "output", last.outputs[0])]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Where the relevance of a named value is read.
+
+    Attributes:
+        probe: The place.
+        is_before_bias: Whether the value is that of a layer before its bias, which keeps a share of what arrives.
+    """
+
+    probe: Probe
+    is_before_bias: bool = False
+
+
+def _readings(plan: Plan, names: Sequence[str]) -> list[_Reading]:
     """Finds the values that are asked for by name."""
-    probes = {}
+    found: dict[str, _Reading | None] = {}
     for piece in plan.pieces:
-        (operation, *_) = piece.operations
+        if piece.treatment is None:
+            continue
         if piece.layer is not None:
-            probes[piece.layer.name] = Probe(piece, "output", piece.layer.output)
-        elif operation.name == "name":
-            probes[operation.equation.params["name"]] = Probe(piece, "output", operation.outputs[0])
+            found.setdefault(piece.layer.name, _Reading(Probe(piece, "output", piece.layer.output)))
+        for i, operation in enumerate(piece.operations):
+            if operation.name == "name":
+                found[operation.equation.params["name"]] = _reading_of(piece, i)
     for name in names:
-        if name not in probes:
+        if found.get(name) is None:
             inside = any(piece.layer is not None and piece.layer.name == name for piece in plan.all_pieces())
             reason = "is inside a scan or a cond, where its relevance cannot be read" if inside else "does not exist"
-            raise InputError(f"{name!r} {reason}. There are: {', '.join(probes) or 'no names'}.")
-    return [probes[name] for name in names]
+            if name in found:
+                reason = "is in the middle of an elementwise function; name what goes into it or comes out of it"
+            known = [known for known, reading in found.items() if reading is not None]
+            raise InputError(f"{name!r} {reason}. There are: {', '.join(known) or 'no names'}.")
+    return [reading for name in names if (reading := found[name]) is not None]
+
+
+def _reading_of(piece: Piece, place: int) -> _Reading | None:
+    """Where the relevance of a value is read that is named inside of a piece."""
+
+    def all_identities(operations: Sequence[Operation]) -> bool:
+        return all(operation.name in IDENTITIES for operation in operations)
+
+    if all_identities(piece.operations[place:]):
+        return _Reading(Probe(piece, "output", piece.outputs[0]))
+    if piece.layer is not None:
+        return _Reading(Probe(piece, "output", piece.outputs[0]), is_before_bias=True)
+    if all_identities(piece.operations[: place + 1]):
+        return _Reading(Probe(piece, "operand", piece.live[0]))
+    return None
+
+
+def _without_bias(plan: Plan, reading: _Reading, relevance: jax.Array, inputs: Sequence[jax.Array]) -> jax.Array:
+    """What is left of a layer's relevance for the value before its bias."""
+    piece = reading.probe.piece
+    if not reading.is_before_bias or piece.layer is None or piece.rule is None:
+        return relevance
+    values = run_pieces(plan, inputs)
+    constants = [values[i] for i in piece.layer.constants]
+    linear = piece.layer.linearize(values[piece.layer.input], constants, values[piece.layer.output])
+    return relevance - piece.rule.bias_share(linear, relevance).astype(relevance.dtype)
 
 
 def seed_of(kind: str, values: Any, explained: Any) -> Any:

@@ -1,5 +1,6 @@
 """What is looked at before and after an explanation is computed, so that nothing wrong passes in silence."""
 
+import functools
 import reprlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,10 @@ def number_of_samples(x: Any) -> int:
     return samples.pop()
 
 
+MOST_GROWTH = 1000.0
+"""From how much growth on an explanation is suspicious."""
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Outside:
@@ -63,17 +68,43 @@ class Checks:
     Attributes:
         is_sound: Whether the relevance is finite and the output is not NaN.
         outside: What is outside of its bounds, by the layer and the bounds in words.
+        growth: For every sample, the absolute relevance of the input for each unit of the explained output, or of
+            absolute relevance at the last layer if that is more; None where it was not asked for.
     """
 
     is_sound: jax.Array
     outside: dict[str, Outside]
+    growth: jax.Array | None = None
 
 
-def check(plan: Plan, inputs: Sequence[jax.Array], output: Any, relevance: Any) -> Checks:
+def growth_of(samples: int, starts: Sequence[jax.Array], relevance: Any) -> jax.Array:
+    """How much relevance there is at the input for each unit that it started from.
+
+    Args:
+        samples: The number of samples.
+        starts: Where relevance started, such as the explained output and the relevance of the last layer's output.
+        relevance: The relevance of the input.
+
+    Returns:
+        A number for each sample: absolute relevance, divided by the largest of what it started from.
+    """
+
+    def size(array: jax.Array) -> jax.Array:
+        is_by_sample = array.ndim > 0 and array.shape[0] == samples
+        return jnp.abs(array).sum(tuple(range(1, array.ndim))) if is_by_sample else jnp.abs(array).sum()
+
+    start = functools.reduce(jnp.maximum, [size(array) for array in starts])
+    end = functools.reduce(jnp.add, [size(leaf) for leaf in jax.tree.leaves(relevance)])
+    return jnp.where(end == 0, 0, end / jnp.where(start == 0, jnp.finfo(end.dtype).tiny, start))
+
+
+def check(
+    plan: Plan, inputs: Sequence[jax.Array], output: Any, relevance: Any, growth: jax.Array | None = None
+) -> Checks:
     """Looks at the values of an explanation; part of the compiled program."""
     known = [~jnp.isnan(leaf).any() for leaf in jax.tree.leaves(output) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(relevance)]
-    return Checks(jnp.stack([*known, *finite]).all(), _outside_of_boxes(plan, inputs))
+    return Checks(jnp.stack([*known, *finite]).all(), _outside_of_boxes(plan, inputs), growth)
 
 
 def _outside_of_boxes(plan: Plan, inputs: Sequence[jax.Array]) -> dict[str, Outside]:
@@ -144,6 +175,15 @@ def report_batches(checks: Mapping[range, Checks]) -> None:
                 LRPWarning,
                 stacklevel=3,
             )
+    grown = [batch.growth.max() for batch in checks.values() if batch.growth is not None and batch.growth.size]
+    if any(growth > MOST_GROWTH for growth in grown):
+        number = sum(bool(growth > MOST_GROWTH) for growth in grown)
+        warnings.warn(
+            f"Absolute relevance at the input is up to {max(grown):.3g} times what it started from, in {number} of "
+            f"{len(checks)} batches: it grows where contributions cancel. For these, lrp_jax.ledger says in which operation.",
+            LRPWarning,
+            stacklevel=3,
+        )
     unsound = [samples for samples, batch in checks.items() if not batch.is_sound.all()]
     if unsound:
         warnings.warn(

@@ -399,9 +399,9 @@ def EpsilonPlusFlat(epsilon: float | None = None) -> Composite:  # noqa: N802
     return _preset((first, Flat()), *EpsilonPlus(epsilon).rules)
 
 
-def EpsilonGammaBox(
+def EpsilonGammaBox(  # noqa: N802
     low: float | tuple, high: float | tuple, epsilon: float | None = None, gamma: float = 0.25
-) -> Composite:  # noqa: N802
+) -> Composite:
     """Z-box for the layers that read the input, gamma for convolutions, epsilon for dense layers.
 
     Source: Montavon et al. (2019), section 10.3.

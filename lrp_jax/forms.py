@@ -127,7 +127,9 @@ def _tap(form: Form, value: jax.Array, relevance: jax.Array, mask: jax.Array) ->
 def _tap_back(form: Form, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     value, mask = residuals
     cotangent = (cotangent * mask).astype(value.dtype)
-    return cotangent, cotangent * value if form is Form.RATIO else cotangent, None
+    if form is Form.RELEVANCE:
+        return cotangent, cotangent, None
+    return cotangent, jnp.where(cotangent == 0, 0, cotangent * value), None  # a value may be infinite behind a mask
 
 
 _tap.defvjp(lambda form, value, relevance, mask: (value, (value, mask)), _tap_back)

@@ -395,7 +395,7 @@ class Functions:
         places = {root: 0} | {operation.outputs[0]: i + 1 for i, operation in enumerate(operations)}
         steps, key = [], []
         for operation in operations:
-            operands = [places.get(value, self.graph.number(value)) for value in operation.inputs]
+            operands: list[Any] = [places.get(value, self.graph.number(value)) for value in operation.inputs]
             steps.append(Step(operation.equation, tuple(operands)))
             params = operation.equation.params
             key.append(

@@ -1,27 +1,23 @@
 """Looking into an explanation: the plan before it runs, and the ledger of where the relevance went."""
 
-import functools
 import html
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import Primitive
 
 from lrp_jax import operations
+from lrp_jax.accounts import Entry, keep_account, path_of
 from lrp_jax.attribution import Target, read_target, seed_of, trace_model
-from lrp_jax.checks import Checks, check, number_of_samples, report
+from lrp_jax.checks import check, number_of_samples, report
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.errors import InputError
 from lrp_jax.forms import Form
 from lrp_jax.planning import Piece, Plan, make_plan
-from lrp_jax.programs import run_compiled
-from lrp_jax.tracing import Traced, explaining
-from lrp_jax.transform import Probe, propagator, run_pieces
+from lrp_jax.tracing import explaining
 
 
 @dataclass(frozen=True)
@@ -118,18 +114,7 @@ def _plan_row(made: Plan, piece: Piece) -> tuple[str, ...]:
     nonnegative = bool(piece.live) and all(map(made.graph.is_nonnegative, piece.live))
     shape = str(tuple(made.graph.shapes[piece.outputs[0]].shape))
     rule = str(piece.rule) if piece.rule is not None else piece.treatment.summary
-    return _path(piece), _kind(piece), shape, rule, form, "not negative" if nonnegative else "any sign"
-
-
-def _path(piece: Piece) -> str:
-    if piece.layer is not None:
-        return piece.layer.name
-    operation = piece.operations[0]
-    return operation.module or re.split(r"[/\\]", operation.location)[-1]
-
-
-def _kind(piece: Piece) -> str:
-    return piece.kind
+    return path_of(piece), piece.kind, shape, rule, form, "not negative" if nonnegative else "any sign"
 
 
 def primitives() -> Table:
@@ -156,14 +141,16 @@ class LedgerRow:
 
     Attributes:
         path: The path of the layer's parameters, or the line of an operation.
-        kind: "dense", "conv", or the name of the operation.
+        kind: "dense", "conv", or the name of the function or operation.
         rule: The rule, or the treatment in words.
         arrived: The relevance of its outputs.
         handed_on: The relevance that its operands received.
         bias: What the bias kept.
-        stabilizer: What is missing besides: in a layer, absorbed by the stabiliser of the denominator.
-        dropped: What is missing in an operation that is no layer: relevance of constants that a sum, a concatenation or
-            a selection brings in, what a softmax does not conserve, the stabiliser of a division by its value.
+        stabilizer: What is missing in a layer besides: absorbed by the stabiliser of the denominator.
+        constants: What constants outside of layers kept: shifts, positions, masks, values at zero, class tokens,
+            paddings, constants that won a maximum; and all that stayed inside of a scan or a cond.
+        not_conserved: What is missing where an operation does not conserve relevance: a softmax, a derivative.
+        growth: How much absolute relevance was handed on for each unit that arrived.
     """
 
     path: str
@@ -173,7 +160,9 @@ class LedgerRow:
     handed_on: float
     bias: float
     stabilizer: float
-    dropped: float
+    constants: float
+    not_conserved: float
+    growth: float
 
 
 @dataclass(frozen=True)
@@ -183,7 +172,7 @@ class Ledger:
     Attributes:
         explained: The explained output, summed over the samples, from which relevance starts.
         inputs: The relevance that arrived at the input.
-        rows: One for each layer and each operation that lost or gained relevance, from the output to the input.
+        rows: One for each layer and each operation that relevance reached, from the output to the input.
     """
 
     explained: float
@@ -201,14 +190,20 @@ class Ledger:
         return sum(row.stabilizer for row in self.rows)
 
     @property
-    def dropped(self) -> float:
-        """What operations that are no layers did not hand on."""
-        return sum(row.dropped for row in self.rows)
+    def constants(self) -> float:
+        """What all constants outside of layers kept."""
+        return sum(row.constants for row in self.rows)
+
+    @property
+    def not_conserved(self) -> float:
+        """What operations that do not conserve relevance did not hand on."""
+        return sum(row.not_conserved for row in self.rows)
 
     @property
     def unaccounted(self) -> float:
         """The explained output less all of the above: zero up to rounding."""
-        return self.explained - self.inputs - self.bias - self.stabilizer - self.dropped
+        kept = self.bias + self.stabilizer + self.constants + self.not_conserved
+        return self.explained - self.inputs - kept
 
     @property
     def verdict(self) -> str:
@@ -216,23 +211,29 @@ class Ledger:
         if not self.rows:
             return f"All of {self.explained:.6g} arrived at the input."
         worst = max(self.rows, key=lambda row: abs(row.arrived - row.handed_on))
-        causes = {"the bias": worst.bias, "the stabilizer": worst.stabilizer, "the operation": worst.dropped}
+        causes = {
+            "the bias": worst.bias,
+            "the stabilizer": worst.stabilizer,
+            "a constant": worst.constants,
+            "the operation, which does not conserve relevance": worst.not_conserved,
+        }
         cause = max(causes, key=lambda name: abs(causes[name]))
         return (
             f"Of {self.explained:.6g}, {self.inputs:.6g} arrived at the input. The biases kept {self.bias:.6g}, the "
-            f"stabilizers {self.stabilizer:.6g}, other operations {self.dropped:.6g}. Most was lost in {worst.path} "
-            f"({worst.kind}): {causes[cause]:.6g} to {cause}."
+            f"stabilizers {self.stabilizer:.6g}, other constants {self.constants:.6g}; {self.not_conserved:.6g} was "
+            f"not conserved. Most was lost in {worst.path} ({worst.kind}): {causes[cause]:.6g} to {cause}."
         )
 
     def table(self) -> Table:
-        """The rows and their sums as a table."""
+        """The rows that are layers or changed something, and the sums of all, as a table."""
         rows = [
-            (row.path, row.kind, row.rule, *_numbers(row.arrived, row.handed_on, row.bias, row.stabilizer, row.dropped))
+            (row.path, row.kind, row.rule, *_numbers(*(getattr(row, name) for name in _COLUMNS)))
             for row in self.rows
+            if row.kind in ("dense", "conv") or abs(row.arrived - row.handed_on) > 1e-6 * abs(self.explained)
         ]
-        total = ("sum", "", "", *_numbers(self.explained, self.inputs, self.bias, self.stabilizer, self.dropped))
-        header = ("path", "kind", "rule", "arrived", "handed on", "bias", "stabilizer", "dropped")
-        return Table(self.verdict, header, (*rows, total))
+        sums = self.explained, self.inputs, self.bias, self.stabilizer, self.constants, self.not_conserved
+        header = ("path", "kind", "rule", *(name.replace("_", " ") for name in _COLUMNS))
+        return Table(self.verdict, header, (*rows, ("sum", "", "", *_numbers(*sums), "")))
 
     def __str__(self) -> str:
         return str(self.table())
@@ -242,6 +243,9 @@ class Ledger:
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
+
+
+_COLUMNS = ("arrived", "handed_on", "bias", "stabilizer", "constants", "not_conserved", "growth")
 
 
 def _numbers(*values: float) -> tuple[str, ...]:
@@ -260,12 +264,13 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
         rules: As for `relevance`.
 
     Returns:
-        The ledger. Its columns add up to the explained output: `explained = inputs + bias + stabilizer + dropped`, up
-        to rounding.
+        The ledger. Its columns add up to the explained output, up to rounding:
+        `explained = inputs + bias + stabilizer + constants + not_conserved`.
 
     Raises:
-        InputError: If the target does not fit the output, or `x` is NaN or has a dtype without relevance.
-        ModelError: As for `relevance`.
+        InputError: If the target does not fit the output, `x` is NaN or has a dtype without relevance, or the rules are
+            those of a modified gradient, which has no account.
+        ModelError: As for `relevance`, and if the account does not close, to 1e-4 of its largest row.
         SelectorError: If the rules do not fit the layers.
         UnsupportedOperationError: If relevance reaches an operation that has no treatment.
 
@@ -278,6 +283,11 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
         (7.0, 5.0, 2.0)
     """
     composite = as_composite(rules)
+    if composite.input_form is Form.RATIO:
+        raise InputError(
+            "There is no account of guided backpropagation or the deconvolutional network: what they propagate is a "
+            "modified gradient, which adds up to nothing. Pass rules of relevance."
+        )
     number = number_of_samples(x)
     call, output = trace_model(model, x)
     kind, values = read_target(target, output, number)
@@ -285,70 +295,28 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
         raise InputError("A ledger is kept for one target at a time: pass a class index instead of 'all'.")
     traced = (explaining(call, output, target) if callable(target) else call).read()
     made = make_plan(traced.graph, composite)
-    pieces = [piece for piece in reversed(made.pieces) if piece.treatment is not None]
-    probes = [
-        Probe(piece, side, value)
-        for piece in pieces
-        for side, numbers in (("output", piece.outputs), ("operand", piece.live))
-        for value in numbers
-        if made.graph.is_live(value)
-    ]
-    account = functools.partial(_accounts, traced, made, pieces, probes, kind)
-    *accounts, checks = run_compiled(account, values, traced.inputs)
-    report([checks], lambda: traced)
-    start, end, sums = jax.tree.map(float, accounts)
-    rows = tuple(_ledger_row(piece, *numbers) for piece, numbers in zip(pieces, sums, strict=True))
-    return Ledger(start, end, tuple(row for row in rows if _matters(row, start)))
+    found = keep_account(
+        traced,
+        made,
+        lambda explained: seed_of(kind, values, explained),
+        lambda value, maps: check(made, traced.inputs, value, maps),
+    )
+    report([found.results], lambda: traced)
+    return Ledger(found.explained, found.inputs, tuple(map(_ledger_row, found.entries)))
 
 
-def _accounts(
-    traced: Traced,
-    made: Plan,
-    pieces: Sequence[Piece],
-    probes: Sequence[Probe],
-    kind: Any,
-    values: Any,
-    inputs: Sequence[jax.Array],
-) -> tuple[jax.Array, jax.Array, list[tuple[Any, Any, Any]], Checks]:
-    """The explained output, the relevance of x, per piece what arrived, was handed on, the bias kept; and checks."""
-    outputs, propagate = propagator(made, inputs, probes)
-    returned, explained = traced.split(outputs)
-    seed = seed_of(kind, values, explained)
-    relevance, probed = propagate(traced.cotangents(outputs, seed))
-    found = {(id(probe.piece), probe.side, probe.value): array for probe, array in zip(probes, probed, strict=True)}
-    numbers = run_pieces(made, inputs)
-    sums = []
-    for piece in pieces:
-        arrived = [found[id(piece), "output", value] for value in piece.outputs if made.graph.is_live(value)]
-        handed_on = [found[id(piece), "operand", value] for value in piece.live]
-        sums.append((_sum(arrived), _sum(handed_on), _bias_of(piece, arrived, numbers)))
-    embedded = [
-        array for (_, side, value), array in found.items() if side == "output" and value in made.graph.embeddings
-    ]
-    start = _sum([s * e for s, e in zip(jax.tree.leaves(seed), jax.tree.leaves(explained), strict=True)])
-    return start, _sum([*relevance, *embedded]), sums, check(made, inputs, returned, relevance)
-
-
-def _sum(arrays: Sequence[jax.Array]) -> Any:
-    return sum((array.sum() for array in arrays), start=jnp.zeros(()))
-
-
-def _bias_of(piece: Piece, arrived: Sequence[jax.Array], values: dict[int, jax.Array]) -> Any:
-    if piece.layer is None or piece.rule is None:
-        return jnp.zeros(())
-    constants = [values[i] for i in piece.layer.constants]
-    linear = piece.layer.linearize(values[piece.layer.input], constants, values[piece.layer.output])
-    return piece.rule.bias_share(linear, arrived[0]).sum()
-
-
-def _matters(row: LedgerRow, explained: float) -> bool:
-    return row.kind in ("dense", "conv") or abs(row.dropped) > 1e-6 * abs(explained)
-
-
-def _ledger_row(piece: Piece, arrived: float, handed_on: float, bias: float) -> LedgerRow:
+def _ledger_row(entry: Entry) -> LedgerRow:
+    piece = entry.piece
     assert piece.treatment is not None
-    lost = arrived - handed_on
-    if piece.layer is None:
-        dropped = lost if piece.live else 0.0
-        return LedgerRow(_path(piece), _kind(piece), piece.treatment.summary, arrived, handed_on, 0.0, 0.0, dropped)
-    return LedgerRow(_path(piece), _kind(piece), str(piece.rule), arrived, handed_on, bias, lost - bias, 0.0)
+    return LedgerRow(
+        path_of(piece),
+        piece.kind,
+        str(piece.rule) if piece.layer is not None else piece.treatment.summary,
+        entry.arrived,
+        entry.handed_on,
+        entry.bias,
+        entry.stabilizer,
+        entry.constants,
+        entry.not_conserved,
+        entry.growth,
+    )

@@ -141,7 +141,7 @@ def _share_beside_arrays(call: Call) -> Arrays:
 
 
 def _share_of_bound(call: Call) -> Arrays:
-    """For max(u, a), min(u, a) and clamp with arrays: the derivative, and where it is zero the share of u in the bound."""
+    """For bounds that are arrays: the derivative, and where that is zero the share of u in the bound."""
     ((u,), (y,), (ratio,)) = call.live, call.outputs, call.cotangents
     near, at_zero, beyond = (call.run([jnp.full_like(u, small)], call.constants)[0] for small in (-1e-30, 0.0, 1e-30))
     is_bound = jnp.where(u == 0, near == beyond, y == at_zero)  # a tie with a constant goes to the constant
@@ -193,10 +193,10 @@ def _rectified_cotangent(call: Call) -> Arrays:
 structural = Treatment("moved along with the values")
 """For operations that move values without changing them."""
 
-proportional = Treatment("split in proportion", needs=Form.RATIO, returns=Form.RATIO)
+proportional = Treatment("split in proportion", needs=Form.RATIO, returns=Form.RATIO, loss="not conserved")
 """For operations that are linear in their live operands together: gradient times input."""
 
-scaled = Treatment("passed one to one", {Form.RELEVANCE: _pass_relevance})
+scaled = Treatment("passed one to one", {Form.RELEVANCE: _pass_relevance}, loss="not conserved")
 """For operations that multiply one live operand, element by element, with something that is held constant."""
 
 with_constant = Treatment("passed on; the constant keeps its share", {Form.RELEVANCE: _pass_relevance})
@@ -211,7 +211,9 @@ rectified = Treatment("passed one to one", {Form.RELEVANCE: _pass_relevance, For
 halved = Treatment("half to each factor", {Form.RATIO: _halves}, Form.RATIO, Form.RATIO, "not conserved")
 """For products of two live values (Achtibat et al. 2024, equation 14)."""
 
-gated = Treatment("all to the signal, the other factor is held constant", {Form.RELEVANCE: _pass_relevance})
+gated = Treatment(
+    "all to the signal, the other factor is held constant", {Form.RELEVANCE: _pass_relevance}, loss="not conserved"
+)
 """For a live value times a gate or a normaliser (Arras et al. 2019; Ali et al. 2022)."""
 
 smooth = Treatment("gradient times input", needs=Form.RATIO, returns=Form.RATIO, loss="not conserved")
@@ -259,7 +261,8 @@ def treatment_of_function(formula: Formula) -> Treatment:
         return rectified
     if formula.is_singular:
         return derivative
-    backward = {Form.RELEVANCE: _pass_relevance, Form.RATIO: functools.partial(_share_of_function, formula)}
+    share: Backward = functools.partial(_share_of_function, formula)
+    backward: dict[Form, Backward] = {Form.RELEVANCE: _pass_relevance, Form.RATIO: share}
     return Treatment(one_to_one.summary if formula.at_zero == 0 else beside_arrays.summary, backward)
 
 

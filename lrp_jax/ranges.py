@@ -15,8 +15,8 @@ _KEEPS = frozenset(
     """
     broadcast_in_dim convert_element_type copy copy_p cummax cummin device_put dynamic_slice expand_dims gather
     layout_constraint name optimization_barrier pvary reduce_max reduce_min reduce_precision reduce_window_max
-    reduce_window_min reshape reshard rev sharding_constraint slice sort split squeeze stop_gradient tile top_k transpose
-    unstack
+    reduce_window_min reshape reshard rev sharding_constraint slice sort split squeeze stop_gradient tile top_k
+    transpose unstack
     """.split()
 )
 _UNITES = frozenset("concatenate dynamic_update_slice pad scatter select_n stack".split())

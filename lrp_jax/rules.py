@@ -224,9 +224,8 @@ class Epsilon(Rule):
         _check(self, "epsilon")
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
-        epsilon = self.epsilon
-        if self.relative:
-            epsilon = (RELATIVE_STABILIZER if epsilon is None else epsilon) * layer.root_mean_square(layer.z)
+        unit = layer.root_mean_square(layer.z) if self.relative else 1.0
+        epsilon = None if self.epsilon is None else self.epsilon * unit
         s = divide(relevance, stabilized(layer, layer.z, epsilon))
         return [Share(layer.x, layer.w, layer.b, s)]
 

@@ -335,12 +335,15 @@ def propagator(
         The outputs, and a function that maps their cotangents to the relevance of the live inputs and of the probes.
     """
     graph = plan.graph
-    position = {(id(probe.piece), probe.side, probe.value): i for i, probe in enumerate(probes)}
+    positions: dict[Any, list[int]] = {}
+    for i, probe in enumerate(probes):
+        positions.setdefault((id(probe.piece), probe.side, probe.value), []).append(i)
 
     def run(explained: list[jax.Array], relevance: list[jax.Array]) -> list[jax.Array]:
         def observe(piece: Piece, side: str, value: int, form: Form, array: jax.Array) -> jax.Array:
-            i = position.get((id(piece), side, value))
-            return array if i is None else forms.tap(array, relevance[i], form, (masks or {}).get(i))
+            for i in positions.get((id(piece), side, value), ()):
+                array = forms.tap(array, relevance[i], form, (masks or {}).get(i))
+            return array
 
         given = iter(explained)
         arrays = [next(given) if graph.is_live(i) else value for i, value in zip(graph.inputs, inputs, strict=True)]

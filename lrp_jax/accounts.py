@@ -1,0 +1,170 @@
+"""Accounts of relevance: what arrives at every piece of a function, what it hands on, and what stays there."""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lrp_jax.errors import ModelError
+from lrp_jax.planning import Piece, Plan
+from lrp_jax.programs import run_compiled
+from lrp_jax.tracing import Traced
+from lrp_jax.transform import Probe, propagator, run_pieces
+
+_TOLERANCE = 1e-4  # of what the account may not close, in units of its largest entry
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What happened to relevance in one piece of a function; sums over all samples and elements.
+
+    Attributes:
+        piece: The piece.
+        arrived: The relevance of its outputs.
+        handed_on: The relevance that its operands received.
+        bias: What the bias of a layer kept.
+        moved: The sum of the absolute relevance of its outputs.
+        moved_on: The same of its operands.
+    """
+
+    piece: Piece
+    arrived: float
+    handed_on: float
+    bias: float
+    moved: float
+    moved_on: float
+
+    @property
+    def lost(self) -> float:
+        """What arrived and was not handed on."""
+        return self.arrived - self.handed_on
+
+    @property
+    def stabilizer(self) -> float:
+        """What is missing in a layer besides the bias: absorbed by the stabiliser of the denominator."""
+        return self.lost - self.bias if self.piece.layer is not None else 0.0
+
+    @property
+    def constants(self) -> float:
+        """What constants kept that are added outside of layers."""
+        return self.lost if self._loses("constants") else 0.0
+
+    @property
+    def not_conserved(self) -> float:
+        """What is missing where an operation does not conserve relevance: a softmax, a derivative."""
+        return self.lost if self._loses("not conserved") else 0.0
+
+    def _loses(self, loss: str) -> bool:
+        treatment = self.piece.treatment
+        return self.piece.layer is None and treatment is not None and bool(self.piece.live) and treatment.loss == loss
+
+    @property
+    def growth(self) -> float:
+        """How much absolute relevance was handed on for each unit that arrived."""
+        return self.moved_on / self.moved if self.moved else 1.0
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where every unit of relevance went.
+
+    Attributes:
+        explained: The explained output, from which relevance starts.
+        inputs: The relevance that arrived at the input.
+        entries: One for each piece that relevance reached, from the output to the input.
+        results: What else was asked for.
+    """
+
+    explained: float
+    inputs: float
+    entries: tuple[Entry, ...]
+    results: Any
+
+
+def path_of(piece: Piece) -> str:
+    """The path of a layer's parameters; of an operation the module, or the line that it comes from."""
+    if piece.layer is not None:
+        return piece.layer.name
+    operation = piece.operations[0]
+    return operation.module or re.split(r"[/\\\\]", operation.location)[-1]
+
+
+def keep_account(
+    traced: Traced, plan: Plan, seed: Callable[[Any], Any], also: Callable[[Any, Any], Any] = lambda value, maps: None
+) -> Account:
+    """Propagates relevance and adds up what happens to it.
+
+    Args:
+        traced: The call that is explained.
+        plan: How relevance travels through it.
+        seed: Maps what is explained to the cotangent from which relevance starts.
+        also: Called with the function's value and the relevance of the input, to return something else.
+
+    Returns:
+        The account. It closes: what started is what arrived and what stayed.
+
+    Raises:
+        ModelError: If it does not, to 1e-4 of its largest entry.
+    """
+    pieces = [piece for piece in reversed(plan.pieces) if piece.treatment is not None]
+    sums, results = run_compiled(functools.partial(_sums, traced, plan, pieces, seed, also), traced.inputs)
+    start, end, rows = jax.tree.map(float, sums)
+    entries = tuple(Entry(piece, *row) for piece, row in zip(pieces, rows, strict=True))
+    missing = start - end - sum(entry.lost for entry in entries if entry.piece.live)
+    largest = max([abs(start), abs(end), *(max(entry.moved, entry.moved_on) for entry in entries)])
+    if abs(missing) > _TOLERANCE * largest:
+        raise ModelError(
+            f"The account of relevance does not close: of {start:.6g}, {missing:.3g} is unaccounted for. A value on "
+            "the way is NaN or infinite, or a treatment of your own returns something else than its operands' cotangents."
+        )
+    return Account(start, end, entries, results)
+
+
+def _sums(
+    traced: Traced,
+    plan: Plan,
+    pieces: Sequence[Piece],
+    seed: Callable[[Any], Any],
+    also: Callable[[Any, Any], Any],
+    inputs: Sequence[jax.Array],
+) -> tuple[Any, Any]:
+    probes = [
+        Probe(piece, side, value)
+        for piece in pieces
+        for side, numbers in (("output", piece.outputs), ("operand", piece.live))
+        for value in numbers
+        if plan.graph.is_live(value)
+    ]
+    outputs, propagate = propagator(plan, inputs, probes)
+    returned, explained = traced.split(outputs)
+    start = seed(explained)
+    relevance, probed = propagate(traced.cotangents(outputs, start))
+    found = {(id(probe.piece), probe.side, probe.value): array for probe, array in zip(probes, probed, strict=True)}
+    values = run_pieces(plan, inputs)
+    rows = []
+    for piece in pieces:
+        arrived = [found[id(piece), "output", value] for value in piece.outputs if plan.graph.is_live(value)]
+        handed_on = [found[id(piece), "operand", value] for value in piece.live]
+        bias = _bias_of(piece, arrived, values)
+        rows.append((_sum(arrived), _sum(handed_on), bias, _sum(map(jnp.abs, arrived)), _sum(map(jnp.abs, handed_on))))
+    embedded = [
+        array for (_, side, value), array in found.items() if side == "output" and value in plan.graph.embeddings
+    ]
+    total = _sum(s * e for s, e in zip(jax.tree.leaves(start), jax.tree.leaves(explained), strict=True))
+    return (total, _sum([*relevance, *embedded]), rows), also(returned, relevance)
+
+
+def _sum(arrays: Any) -> Any:
+    return sum((array.sum() for array in arrays), start=jnp.zeros(()))
+
+
+def _bias_of(piece: Piece, arrived: Sequence[jax.Array], values: dict[int, jax.Array]) -> Any:
+    if piece.layer is None or piece.rule is None:
+        return jnp.zeros(())
+    constants = [values[i] for i in piece.layer.constants]
+    linear = piece.layer.linearize(values[piece.layer.input], constants, values[piece.layer.output])
+    return piece.rule.bias_share(linear, arrived[0]).sum()
