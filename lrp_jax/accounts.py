@@ -119,7 +119,7 @@ def keep_account(
     if abs(missing) > _TOLERANCE * largest:
         raise ModelError(
             f"The account of relevance does not close: of {start:.6g}, {missing:.3g} is unaccounted for. A value on "
-            "the way is NaN or infinite, or a treatment of your own returns something else than its operands' cotangents."
+            "the way is NaN or infinite, or a treatment of your own does not return the cotangents of its operands."
         )
     return Account(start, end, entries, results)
 

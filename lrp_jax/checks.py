@@ -180,7 +180,8 @@ def report_batches(checks: Mapping[range, Checks]) -> None:
         number = sum(bool(growth > MOST_GROWTH) for growth in grown)
         warnings.warn(
             f"Absolute relevance at the input is up to {max(grown):.3g} times what it started from, in {number} of "
-            f"{len(checks)} batches: it grows where contributions cancel. For these, lrp_jax.ledger says in which operation.",
+            f"{len(checks)} batches: it grows where contributions cancel. For these, lrp_jax.ledger says "
+            "in which operation.",
             LRPWarning,
             stacklevel=3,
         )

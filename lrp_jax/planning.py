@@ -148,7 +148,8 @@ def _check_for_layers(graph: Graph, composite: Composite) -> None:
         place = "in the target" if first.is_of_target else "made by the function itself"
         raise SelectorError(
             f"The function has no layer that rules could be for. The product at {first.location} is none, as its "
-            f"weight is no parameter: it is {place}. Pass the weight in as an argument, or make it outside of the function."
+            f"weight is no parameter: it is {place}. Pass the weight in as an argument, or make it outside of the "
+            "function."
         )
 
 

@@ -1,7 +1,8 @@
 """The rules once more, naively: on the dense matrix of a layer, in numpy and float64, without the library's code.
 
 A layer is z = J x + b with J of shape (outputs, inputs). Each function returns the relevance of the inputs. `bias` is
-"absorb", "ignore" or "distribute", as in the library. Without the relevance of the outputs (None) it
+"absorb", "ignore" or "distribute", as in the library; a stabilizer is a number, or a function of the denominator.
+Without the relevance of the outputs (None) it
 returns the shares.
 """
 
@@ -11,7 +12,9 @@ import numpy as np
 
 
 def _stabilize(z, epsilon):
-    return z + np.where(z >= 0, epsilon, -epsilon)
+    """A denominator away from zero, by a number or by what a function of the denominator says."""
+    distance = epsilon(z) if callable(epsilon) else epsilon
+    return z + np.where(z >= 0, distance, -distance)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A program is a list of steps, each with the numbers of the steps whose values it
 runs it with JAX, one sample in each row of a batch.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -30,15 +30,14 @@ ELEMENTWISE = {
     "abs": jnp.abs,
     "softplus": jax.nn.softplus,
     "sigmoid": jax.nn.sigmoid,
-}
-GATES = {
-    "sigmoid": jax.nn.sigmoid,
+    "clip": lambda x: jnp.clip(x, -0.5, 0.7),
+    "where": lambda x: jnp.where(x > 0, x, -0.25 * x),
     "hard_sigmoid": jax.nn.hard_sigmoid,
+    "floor at a half": lambda x: jnp.maximum(x, 0.5),
     "1 + tanh": lambda x: 1 + jnp.tanh(x),
     "1 + erf": lambda x: 0.5 * (1 + lax.erf(x)),
 }
-# Operations that a value passes on its way from a sigmoid to a product, so that the sigmoid may still be a gate there.
-_MAY_MAKE_A_GATE = ("sigmoid", "tanh", "softmax", "softplus")
+GATES = ("sigmoid", "hard_sigmoid", "1 + tanh", "1 + erf")
 POOLINGS = {
     "winner": operations.winner_takes_all,
     "in proportion": operations.pooled_in_proportion,
@@ -91,10 +90,30 @@ class Program:
 
 
 def run(step, *operands):
-    """Applies a step to batches of its operands, in JAX."""
+    """Applies a step to batches of its operands, in JAX, wrapped as the step says."""
+    apply = lambda *operands: _run(step, *operands)
+    match step.options.get("wrap"):
+        case "jit":
+            return jax.jit(apply)(*operands)
+        case "vmap":
+            one = lambda *samples: apply(*(x[None] for x in samples))[0]
+            return jax.vmap(one)(*operands)
+        case "checkpoint":
+            return jax.checkpoint(apply)(*operands)
+        case "scan":
+            one = lambda _, samples: (None, apply(*(x[None] for x in samples))[0])
+            return lax.scan(one, None, operands)[1]
+    return apply(*operands)
+
+
+def _run(step, *operands):
     x = operands[0]
-    options = step.options
-    arrays = {name: jnp.asarray(array, x.dtype) for name, array in step.arrays.items()}
+    options = {name: value for name, value in step.options.items() if name not in ("wrap", "weight")}
+    arrays = {name: jnp.asarray(array, x.dtype) for name, array in step.arrays.items() if array.ndim}
+    numbers = {name: array.item() for name, array in step.arrays.items() if not array.ndim}
+    c = arrays.get("c", numbers.get("c"))
+    if "w" in arrays:
+        arrays["w"] = WEIGHTS[step.options["weight"]](arrays["w"])
     match step.name:
         case "conv":
             return _convolution(x, arrays["w"], arrays.get("b"), **options)
@@ -102,11 +121,15 @@ def run(step, *operands):
             z = _dense(x, arrays["w"], options["spelling"])
             return z + arrays["b"] if "b" in arrays else z
         case "shift":
-            return arrays["c"] - x if options["reverse"] else x + arrays["c"]
+            return c - x if options["reverse"] else x + c
         case "scale":
-            return x / arrays["c"] if options["divides"] else x * arrays["c"]
+            return x / c if options["divides"] else x * c
         case "elementwise":
             return ELEMENTWISE[options["function"]](x)
+        case "mask":
+            return jnp.where(arrays["mask"] != 0, x, 0.0) if options["selects"] else x * arrays["mask"]
+        case "cast":
+            return lax.reduce_precision(x, jnp.finfo(x.dtype).nexp, jnp.finfo(x.dtype).nmant)
         case "max_pool":
             return nnx.max_pool(x, options["size"], options["stride"], options["padding"])
         case "mean_pool":
@@ -119,6 +142,8 @@ def run(step, *operands):
             return x.sum(tuple(range(1, x.ndim - 1)))
         case "reshape":
             return x.reshape(len(x), *options["shape"])
+        case "transpose":
+            return jnp.swapaxes(x, 1, 2)
         case "flip":
             return jnp.flip(x, options["axis"] + 1)
         case "crop":
@@ -135,13 +160,10 @@ def run(step, *operands):
             return jnp.concatenate(operands, -1)
         case "multiply":
             return x * operands[1]
-        case "gate":
-            return x * GATES[options["function"]](operands[1])
         case "center":
             return x - x.mean(-1, keepdims=True)
         case "divide by norm":
-            square = (x**2).mean(-1, keepdims=True) + 1e-5
-            return x * lax.rsqrt(square) if options["rsqrt"] else x / jnp.sqrt(square)
+            return NORMS[options["spelling"]](x, (x**2).mean(-1, keepdims=True) + 1e-5)
         case "softmax":
             return jax.nn.softmax(x)
         case "scores":
@@ -151,22 +173,40 @@ def run(step, *operands):
     raise AssertionError(step.name)
 
 
-def _convolution(x, w, b, stride, padding, groups, dilation, layout):
-    if layout == "NCHW":
-        x, w = x.transpose(0, 3, 1, 2), w.transpose(3, 2, 0, 1)
-    numbers = {"NHWC": ("NHWC", "HWIO", "NHWC"), "NCHW": ("NCHW", "OIHW", "NCHW")}[layout]
+WEIGHTS = {
+    "plain": lambda w: w,
+    "computed": lambda w: (2 * w) * 0.5,
+    "transposed twice": lambda w: jnp.moveaxis(jnp.moveaxis(w, 0, -1), -1, 0),
+}
+NORMS = {
+    "rsqrt": lambda x, square: x * lax.rsqrt(square),
+    "division": lambda x, square: x / jnp.sqrt(square),
+    "power": lambda x, square: x * square**-0.5,
+    "reciprocal": lambda x, square: (1 / jnp.sqrt(square)) * x,
+    "exponential": lambda x, square: x * jnp.exp(-0.5 * jnp.log(square)),
+}
+
+
+def _convolution(x, w, b, stride, padding, groups, dilation, spread, layout):
+    dimensions = "DHW"[3 - (x.ndim - 2) :]
+    channels_first = layout == "NCHW"
+    if channels_first:
+        x, w = jnp.moveaxis(x, -1, 1), jnp.moveaxis(w, (-1, -2), (0, 1))
+    last = (f"N{dimensions}C", f"{dimensions}IO", f"N{dimensions}C")
+    first = (f"NC{dimensions}", f"OI{dimensions}", f"NC{dimensions}")
     z = lax.conv_general_dilated(
         x,
         w,
-        (stride, stride),
+        (stride,) * len(dimensions),
         padding,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=numbers,
+        lhs_dilation=(spread,) * len(dimensions),
+        rhs_dilation=(dilation,) * len(dimensions),
+        dimension_numbers=first if channels_first else last,
         feature_group_count=groups,
     )
     if b is not None:
-        z = z + (b if layout == "NHWC" else b[:, None, None])
-    return z if layout == "NHWC" else z.transpose(0, 2, 3, 1)
+        z = z + (b.reshape(-1, *[1] * len(dimensions)) if channels_first else b)
+    return jnp.moveaxis(z, 1, -1) if channels_first else z
 
 
 def _dense(x, w, spelling):
@@ -177,6 +217,8 @@ def _dense(x, w, spelling):
             return jnp.moveaxis(w.T @ jnp.moveaxis(x, 0, -1), -1, 0)
         case "einsum":
             return jnp.einsum("fg,...f->...g", w, x)
+        case "first axis":  # the features stand in front, as where channels come first
+            return jnp.moveaxis(jnp.einsum("nf...,fg->ng...", jnp.moveaxis(x, -1, 1), w), 1, -1)
     raise AssertionError(spelling)
 
 
@@ -197,19 +239,17 @@ class _Builder:
     dtype: Any
     steps: list[Step] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
-    gates: set[int] = field(default_factory=set)
 
     def append(self, name, operands, options=None, arrays=None, rule=None):
         arrays = {key: np.asarray(array, self.dtype) for key, array in (arrays or {}).items()}
-        step = Step(name, tuple(operands), options or {}, arrays, rule)
+        # A piece of a program that is a layer is wrapped as a whole, with its bias.
+        wraps = ["jit", "vmap", "checkpoint"] + ["scan"] * (name in ("center", "divide by norm", "softmax"))
+        wrap = _pick(self.draw, *wraps) if self.draw(st.integers(0, 7)) == 0 else None
+        step = Step(name, tuple(operands), {**(options or {}), "wrap": wrap}, arrays, rule)
         inputs = [jax.ShapeDtypeStruct((BATCH, *self.shapes[i]), self.dtype) for i in operands]
         self.steps.append(step)
         self.shapes.append(jax.eval_shape(lambda *xs: run(step, *xs), *inputs).shape[1:])
-        number = len(self.steps) - 1
-        makes = name in ("gate", *_MAY_MAKE_A_GATE) or (options or {}).get("function") in _MAY_MAKE_A_GATE
-        if makes or (rule is None and self.gates.intersection(operands)):
-            self.gates.add(number)
-        return number
+        return len(self.steps) - 1
 
     def numbers(self, *shape, around=0.0, scale=1.0):
         """Parameters: normally distributed, or small multiples of 1/4 with many zeros."""
@@ -223,47 +263,52 @@ class _Builder:
         if self.draw(st.booleans()):
             arrays["b"] = size * self.numbers(features, scale=0.5)
         # Bounds of z-box broadcast to the input as the product reads it, whose last dimension are the channels here.
-        channels_last = options.get("layout", "NHWC") == "NHWC" and options.get("spelling") != "w @ x"
+        channels_last = options.get("layout", "NHWC") == "NHWC" and options.get("spelling") in ("x @ w", "einsum", None)
+        options = options | {"weight": _pick(self.draw, "plain", "plain", *WEIGHTS)}
         rule = _rule(self.draw, self.shapes[i][-1] if channels_last else 0)
         number = self.append(name, [i], options, arrays, rule)
         if isinstance(rule, Pass) and self.shapes[number] != self.shapes[i]:
-            self.steps[number] = Step(name, (i,), options, arrays, Epsilon())
+            self.steps[number] = replace(self.steps[number], rule=Epsilon())
         return number
 
     def dense(self, i, features=None):
         features = features or _pick(self.draw, 2, 3, 4)
         w = self.numbers(self.shapes[i][-1], features)
-        spellings = ("x @ w", "einsum") if len(self.shapes[i]) > 1 else ("x @ w", "einsum", "w @ x")
+        spellings = ("x @ w", "einsum", "first axis" if len(self.shapes[i]) > 1 else "w @ x")
         return self.layer("dense", i, w, features, {"spelling": _pick(self.draw, *spellings)})
 
     def conv(self, i, features=None, keeps_shape=False):
-        draw, channels = self.draw, self.shapes[i][-1]
-        size = _pick(draw, 1, 2, 3)
+        draw, (*sizes, channels) = self.draw, self.shapes[i]
+        dimensions = len(sizes)
+        size = _pick(draw, 1, 2, 3) if dimensions < 3 else _pick(draw, 1, 2)
         dilation = 1 if keeps_shape or size == 1 else _pick(draw, 1, 1, 1, 2)
-        stride = 1 if keeps_shape else _pick(draw, 1, 1, 2)
+        spread = 1 if keeps_shape or dimensions > 2 or max(sizes) > 5 else _pick(draw, 1, 1, 1, 2)
+        stride = 1 if keeps_shape or spread > 1 else _pick(draw, 1, 1, 2)
         low = (size - 1) // 2
-        padding = ((low, size - 1 - low),) * 2
+        padding = ((low, size - 1 - low),) * dimensions
         reach = dilation * (size - 1) + 1
+        spread_sizes = [(n - 1) * spread + 1 for n in sizes]
         if not keeps_shape:
-            options = [padding, ((1, 1), (1, 1)), ((0, 2), (1, 0))]
-            if min(self.shapes[i][:2]) >= reach:
-                options.append(((0, 0), (0, 0)))
+            options = [padding, ((1, 1),) * dimensions, ((0, 2), (1, 0), (1, 1))[:dimensions]]
+            if min(spread_sizes) >= reach:
+                options.append(((0, 0),) * dimensions)
             padding = draw(st.sampled_from(options))
-            if min(self.shapes[i][0] + sum(padding[0]), self.shapes[i][1] + sum(padding[1])) < reach:
-                padding = ((2, 2), (2, 2))
+            if min(n + sum(pad) for n, pad in zip(spread_sizes, padding, strict=True)) < reach:
+                padding = ((2, 2),) * dimensions
         groups = _pick(draw, 1, 1, channels, 2 if channels % 2 == 0 else 1)
         features = features or groups * _pick(draw, 1, 2)
         if features % groups:
             groups = 1
-        w = self.numbers(size, size, channels // groups, features)
-        options = {"stride": stride, "padding": padding, "groups": groups, "dilation": dilation}
+        w = self.numbers(*[size] * dimensions, channels // groups, features)
+        options = {"stride": stride, "padding": padding, "groups": groups, "dilation": dilation, "spread": spread}
         return self.layer("conv", i, w, features, options | {"layout": _pick(draw, "NHWC", "NHWC", "NCHW")})
 
     def norm(self, i):
         """A batch normalisation, in one of the ways in which it is written."""
         channels = self.shapes[i][-1:]
         mean, variance = self.numbers(*channels, scale=0.3), 0.5 + self.numbers(*channels) ** 2
-        gain, offset = self.numbers(*channels, around=1.0, scale=0.5), self.numbers(*channels, scale=0.3)
+        # As trained: scales of either sign, shifts of the size of the values.
+        gain, offset = self.numbers(*channels, around=0.5), self.numbers(*channels)
         deviation = np.sqrt(variance + 1e-5)
         if self.draw(st.booleans()):
             i = self.append("scale", [i], {"divides": False}, {"c": gain / deviation})
@@ -287,6 +332,13 @@ class _Builder:
         function = _pick(self.draw, "relu", "relu", "relu", "relu", *ELEMENTWISE)
         return self.append("elementwise", [i], {"function": function})
 
+    def gated(self, i):
+        """A value times a gate, or a gate times a value, behind a move or not."""
+        gate = self.append("elementwise", [self.partner(i)], {"function": _pick(self.draw, *GATES)})
+        if self.draw(st.integers(0, 2)) == 0:
+            gate = self.append("cast", [gate])
+        return self.append("multiply", self.draw(st.permutations([i, gate])))
+
     def pool(self, i):
         options = {"size": _pick(self.draw, (2, 2), (2, 2), (3, 3), (2, 1))}
         options["padding"] = _pick(self.draw, "VALID", "SAME")
@@ -299,12 +351,19 @@ class _Builder:
 
     def structure(self, i):
         shape = self.shapes[i]
-        name = _pick(self.draw, "flip", "pad", "crop" if shape[0] > 1 else "flip", "flatten")
+        name = _pick(self.draw, *"flip pad crop flatten transpose cast mask".split())
+        if name == "crop" and shape[0] == 1:
+            name = "flip"
+        if name == "transpose" and len(shape) == 1:
+            name = "cast"
         if name == "flip":
             return self.append("flip", [i], {"axis": self.draw(st.integers(0, len(shape) - 1))})
         if name == "pad":
             return self.append("pad", [i], {"width": _pick(self.draw, (1, 0), (0, 1), (-1, 1))})
-        return self.flatten(i) if name == "flatten" else self.append("crop", [i])
+        if name == "mask":
+            mask = self.generator.integers(0, 2, shape[-1:])
+            return self.append("mask", [i], {"selects": self.draw(st.booleans())}, {"mask": mask})
+        return self.flatten(i) if name == "flatten" else self.append(name, [i])
 
     def flatten(self, i):
         return self.append("reshape", [i], {"shape": (int(np.prod(self.shapes[i])),)})
@@ -314,30 +373,25 @@ class _Builder:
         same = [j for j, shape in enumerate(self.shapes) if shape == self.shapes[i]]
         if self.draw(st.booleans()):
             return self.draw(st.sampled_from(same))
-        if len(self.shapes[i]) == 3:
+        if len(self.shapes[i]) > 2:
             return self.conv(i, self.shapes[i][-1], keeps_shape=True)
         return self.dense(i, self.shapes[i][-1])
 
     def pair(self, i):
         j = self.partner(i)
-        names = ["add", "add", "add", "subtract", "maximum", "gate"]
+        names = ["add", "add", "add", "subtract", "maximum", "multiply", "multiply"]
         if self.shapes[i][-1] <= 4:
             names.append("concatenate")
-        if not self.gates.intersection((i, j)):
-            names.append("multiply")
         name = self.draw(st.sampled_from(names))
         operands = self.draw(st.permutations([i, j]))
-        if (name == "subtract" and i == j) or (name == "gate" and operands[0] in self.gates):
-            name = "add"
-        options = {"function": _pick(self.draw, *GATES)} if name == "gate" else {}
-        return self.append(name, operands, options)
+        return self.append("add" if name == "subtract" and i == j else name, operands)
 
     def normalisation(self, i):
         if self.draw(st.booleans()):
             i = self.append("center", [i])
-        i = self.append("divide by norm", [i], {"rsqrt": self.draw(st.booleans())})
-        if self.draw(st.booleans()):
-            i = self.append("scale", [i], {"divides": False}, {"c": self.numbers(*self.shapes[i][-1:], around=1.0)})
+        i = self.append("divide by norm", [i], {"spelling": _pick(self.draw, *NORMS)})
+        if self.draw(st.integers(0, 3)):
+            i = self.append("scale", [i], {"divides": False}, {"c": self.numbers(*self.shapes[i][-1:], around=0.5)})
             i = self.append("shift", [i], {"reverse": False}, {"c": self.numbers(*self.shapes[i][-1:])})
         return i
 
@@ -352,7 +406,7 @@ class _Builder:
     def block(self, i):
         """One more piece of a network."""
         blocks = [self.linear, self.linear, self.linear, self.elementwise, self.norm, self.shift, self.scale]
-        blocks += [self.pair, self.pair, self.structure, self.normalisation]
+        blocks += [self.pair, self.pair, self.gated, self.structure, self.normalisation]
         rank = len(self.shapes[i])
         if rank == 3:
             blocks += [self.pool, self.pool, self.tokens]
@@ -363,7 +417,8 @@ class _Builder:
         return self.draw(st.sampled_from(blocks))(i)
 
     def linear(self, i):
-        i = self.conv(i) if len(self.shapes[i]) == 3 else self.dense(i)
+        rank = len(self.shapes[i])
+        i = self.conv(i) if rank > 2 or (rank == 2 and self.draw(st.integers(0, 2)) == 0) else self.dense(i)
         if self.draw(st.integers(0, 3)) == 0:
             i = self.norm(i)
         return self.elementwise(i) if self.draw(st.integers(0, 2)) else i
@@ -380,31 +435,34 @@ class _Builder:
 
 
 def _rule(draw, channels):
-    bias = _pick(draw, "absorb", "ignore", "distribute")
-    stabilizer = _pick(draw, 1e-6, 1e-6, 1e-3, 0.0)
-    match _pick(draw, *"zero epsilon gamma alpha-beta z+ w^2 flat z-box norm pass gradient".split()):
+    bias = _pick(draw, "absorb", "absorb", "ignore", "distribute")
+    stabilizer = _pick(draw, None, None, 1e-6, 1e-3, 0.0)
+    given = {"bias": bias} if stabilizer is None else {"bias": bias, "stabilizer": stabilizer}
+    match _pick(draw, *"zero zero epsilon gamma alpha-beta z+ w^2 flat z-box norm pass gradient".split()):
         case "zero":
             return Zero(bias=bias)
         case "epsilon":
+            if stabilizer is None:
+                return Epsilon(bias=bias)
             return Epsilon(_pick(draw, 1e-9, 1e-6, 0.1, 2.0), relative=draw(st.booleans()), bias=bias)
         case "gamma":
-            return Gamma(_pick(draw, 0.0, 0.25, 1.0, 10.0), stabilizer, bias=bias)
+            return Gamma(_pick(draw, 0.0, 0.25, 1.0, 10.0), **given)
         case "alpha-beta":
             alpha = _pick(draw, 1.0, 1.5, 2.0, 3.0)
-            return AlphaBeta(alpha, alpha - 1, stabilizer, bias=bias)
+            return AlphaBeta(alpha, alpha - 1, **given)
         case "z+":
-            return ZPlus(stabilizer, bias=bias)
+            return ZPlus(**given)
         case "w^2":
-            return WSquare(stabilizer, bias=bias)
+            return WSquare(**given)
         case "flat":
-            return Flat(stabilizer, bias=bias)
+            return Flat(**given)
         case "z-box":
             low, high = _pick(draw, (-1.0, 1.0), (0.0, 2.0), (-3.0, 0.0))
             if channels and draw(st.booleans()):
                 low, high = tuple(low - 0.5 * i for i in range(channels)), tuple(high + i for i in range(channels))
-            return ZBox(low, high, stabilizer, bias=bias)
+            return ZBox(low, high, **given)
         case "norm":
-            return Norm(stabilizer, bias=bias)
+            return Norm(**given)
         case "pass":
             return Pass(bias=bias)
     return Gradient(bias=bias)
@@ -436,7 +494,7 @@ def programs(draw, dtype=np.float64, depth=6):
     """Draws a network of up to `depth` blocks with rules, an input, and a seed."""
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     builder = _Builder(draw, generator, _pick(draw, "normal", "small"), dtype)
-    shape = _pick(draw, (4, 4, 2), (4, 4, 2), (5, 4, 3), (6,), (3, 4))
+    shape = _pick(draw, (4, 4, 2), (4, 4, 2), (5, 4, 3), (6,), (3, 4), (6, 2), (3, 2, 2, 2))
     builder.steps.append(Step("input", ()))
     builder.shapes.append(shape)
     last = 0
@@ -448,7 +506,7 @@ def programs(draw, dtype=np.float64, depth=6):
     seed = generator.normal(size=(BATCH, *builder.shapes[last]))
     seed *= generator.integers(0, 2, seed.shape)
     x = _input(draw, generator, shape)
-    pooling, holds = _pick(draw, *POOLINGS), draw(st.booleans())
+    pooling, holds = _pick(draw, "winner", "winner", *POOLINGS), draw(st.booleans())
     has_pooling = any(step.name == "max_pool" for step in steps)
     return Program(steps, x.astype(dtype), seed.astype(dtype), pooling if has_pooling else "winner", holds)
 
@@ -462,6 +520,6 @@ def without_unused(steps, last):
     kept = sorted(needed | {0})
     renumbered = {old: new for new, old in enumerate(kept)}
     return tuple(
-        Step(step.name, tuple(renumbered[i] for i in step.operands), step.options, step.arrays, step.rule)
+        replace(step, operands=tuple(renumbered[i] for i in step.operands))
         for step in (steps[number] for number in kept)
     )

@@ -1,9 +1,9 @@
 """AttnLRP and CP-LRP on a small transformer, against a plain backward loop in numpy.
 
 The loop follows the formulas of Achtibat et al. (2024): the epsilon rule for linear layers; for softmax
-R_i = x_i (R_i - s_i sum_j R_j); one half to each factor of a product; the statistics of a LayerNorm held constant; and
-relevance passed one to one through elementwise functions. In CP-LRP (Ali et al. 2022) the attention weights are held
-constant too.
+R_i = x_i (R_i - s_i sum_j R_j); one half to each factor of a product; the deviation of a LayerNorm held constant, while
+its shift keeps its share; and relevance passed one to one through GELU. In CP-LRP (Ali et al. 2022) the attention
+weights are held constant too. The norms are as trained: scales of either sign, shifts of the size of the values.
 """
 
 import functools
@@ -19,14 +19,13 @@ from lrp_jax import composites, lrp
 TOKENS, HEADS, SIZE, HIDDEN, CLASSES, BLOCKS = 4, 2, 3, 8, 3, 2
 WIDTH = HEADS * SIZE
 EPSILON = 1e-3
-STABILIZER = 1e-6
 
 
 def draw_parameters():
     generator = np.random.default_rng(0)
     normal = lambda *shape: generator.normal(size=shape) / np.sqrt(shape[0])
     linear = lambda inputs, outputs: {"w": normal(inputs, outputs), "b": 0.2 * normal(outputs)}
-    norm = lambda: {"scale": 1 + 0.2 * normal(WIDTH), "offset": 0.3 * normal(WIDTH)}
+    norm = lambda: {"scale": 0.25 + generator.normal(size=WIDTH), "offset": generator.normal(size=WIDTH)}
     return {
         "blocks": [
             {
@@ -106,8 +105,9 @@ def linear(layer, x, epsilon=EPSILON):
 def norm(layer, x):
     centring = np.eye(WIDTH) - 1 / WIDTH
     centred = x @ centring
-    value = centred / np.sqrt((centred**2).mean(-1, keepdims=True)) * layer["scale"] + layer["offset"]
-    return value, lambda relevance: x * ((relevance / stabilize(centred, STABILIZER)) @ centring)
+    scale = layer["scale"] / np.sqrt((centred**2).mean(-1, keepdims=True))
+    value = centred * scale + layer["offset"]
+    return value, lambda relevance: x * ((relevance / value * scale) @ centring)
 
 
 def product(subscripts, a, b):

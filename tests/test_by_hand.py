@@ -35,7 +35,7 @@ def test_residual_sum_above_a_rule_that_gives_relevance_to_zeros():
     # 4 go to the skip connection, so to x_2; 12 go to the layer and are spread evenly: 6 and 6. In all (6, 10).
     layer = dense([2.0, 3.0])
     found = relevance(lambda x: layer(x) + x[1:], [0.0, 4.0], rules.Flat(stabilizer=0.0))
-    np.testing.assert_allclose(found, [6.0, 10.0], rtol=1e-6)
+    np.testing.assert_allclose(found, [6.0, 10.0])
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_residual_sum_above_a_rule_that_gives_relevance_to_zeros():
 def test_max_pooling(treatment, expected):
     pool = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (2,), (2,), "VALID")
     composite = composites.with_treatment(rules.Zero(), "reduce_window_max", treatment)
-    np.testing.assert_allclose(relevance(pool, [3.0, 1.0, 2.0, 2.0], composite), expected, rtol=1e-6)
+    np.testing.assert_allclose(relevance(pool, [3.0, 1.0, 2.0, 2.0], composite), expected, rtol=1e-5)
 
 
 def test_overlapping_average_pooling():
@@ -67,6 +67,33 @@ def test_layer_norm():
     norm = nnx.LayerNorm(3, epsilon=0.0, rngs=nnx.Rngs(0))
     expected = np.array([-1 / 3, -2 / 3, 4.0]) / np.sqrt(14 / 3)
     np.testing.assert_allclose(relevance(lambda x: norm(x)[2], [1.0, 2.0, 6.0]), expected, rtol=1e-5)
+
+
+def test_layer_norm_with_a_shift():
+    # x = (1, 5), centred (-2, 2), deviation 2: (-1, 1), times (3, -2), plus (5, 1): (2, -1). 4 * 2 + 2 * -1 = 6.
+    # The ratios 4 and 2 go through the shift unchanged, which keeps 4 * 5 + 2 * 1 = 22; times the scale over the
+    # deviation they are 6 and -2, less their mean 2 they are 4 and -4: R = (1 * 4, 5 * -4) = 4 - 20 = -16 = 6 - 22.
+    norm = lambda x: (x - x.mean()) / jnp.sqrt(x.var()) * jnp.array([3.0, -2.0]) + jnp.array([5.0, 1.0])
+    np.testing.assert_allclose(relevance(lambda x: norm(x) @ jnp.array([4.0, 2.0]), [1.0, 5.0]), [4.0, -20.0])
+
+
+def test_sigmoid_and_softplus_and_exponential():
+    # What they are at zero, 1/2, ln 2 and 1, is a constant that keeps its share: the evidence keeps its sign.
+    x = np.log([3.0, 1 / 3])
+    np.testing.assert_allclose(relevance(jax.nn.sigmoid, x), [3 / 4 - 1 / 2, 1 / 4 - 1 / 2])
+    np.testing.assert_allclose(relevance(jax.nn.softplus, x), np.log([4 / 2, 4 / 3 / 2]))
+    np.testing.assert_allclose(relevance(jnp.exp, x), [3 - 1, 1 / 3 - 1])
+
+
+def test_logarithm():
+    # It has no value at zero: gradient times input, x / x.
+    np.testing.assert_allclose(relevance(jnp.log, [2.0, 0.5]), [1.0, 1.0])
+
+
+def test_position_added_to_the_input():
+    # x + p = (3, 1), w = (2, -1): 5 is explained. x receives (1 * 2, 2 * -1), the positions keep 2 * 2 + 1 = 5.
+    network = lambda x: (x + jnp.array([2.0, -1.0])) @ jnp.array([2.0, -1.0])
+    np.testing.assert_allclose(relevance(network, [1.0, 2.0]), [2.0, -2.0])
 
 
 def test_rms_norm():

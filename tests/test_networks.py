@@ -1,7 +1,9 @@
 """Whole networks against a plain backward loop in numpy that shares no code with the library.
 
-The loop runs a network one sample at a time on dense matrices, writes down every step, and hands relevance back step by
-step; the rules on a matrix are those of `oracle.py`. Relevance is relevance throughout: there are no ratios.
+The loop runs a network one sample at a time on dense matrices, writes down every step, and hands back, step by step,
+the ratio of relevance and value, and relevance where a rule gives some to values of zero; the rules on a matrix are
+those of `oracle.py`. A shift that belongs to no layer keeps its share. Norms are as trained: statistics far from 0 and
+1, scales of either sign, shifts of the size of the values.
 """
 
 import functools
@@ -24,44 +26,43 @@ LOW, HIGH = -2.0, 1.5
 
 def naive(rule, matrix, b, x, relevance):
     """The relevance of the inputs of z = matrix x + b."""
+    root_mean_square = lambda denominator: np.sqrt((denominator**2).mean())
+    relative = lambda factor: lambda denominator: factor * root_mean_square(denominator)
+    given = rule.epsilon if isinstance(rule, Epsilon) else getattr(rule, "stabilizer", 0.0)
+    stabilizer = relative(1e-6) if given is None else given
     match rule:
         case Zero(bias=bias):
             return oracle.zero(matrix, b, x, relevance, bias)
         case Epsilon(epsilon=epsilon, relative=True):
-            z = matrix @ x + b
-            return oracle.epsilon(matrix, b, x, relevance, epsilon * np.sqrt((z**2).mean()))
-        case Epsilon(epsilon=epsilon, bias=bias) | Norm(stabilizer=epsilon, bias=bias):
-            return oracle.epsilon(matrix, b, x, relevance, epsilon, bias)
+            return oracle.epsilon(matrix, b, x, relevance, relative(epsilon))
+        case Epsilon(bias=bias) | Norm(bias=bias):
+            return oracle.epsilon(matrix, b, x, relevance, stabilizer, bias)
         case Gamma(gamma=gamma, bias=bias):
-            return oracle.gamma(matrix, b, x, relevance, gamma, 1e-6, bias)
+            return oracle.gamma(matrix, b, x, relevance, gamma, stabilizer, bias)
         case AlphaBeta(alpha=alpha, beta=beta, bias=bias):
-            return oracle.alpha_beta(matrix, b, x, relevance, alpha, beta, 1e-6, bias)
+            return oracle.alpha_beta(matrix, b, x, relevance, alpha, beta, stabilizer, bias)
         case ZPlus(bias=bias):
-            return oracle.zplus(matrix, b, x, relevance, 1e-6, bias)
+            return oracle.zplus(matrix, b, x, relevance, stabilizer, bias)
         case WSquare(bias=bias):
-            return oracle.wsquare(matrix, b, x, relevance, 1e-6, bias)
+            return oracle.wsquare(matrix, b, x, relevance, stabilizer, bias)
         case Flat(bias=bias):
-            return oracle.flat(matrix, b, x, relevance, 1e-6, bias)
+            return oracle.flat(matrix, b, x, relevance, stabilizer, bias)
         case ZBox(low=low, high=high, bias=bias):
-            return oracle.zbox(matrix, b, x, relevance, low, high, 1e-6, bias)
+            return oracle.zbox(matrix, b, x, relevance, low, high, stabilizer, bias)
     raise AssertionError(f"no naive form of {rule}")
 
 
-def in_proportion(x, total, relevance, stabilized):
-    """The part of each x in its total; where both are zero, none."""
-    if stabilized:
-        return x / (total + np.where(total < 0, -1e-6, 1e-6)) * relevance
-    return np.divide(x * relevance, total, out=np.zeros_like(x), where=total != 0)
+def divided(numerator, denominator):
+    """A division by zero is zero."""
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
 
 
 @dataclass
 class Step:
-    """One operation of the network: its operands, and how the relevance of its value becomes theirs."""
+    """One operation of the network: its operands, and how the ratio and the relevance of its value become theirs."""
 
     operands: list[int]
-    back: Callable[[np.ndarray, bool, list[Rule]], list[np.ndarray]]
-    # Relevance that comes from layers or shifts that give some to zeros is divided with a stabilizer at a sum.
-    may_reach_zeros: Callable[[bool, list[Rule]], bool] = lambda reached, rules: reached
+    back: Callable[[np.ndarray, np.ndarray, list[Rule]], list[tuple]]
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Loop:
     kinds: list[str] = field(default_factory=list)
 
     def input(self, x):
-        return self._append(x, Step([], lambda relevance, stabilized, rules: []))
+        return self._append(x, Step([], lambda ratio, relevance, rules: []))
 
     def conv(self, i, layer, stride=1, padding=0, norm=None):
         matrix, shape = convolution_matrix(layer.kernel[...], self.values[i].shape, stride, padding)
@@ -88,70 +89,72 @@ class Loop:
             matrix, b = scale[:, None] * matrix, scale * b + shift
         x, number = self.values[i], len(self.kinds)
         self.kinds.append(kind)
+        z = (matrix @ x.ravel() + b).reshape(shape)
 
-        def back(relevance, stabilized, rules):
-            return [naive(rules[number], matrix, b, x.ravel(), relevance.ravel()).reshape(x.shape)]
+        def back(ratio, relevance, rules):
+            arrived = (ratio * z + relevance).ravel()
+            found = naive(rules[number], matrix, b, x.ravel(), arrived).reshape(x.shape)
+            is_ratio = not isinstance(rules[number], WSquare | Flat | ZBox)
+            return [(divided(found, x), 0.0) if is_ratio else (0.0, found)]
 
-        def may_reach_zeros(reached, rules):
-            return isinstance(rules[number], WSquare | Flat | ZBox)
-
-        return self._append((matrix @ x.ravel() + b).reshape(shape), Step([i], back, may_reach_zeros))
+        return self._append(z, Step([i], back))
 
     def norm(self, i, layer):
-        """A batch normalisation that no layer precedes."""
+        """A batch normalisation that no layer precedes: its shift keeps its share of a ratio."""
         scale, shift = scale_and_shift(layer)
-        step = Step([i], lambda relevance, stabilized, rules: [relevance], lambda reached, rules: True)
+        step = Step([i], lambda ratio, relevance, rules: [(scale * ratio, relevance)])
         return self._append(scale * self.values[i] + shift, step)
 
     def relu(self, i):
-        return self._append(np.maximum(self.values[i], 0), Step([i], lambda relevance, stabilized, rules: [relevance]))
+        x = self.values[i]
+        return self._append(np.maximum(x, 0), Step([i], lambda ratio, relevance, rules: [((x > 0) * ratio, relevance)]))
 
     def add(self, i, j):
-        a, b = self.values[i], self.values[j]
-
-        def back(relevance, stabilized, rules):
-            return [in_proportion(part, a + b, relevance, stabilized) for part in (a, b)]
-
-        return self._append(a + b, Step([i, j], back, lambda reached, rules: False))
+        total = self.values[i] + self.values[j]
+        back = lambda ratio, relevance, rules: [(ratio + divided(relevance, total), 0.0)] * 2
+        return self._append(total, Step([i, j], back))
 
     def concatenate(self, i, j):
         channels = self.values[i].shape[-1]
         value = np.concatenate([self.values[i], self.values[j]], -1)
-        return self._append(
-            value,
-            Step([i, j], lambda relevance, stabilized, rules: [relevance[..., :channels], relevance[..., channels:]]),
-        )
+
+        def back(ratio, relevance, rules):
+            return [(ratio[..., part], relevance[..., part]) for part in (slice(channels), slice(channels, None))]
+
+        return self._append(value, Step([i, j], back))
 
     def flatten(self, i):
         x = self.values[i]
-        return self._append(x.ravel(), Step([i], lambda relevance, stabilized, rules: [relevance.reshape(x.shape)]))
+        back = lambda ratio, relevance, rules: [(ratio.reshape(x.shape), relevance.reshape(x.shape))]
+        return self._append(x.ravel(), Step([i], back))
 
     def max_pool(self, i, size, stride):
         x = self.values[i]
         windows = list(windows_of(x.shape, size, stride))
 
-        def back(relevance, stabilized, rules):
-            out = np.zeros_like(x)
+        def back(ratio, relevance, rules):
+            outs = np.zeros_like(x), np.zeros_like(x)
             for row, column, window in windows:
                 for channel in range(x.shape[-1]):
                     winner = x[window][..., channel].argmax()
-                    out[window][..., channel].flat[winner] += relevance[row, column, channel]
-            return [out]
+                    for out, arrived in zip(outs, (ratio, relevance), strict=True):
+                        out[window][..., channel].flat[winner] += arrived[row, column, channel]
+            return [outs]
 
         return self._append(self._pooled(windows, lambda x: x.max((0, 1)), x), Step([i], back))
 
     def mean_pool(self, i, size, stride):
         x = self.values[i]
         windows = list(windows_of(x.shape, size, stride))
+        y = self._pooled(windows, lambda x: x.mean((0, 1)), x)
 
-        def back(relevance, stabilized, rules):
-            out = np.zeros_like(x)
+        def back(ratio, relevance, rules):
+            out, ratio = np.zeros_like(x), ratio + divided(relevance, y)
             for row, column, window in windows:
-                out[window] += in_proportion(x[window], x[window].sum((0, 1)), relevance[row, column], stabilized)
-            return [out]
+                out[window] += ratio[row, column] / size**2
+            return [(out, 0.0)]
 
-        step = Step([i], back, lambda reached, rules: False)
-        return self._append(self._pooled(windows, lambda x: x.mean((0, 1)), x), step)
+        return self._append(y, Step([i], back))
 
     def _pooled(self, windows, reduce, x):
         rows, columns = (1 + max(window[axis] for window in windows) for axis in (0, 1))
@@ -167,15 +170,15 @@ class Loop:
 
     def relevance_of_input(self, seed, rules):
         """Hands `seed` times the output back to the input."""
-        relevance = [np.zeros_like(value) for value in self.values]
-        reached = [False] * len(self.values)
-        relevance[-1] = seed * self.values[-1]
+        ratios, relevances = ([np.zeros_like(value) for value in self.values] for _ in range(2))
+        ratios[-1] = seed
         for number in reversed(range(len(self.steps))):
             step = self.steps[number]
-            for operand, part in zip(step.operands, step.back(relevance[number], reached[number], rules), strict=True):
-                relevance[operand] = relevance[operand] + part
-                reached[operand] |= step.may_reach_zeros(reached[number], rules)
-        return relevance[0]
+            parts = step.back(ratios[number], relevances[number], rules)
+            for operand, (ratio, relevance) in zip(step.operands, parts, strict=True):
+                ratios[operand] = ratios[operand] + ratio
+                relevances[operand] = relevances[operand] + relevance
+        return ratios[0] * self.values[0] + relevances[0]
 
 
 def convolution_matrix(kernel, shape, stride, padding):
@@ -365,9 +368,13 @@ def with_random_parameters(network, seed):
             case "kernel":
                 drawn = normal * np.sqrt(2 / np.prod(leaf.shape[:-1]))
             case "scale":
-                drawn = 1 + 0.5 * normal
+                drawn = 0.25 + normal  # of either sign
             case "var":
                 drawn = 0.3 + normal**2
+            case "mean":
+                drawn = normal
+            case "bias" if "norm" in jax.tree_util.keystr(path[:1]):
+                drawn = normal
             case _:
                 drawn = 0.3 * normal
         return jnp.asarray(drawn)
@@ -437,5 +444,5 @@ def test_gamma_without_bias_where_only_the_bias_makes_the_output_positive():
     # z = 1 - 3 + 4 = 2, and -2 without the bias: the negative contributions are favoured. They are 1 and -3 - 3 = -6,
     # together -5, so that the inputs get 2 * 1 / -5 and 2 * -6 / -5.
     weight, bias = jnp.array([[1.0], [-3.0]]), jnp.array([4.0])
-    explained = lrp(lambda x: jax.nn.relu(x @ weight + bias)[0], Gamma(1.0, bias="ignore"))
+    explained = lrp(lambda x: jax.nn.relu(x @ weight + bias)[0], Gamma(1.0, 0.0, bias="ignore"))
     np.testing.assert_allclose(jax.grad(explained)(jnp.ones(2)), [-0.4, 2.4], rtol=1e-5)

@@ -33,6 +33,8 @@ RULES = {
     "mixed": Composite([(first, rules.ZBox(-3.0, 3.0)), (last, rules.Zero()), (any_layer, rules.Gamma(bias="ignore"))]),
     "CP-LRP": composites.CPLRP(),
 }
+MEAN, VARIANCE = np.array([0.3, -1.2, 0.1, 0.8]), np.array([0.5, 2.0, 1.3, 0.2])
+SCALE, SHIFT = np.array([-0.7, 1.6, 0.4, 1.1]), np.array([0.9, -0.4, 0.2, -1.0])
 rule_of = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 
@@ -44,6 +46,10 @@ class Network(nnx.Module):
         options = {"rngs": rngs, "param_dtype": dtype, "dtype": dtype, "use_bias": use_bias}
         self.conv1 = nnx.Conv(2, 4, (3, 3), **options)
         self.norm = nnx.BatchNorm(4, use_running_average=True, rngs=rngs, param_dtype=dtype, dtype=dtype)
+        # As trained: statistics far from 0 and 1, scales of either sign, shifts. Without biases there are no shifts.
+        self.norm.var[...], self.norm.scale[...] = (jnp.asarray(a, dtype) for a in (VARIANCE, SCALE))
+        if use_bias:
+            self.norm.mean[...], self.norm.bias[...] = (jnp.asarray(a, dtype) for a in (MEAN, SHIFT))
         self.conv2 = nnx.Conv(4, 4, (3, 3), **options)
         self.query, self.key, self.value = (nnx.Linear(4, 4, **options) for _ in range(3))
         self.head = nnx.Linear(4, 3, **options)
@@ -131,7 +137,7 @@ def test_relevance_of_two_classes_adds(float64, rule):
 
 def test_scaled_output_has_scaled_relevance(float64):
     network, x = Network(), images(2)
-    for rule in (rules.Zero(), rules.ZPlus(stabilizer=0.0), rules.Flat(stabilizer=0.0)):
+    for rule in (rules.Zero(), rules.ZPlus(), rules.Flat()):
         assert_close(maps(lambda x: 3.0 * network(x), rule, x), 3.0 * maps(network, rule, x), 1e-8)
 
 
@@ -181,10 +187,11 @@ def test_samples_do_not_see_their_batch(float64, rule):
 
 STEPS_WITHOUT_UNITS = {
     "zero": rules.Zero(),
+    "epsilon": rules.Epsilon(),
     "relative epsilon": rules.Epsilon(0.1, relative=True),
-    "gamma": rules.Gamma(stabilizer=0.0),
-    "alpha-beta": rules.AlphaBeta(stabilizer=0.0),
-    "z+": rules.ZPlus(stabilizer=0.0),
+    "gamma": rules.Gamma(),
+    "alpha-beta": rules.AlphaBeta(),
+    "z+": rules.ZPlus(),
     "w^2": rules.WSquare(),
     "flat": rules.Flat(),
 }

@@ -15,7 +15,7 @@ from lrp_jax.errors import RuleError
 RULES = {
     "zero": (rules.Zero, oracle.zero, {}),
     "epsilon": (rules.Epsilon, oracle.epsilon, {"epsilon": 1e-2}),
-    "epsilon, small": (partial(rules.Epsilon, 1e-6), partial(oracle.epsilon, epsilon=1e-6), {}),
+    "epsilon, small": (rules.Epsilon, oracle.epsilon, {"epsilon": 1e-6}),
     "gamma": (rules.Gamma, oracle.gamma, {"gamma": 0.25, "stabilizer": 1e-6}),
     "gamma, large": (rules.Gamma, oracle.gamma, {"gamma": 10.0, "stabilizer": 0.1}),
     "alpha-beta": (rules.AlphaBeta, oracle.alpha_beta, {"alpha": 2.0, "beta": 1.0, "stabilizer": 1e-6}),
@@ -24,7 +24,7 @@ RULES = {
     "w^2": (rules.WSquare, oracle.wsquare, {"stabilizer": 1e-6}),
     "flat": (rules.Flat, oracle.flat, {"stabilizer": 1e-6}),
     "z-box": (rules.ZBox, oracle.zbox, {"low": -3.0, "high": 4.0, "stabilizer": 1e-6}),
-    "norm": (partial(rules.Norm, 1e-6), partial(oracle.epsilon, epsilon=1e-6), {}),
+    "norm": (rules.Norm, lambda *args, stabilizer, bias: oracle.epsilon(*args, stabilizer, bias), {"stabilizer": 1e-6}),
 }
 
 
@@ -153,6 +153,36 @@ def test_rules_agree_with_dense_oracle(float64, layer_name, bias_name):
             expected = naive(jacobian, shift, np.asarray(x).ravel(), np.asarray(seed * z).ravel(), **options)
             error = np.abs(np.asarray(relevance).ravel() - expected).max() / np.abs(expected).max()
             assert error < 1e-9, f"{name}, bias {treatment_of_bias}: {error}"
+
+
+# The axes of the output over which a stabilizer is relative: those of the features, of which an image has all.
+FEATURES = {"dense, several axes": (-1,), "dense, batch axis": (-2, -1)}
+
+
+@pytest.mark.parametrize("layer_name", LAYERS)
+def test_default_stabilizer_is_relative_to_the_features(float64, layer_name):
+    linear, input_shape, bias_shape = LAYERS[layer_name]
+    bias, x = normal(3, *bias_shape), normal(2, *input_shape)
+    layer = lambda x: linear(x) + bias
+    z = layer(x)
+    seed = normal(4, *z.shape)
+    flat_layer = lambda v: layer(v.reshape(input_shape)).ravel()
+    jacobian = np.asarray(jax.jacobian(flat_layer)(jnp.zeros(x.size)))
+    shift = np.asarray(flat_layer(jnp.zeros(x.size)))
+    axes = FEATURES.get(layer_name, tuple(range(z.ndim)))
+
+    def stabilizer(denominator):
+        squares = np.mean(denominator.reshape(z.shape) ** 2, axes, keepdims=True)
+        return 1e-6 * np.broadcast_to(np.sqrt(squares), z.shape).ravel()
+
+    for name, (rule, naive, parameters) in RULES.items():
+        given = {key: stabilizer for key in parameters if key in ("epsilon", "stabilizer")}
+        others = {key: value for key, value in parameters.items() if key not in given}
+        _, propagate = jax.vjp(lrp(layer, rule(**others)), x)
+        options = {**others, **given, "bias": rule(**others).bias}
+        expected = naive(jacobian, shift, np.asarray(x).ravel(), np.asarray(seed * z).ravel(), **options)
+        error = np.abs(np.asarray(propagate(seed)[0]).ravel() - expected).max() / np.abs(expected).max()
+        assert error < 1e-11, f"{name}: {error}"
 
 
 def test_relative_epsilon_by_hand(float64):

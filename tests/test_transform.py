@@ -117,16 +117,19 @@ def test_saturated_activation_passes_all_relevance():
     np.testing.assert_allclose(relevance, [6.0, 0.0])
 
 
-def test_function_that_is_not_zero_at_zero_passes_all_relevance():
-    relevance = jax.grad(lrp(lambda x: jax.nn.sigmoid(x).sum(), rules.Zero()))(jnp.zeros(2))
-    np.testing.assert_allclose(relevance, [0.5, 0.5])
+def test_value_of_a_function_at_zero_is_a_constant_that_keeps_its_share():
+    relevance = jax.grad(lrp(lambda x: jax.nn.sigmoid(x).sum(), rules.Zero()))(jnp.log(jnp.array([1.0, 3.0, 1 / 3])))
+    np.testing.assert_allclose(relevance, [0.0, 1 / 4, -1 / 4], atol=1e-7)
 
 
-def test_input_normalisation_keeps_the_relevance_of_black_pixels():
+def test_input_normalisation_keeps_the_relevance_of_black_pixels_where_a_rule_gives_them_some():
+    # ((0 - 2) + (5 - 2)) / 0.5 = 2. Flat gives half to each pixel, whatever its value; of LRP-0 the constants keep
+    # (-2 - 2) / 0.5 = -8, and 5 / 0.5 = 10 go to the pixel that is not black.
     weight = jnp.array([[1.0], [1.0]])
     x = jnp.array([0.0, 5.0])
-    relevance = jax.grad(lambda x: lrp(lambda x: ((x - 2.0) / 0.5) @ weight, rules.Zero())(x)[0])(x)
-    np.testing.assert_allclose(relevance, [-4.0, 6.0], rtol=1e-5)
+    for rule, expected in ((rules.Flat(), [1.0, 1.0]), (rules.Zero(), [0.0, 10.0])):
+        relevance = jax.grad(lambda x, rule=rule: lrp(lambda x: ((x - 2.0) / 0.5) @ weight, rule)(x)[0])(x)
+        np.testing.assert_allclose(relevance, expected, rtol=1e-5)
 
 
 def test_linen_apply_with_static_keyword():
