@@ -26,7 +26,8 @@ POSITIVE = np.geomspace(1e-4, 1e4, 33)
 """Positive numbers, in rising order."""
 
 _STEP = 1e-3  # of differences in place of derivatives, in double precision
-_AFFINE = frozenset("add add_any div mul neg sub".split())
+_SUMS = frozenset("add add_any sub".split())
+_AFFINE = _SUMS | frozenset("div mul neg".split())
 _PIECEWISE_LINEAR = frozenset("abs add add_any clamp max min neg select_n sub".split())
 
 
@@ -184,6 +185,14 @@ class Formula:
     def is_affine(self) -> bool:
         """Whether every operation adds a number or multiplies with one."""
         return all(_is_affine(step.equation, list(map(_varies, step.operands))) for step in self.steps)
+
+    @functools.cached_property
+    def is_sum(self) -> bool:
+        """Whether it only adds up multiples of u and numbers, in more than one way from u."""
+        is_linear = all(
+            step.name in _SUMS or _is_affine(step.equation, list(map(_varies, step.operands))) for step in self.steps
+        )
+        return is_linear and not self.is_affine
 
     @functools.cached_property
     def is_piecewise_linear(self) -> bool:
@@ -351,22 +360,27 @@ class Functions:
     def function(self, value: int) -> Function | None:
         """As `whole`, without what comes before a constant that is an addend of its own, as in relu(x + 1)."""
         function = self.whole(value)
-        if function is None:
+        if function is None or function.formula.is_sum:
             return None
+        if function.formula.name == "relu":
+            return function
         for operation in reversed(function.operations[:-1]):
-            if not self._adds_a_number(operation):
+            behind = self.behind(function, operation.outputs[0]) if self._is_cut(operation) else None
+            if behind is None:
                 continue
-            behind = self.behind(function, operation.outputs[0])
-            if behind is not None and (behind.formula.is_piecewise_linear or behind.formula.at_zero == 0):
+            if behind.formula.name == "relu":
                 return behind
-        for operation in reversed(function.operations[:-1]):  # what a layer takes as its bias and its scale
-            if operation.outputs[0] in self.layered and (behind := self.behind(function, operation.outputs[0])):
+            is_bias = operation.outputs[0] in self.layered
+            is_addend = is_bias or behind.formula.is_piecewise_linear or behind.formula.at_zero == 0
+            if self._adds_a_number(operation) and is_addend:
                 return behind
         return function
 
+    def _is_cut(self, operation: Operation) -> bool:
+        return operation.name in _AFFINE and self.graph.is_live(operation.outputs[0])
+
     def _adds_a_number(self, operation: Operation) -> bool:
-        is_sum = operation.name in {"add", "sub", "add_any"} and self.graph.is_live(operation.outputs[0])
-        return is_sum and any(self.graph.number(value) is not None for value in operation.inputs)
+        return operation.name in _SUMS and any(self.graph.number(value) is not None for value in operation.inputs)
 
     def behind(self, function: Function, value: int) -> Function | None:
         """The part of a function behind an inner value, if that is the only way from the root; None otherwise."""

@@ -196,13 +196,14 @@ class Graph:
             self._numbers[value] = self._find_number(value)
         return self._numbers[value]
 
+    def note_number(self, value: int, number: np.ndarray) -> None:
+        """Notes that a constant is filled with a number."""
+        if number.size == 1:
+            self._numbers[value] = number.reshape(())
+
     def _find_number(self, value: int) -> np.ndarray | None:
         if self.status[value] is not Status.CONSTANT or value in self.parameters:
             return None
-        if value in self.constants:
-            constant = self.constants[value]
-            is_one = isinstance(constant, np.ndarray) and constant.size == 1
-            return constant.reshape(()) if is_one else None
         operation = self.producer.get(value)
         if operation is None or not operation.inputs or len(operation.outputs) != 1:
             return None
@@ -217,12 +218,18 @@ class Graph:
             (number,) = operation.run(*map(jnp.asarray, operands))
         return np.asarray(number)
 
+    def all_graphs(self) -> Iterator["Graph"]:
+        """This graph and those of inner functions."""
+        yield self
+        for operation in self.operations:
+            for body in operation.bodies:
+                yield from body.all_graphs()
+
     def all_operations(self) -> Iterator[tuple["Graph", Operation]]:
         """All operations, those of inner functions included, with the graph that they are in."""
-        for operation in self.operations:
-            yield self, operation
-            for body in operation.bodies:
-                yield from body.all_operations()
+        for graph in self.all_graphs():
+            for operation in graph.operations:
+                yield graph, operation
 
 
 def read(
@@ -282,7 +289,7 @@ def _read(
         if known.is_parameter:
             graph.parameters.add(value)
         if known.number is not None:
-            graph._numbers[value] = known.number
+            graph.note_number(value, known.number)
     reader = _Reader(graph, hold, is_of_target)
     graph.outputs = reader.read(closed_jaxpr, graph.inputs, caller, ())
     if then is not None:
@@ -336,7 +343,9 @@ class _Reader:
         number = equations.literal_value(atom)
         key = ("number", number.dtype, number.shape, number.tobytes())
         if key not in self.seen:
-            self.seen[key] = [self.graph.new_constant(atom.aval, Held(number, is_parameter=False))]
+            value = self.graph.new_constant(atom.aval, Held(number, is_parameter=False))
+            self.graph.note_number(value, number)
+            self.seen[key] = [value]
         return self.seen[key][0]
 
     def _add(

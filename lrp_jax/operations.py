@@ -120,8 +120,8 @@ def _share_of_function(formula: Formula, call: Call) -> Arrays:
     u_wide, y_wide = u.astype(wide), y.astype(wide)
     share = divide(y_wide - jnp.asarray(formula.at_zero, wide), u_wide)
     if formula.at_zero != 0 and formula.is_piecewise_linear:
-        (derivative,) = _derivative(replace(call, cotangents=[jnp.ones_like(y)]))
-        share = jnp.where(derivative != 0, derivative.astype(wide), share)
+        derivative = _flatter_derivative(call).astype(wide)
+        share = jnp.where(derivative != 0, derivative, share)
     elif formula.slope is not None:
         is_small = u_wide == 0
         near = jnp.asarray(formula.slope, wide)
@@ -132,6 +132,17 @@ def _share_of_function(formula: Formula, call: Call) -> Arrays:
     return ((ratio * share).astype(u.dtype),)
 
 
+def _flatter_derivative(call: Call) -> jax.Array:
+    """The derivative of a piecewise-linear function; at a kink that of the flatter side, and 0 if they differ in sign."""
+    (u,), (y,) = call.live, call.outputs
+    below, above = (
+        _derivative(replace(call, live=[jnp.nextafter(u, jnp.full_like(u, end))], cotangents=[jnp.ones_like(y)]))[0]
+        for end in (-jnp.inf, jnp.inf)
+    )
+    flatter = jnp.where(jnp.abs(below) < jnp.abs(above), below, above)
+    return jnp.where(below * above > 0, flatter, 0)
+
+
 def _share_beside_arrays(call: Call) -> Arrays:
     """As `_share_of_function` for a function of u and of constant arrays, whose value at zero is computed."""
     ((u,), (y,), (ratio,)) = call.live, call.outputs, call.cotangents
@@ -140,15 +151,6 @@ def _share_beside_arrays(call: Call) -> Arrays:
     is_derived = ~jnp.isfinite(at_zero) | (u == 0)
     share = jnp.where(is_derived, derivative, divide(y - jnp.where(is_derived, 0, at_zero), u))
     return ((ratio * jnp.where(jnp.isfinite(share), share, 0)).astype(u.dtype),)
-
-
-def _share_of_bound(call: Call) -> Arrays:
-    """For bounds that are arrays: the derivative, and where that is zero the share of u in the bound."""
-    ((u,), (y,), (ratio,)) = call.live, call.outputs, call.cotangents
-    near, at_zero, beyond = (call.run([jnp.full_like(u, small)], call.constants)[0] for small in (-1e-30, 0.0, 1e-30))
-    is_bound = jnp.where(u == 0, near == beyond, y == at_zero)  # a tie with a constant goes to the constant
-    share = jnp.where(y == u, jnp.where(is_bound, 0, 1), divide(y - at_zero, u))
-    return ((ratio * share).astype(u.dtype),)
 
 
 def _winners(call: Call) -> jax.Array:
@@ -229,11 +231,6 @@ beside_arrays = Treatment(
     {Form.RELEVANCE: _pass_relevance, Form.RATIO: _share_beside_arrays},
 )
 """For elementwise functions of a live value and of constant arrays, such as a power."""
-
-bounded = Treatment(
-    "f(x) - f(0) is passed on; f(0) keeps its share", {Form.RELEVANCE: _pass_relevance, Form.RATIO: _share_of_bound}
-)
-"""For the maximum or the minimum of a live value and of constant arrays."""
 
 
 def smooth_quotient(part: float) -> Treatment:
@@ -339,8 +336,6 @@ def treatment_of(graph: Graph, operation: Operation) -> Treatment:
     name, live = operation.name, graph.live_inputs(operation)
     if any(jnp.iscomplexobj(graph.shapes[value]) for value in (*operation.inputs, *operation.outputs)):
         raise _refusal(operation, "complex numbers")
-    if name in {"max", "min", "clamp"} and len(live) == 1:
-        return bounded
     if name in MAXIMA:
         return winner_takes_all
     if name in _STRUCTURAL:

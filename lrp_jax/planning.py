@@ -16,7 +16,7 @@ from lrp_jax.functions import Function, Functions
 from lrp_jax.graph import Checkpoint, Graph, Operation
 from lrp_jax.layers import Layer, Tail, find_layers, find_tails, linear_operations_without_parameter, product
 from lrp_jax.operations import Arrays, Call, Treatment
-from lrp_jax.rules import Gradient, Rule
+from lrp_jax.rules import Epsilon, Gradient, Norm, Rule, Zero
 from lrp_jax.softmax import Softmaxes, find_softmaxes
 
 Forms: TypeAlias = tuple[Form, ...]
@@ -142,8 +142,10 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
 
 
 def _check_for_layers(graph: Graph, composite: Composite) -> None:
-    others = linear_operations_without_parameter(graph)
-    if others:
+    derived = {place for inner in graph.all_graphs() for place in find_softmaxes(inner).derived}
+    others = [operation for operation in linear_operations_without_parameter(graph) if id(operation) not in derived]
+    is_needed = any(not isinstance(rule, Zero | Epsilon | Norm | Gradient) for _, rule in composite.rules)
+    if others and is_needed:  # those that split in proportion say what happens there anyway
         (first, *_) = others
         place = "in the target" if first.is_of_target else "made by the function itself"
         raise SelectorError(

@@ -115,7 +115,8 @@ def _quotients(graph: Graph, operation: Operation) -> Iterator[tuple[int, int, l
                 between.append(inverse)
                 inverse = graph.producer.get(inverse.inputs[0])
             if inverse is not None and _is_reciprocal(graph, inverse):
-                yield numerator, inverse.inputs[-1], [inverse, *between]
+                denominator = inverse.inputs[1 if inverse.name == "div" else 0]
+                yield numerator, denominator, [inverse, *between]
 
 
 def _is_reciprocal(graph: Graph, operation: Operation) -> bool:
