@@ -18,6 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 OPSET = 17  # of 2022, so that runtimes of the last years can read it
 FORMAT = 8
 
+# Integers for which runtimes have few operations. Between input and output they are written as 32 bits, and so do not
+# wrap around.
+_SMALL = frozenset(map(np.dtype, ("int8", "int16", "uint8", "uint16")))
+
 
 @dataclass
 class Graph:
@@ -29,7 +33,8 @@ class Graph:
     def constant(self, value: Any) -> str:
         """Adds a constant; returns its name."""
         name = f"constant{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+        array = np.asarray(value)
+        self.constants.append(numpy_helper.from_array(array.astype(_inner(array.dtype)), name))
         return name
 
     def integers(self, values: Sequence[int]) -> str:
@@ -41,6 +46,10 @@ class Graph:
         names = [f"value{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(kind, inputs, names, **attributes))
         return names[0] if outputs == 1 else names
+
+    def cast(self, value: str, dtype: Any) -> str:
+        """Adds a conversion to another dtype; returns the name of its output."""
+        return self.node("Cast", value, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
     def reshape(self, value: str, shape: Sequence[int]) -> str:
         """Adds a reshape; returns the name of its output."""
@@ -63,8 +72,10 @@ def to_onnx(function: Callable[..., dict[str, jax.Array]], **inputs: jax.Array) 
     program, outputs = jax.make_jaxpr(function, return_shape=True)(**inputs)
     needed, _ = dce_jaxpr(program.jaxpr, [True] * len(program.out_avals), instantiate=True)
     graph = Graph()
-    results = _write(graph, ClosedJaxpr(needed, program.consts), sorted(inputs))
+    given = [graph.cast(name, np.int32) if inputs[name].dtype in _SMALL else name for name in sorted(inputs)]
+    results = _write(graph, ClosedJaxpr(needed, program.consts), given)
     for name, result in zip(sorted(outputs), results, strict=True):
+        result = graph.cast(result, outputs[name].dtype) if outputs[name].dtype in _SMALL else result
         graph.nodes.append(helper.make_node("Identity", [result], [name]))
     onnx_graph = helper.make_graph(
         graph.nodes,
@@ -77,6 +88,11 @@ def to_onnx(function: Callable[..., dict[str, jax.Array]], **inputs: jax.Array) 
     model = helper.make_model(onnx_graph, opset_imports=[opset], ir_version=FORMAT, producer_name="lrp_jax")
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _inner(dtype: Any) -> np.dtype:
+    """The dtype in which values of a dtype are written between input and output."""
+    return np.dtype(np.int32) if np.dtype(dtype) in _SMALL else np.dtype(dtype)
 
 
 def _described(name: str, array: Any) -> onnx.ValueInfoProto:
@@ -141,7 +157,7 @@ def _broadcast(graph: Graph, equation: JaxprEqn, x: str) -> str:
 
 
 def _convert(graph: Graph, equation: JaxprEqn, x: str) -> str:
-    return graph.node("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(equation.params["new_dtype"])))
+    return graph.cast(x, _inner(equation.params["new_dtype"]))
 
 
 def _select(graph: Graph, equation: JaxprEqn, condition: str, *cases: str) -> str:
@@ -175,6 +191,25 @@ def _stack(graph: Graph, equation: JaxprEqn, *parts: str) -> str:
 
 def _concatenate(graph: Graph, equation: JaxprEqn, *parts: str) -> str:
     return graph.node("Concat", *parts, axis=equation.params["dimension"])
+
+
+def _and(graph: Graph, equation: JaxprEqn, a: str, b: str) -> str:
+    """Of truth values; of integers only with a mask of their last bits, which is a remainder."""
+    if equation.invars[0].aval.dtype == bool:
+        return graph.node("And", a, b)
+    mask = equation.invars[1]
+    if not isinstance(mask, Literal) or int(mask.val) & (int(mask.val) + 1):
+        raise _refusal(equation)
+    return graph.node("Mod", a, graph.constant(np.int32(int(mask.val) + 1)))
+
+
+def _shift(kind: str) -> Callable[..., str]:
+    def write(graph: Graph, equation: JaxprEqn, x: str, places: str) -> str:
+        if equation.outvars[0].aval.dtype not in _SMALL:
+            raise _refusal(equation)
+        return graph.node(kind, x, graph.node("Pow", graph.constant(np.int32(2)), places))
+
+    return write
 
 
 def _power(graph: Graph, equation: JaxprEqn, x: str) -> str:
@@ -261,7 +296,6 @@ _ELEMENTWISE = {
     "abs": "Abs",
     "add": "Add",
     "add_any": "Add",
-    "and": "And",
     "div": "Div",
     "eq": "Equal",
     "exp": "Exp",
@@ -275,13 +309,16 @@ _ELEMENTWISE = {
     "mul": "Mul",
     "neg": "Neg",
     "not": "Not",
+    "optimization_barrier": "Identity",
     "or": "Or",
     "sign": "Sign",
     "sqrt": "Sqrt",
+    "stop_gradient": "Identity",
     "sub": "Sub",
     "tanh": "Tanh",
 }
 _OPERATIONS: dict[str, Callable[..., str]] = {
+    "and": _and,
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,
     "conv_general_dilated": _convolution,
@@ -296,6 +333,8 @@ _OPERATIONS: dict[str, Callable[..., str]] = {
     "reshape": _reshape,
     "rev": _reverse,
     "select_n": _select,
+    "shift_left": _shift("Mul"),
+    "shift_right_logical": _shift("Div"),
     "slice": _slice,
     "squeeze": _reshape,
     "stack": _stack,

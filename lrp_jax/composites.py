@@ -208,8 +208,8 @@ class Composite:
     Attributes:
         rules: Pairs of a selector and a rule; the first that matches a layer wins. In place of a selector may stand any
             function of a `Layer` that says whether it is meant.
-        treatments: What happens at other operations, by the name of the primitive or of the called function ("relu",
-            "softmax"), where it differs from `lrp_jax.operations.treatment_of`.
+        treatments: What happens at other operations, by the name of the primitive or of a function that is known by its
+            values ("relu", "gelu"), however it is spelled, where it differs from what `lrp_jax.operations` says.
         holds_attention: Whether the value of a softmax is held constant where it multiplies another value.
         input_form: What arrives at the input: relevance, or for methods that are modified gradients the gradient.
         strict: Whether a selector that matches no layer, or a treatment that matches no operation, is an error.
@@ -317,7 +317,8 @@ def with_treatment(rules: Rules, primitive: str, treatment: Treatment) -> Compos
 
     Args:
         rules: The rules of the layers.
-        primitive: The name of the primitive, as an error message or `plan` gives it, or of a called function: "relu".
+        primitive: The name of the primitive, as an error message or `plan` gives it, or of a function that is known by
+            its values, however it is spelled: "relu".
         treatment: One of those in `lrp_jax.operations`, or your own.
 
     Returns:

@@ -126,7 +126,7 @@ def primitives() -> Table:
     Example:
         >>> rows = dict(primitives().rows)
         >>> rows["while"], rows["reduce_sum"]
-        ('refused', 'split in proportion; passed one to one by a sum with a constant')
+        ('refused', 'split in proportion; a constant that is added keeps its share')
     """
     modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "jax"]
     found = {value.name for module in modules for value in vars(module).values() if isinstance(value, Primitive)}

@@ -1,7 +1,9 @@
 """What happens to relevance at every operation that is not a layer.
 
-A `Treatment` is the backward pass of an operation. `treatment_of` looks it up by the name of the primitive and by how
-many of the operands depend on the explained input.
+A `Treatment` is the backward pass of an operation. That of an elementwise function of one value follows from its values
+(`treatment_of_function`); that of every other operation from the name of the primitive and from which of its operands
+depend on the explained input (`treatment_of`). In ratio form a constant that is added keeps its share, and so does what
+a function is at zero.
 """
 
 import functools

@@ -89,13 +89,13 @@ class Rule:
 
         >>> import dataclasses, jax, jax.numpy as jnp
         >>> from lrp_jax import lrp
-        >>> from lrp_jax.rules import Form, Rule, Share, stabilize
+        >>> from lrp_jax.rules import Form, Rule, Share, stabilized
         >>> @dataclasses.dataclass(frozen=True)
         ... class AbsoluteWeight(Rule):
         ...     form = Form.RELEVANCE
         ...     def shares(self, layer, relevance):
         ...         ones, w = jnp.ones_like(layer.x), jnp.abs(layer.w)
-        ...         return [Share(ones, w, 0.0, relevance / stabilize(layer.linear(ones, w), 1e-6))]
+        ...         return [Share(ones, w, 0.0, relevance / stabilized(layer, layer.linear(ones, w), None))]
         >>> weight = jnp.array([[-1.0], [3.0]])
         >>> jax.grad(lambda x: lrp(lambda x: x @ weight, AbsoluteWeight())(x)[0])(jnp.array([0.0, 4.0])).round(4)
         Array([3., 9.], dtype=float32)
