@@ -174,6 +174,10 @@ class Graph:
         """Whether relevance flows through the value."""
         return self.status[value] is Status.LIVE
 
+    def is_constant(self, value: int) -> bool:
+        """Whether the value does not depend on what is explained."""
+        return self.status[value] is Status.CONSTANT
+
     def is_nonnegative(self, value: int) -> bool:
         """Whether the value is known not to be negative."""
         return self.ranges[value][0] >= 0

@@ -133,7 +133,7 @@ def _share_of_function(formula: Formula, call: Call) -> Arrays:
 
 
 def _flatter_derivative(call: Call) -> jax.Array:
-    """The derivative of a piecewise-linear function; at a kink that of the flatter side, and 0 if they differ in sign."""
+    """The derivative of a piecewise-linear function; at a kink that of the flatter side, 0 if they differ in sign."""
     (u,), (y,) = call.live, call.outputs
     below, above = (
         _derivative(replace(call, live=[jnp.nextafter(u, jnp.full_like(u, end))], cotangents=[jnp.ones_like(y)]))[0]
@@ -199,6 +199,12 @@ structural = Treatment("moved along with the values")
 
 proportional = Treatment("split in proportion", needs=Form.RATIO, returns=Form.RATIO, loss="not conserved")
 """For operations that are linear in their live operands together: gradient times input."""
+
+without_parameter = replace(proportional, summary="split in proportion: no layer, its weight is no parameter")
+"""For a product with an array that the function made itself, such as a resize."""
+
+of_target = replace(proportional, summary="split in proportion: no layer, it belongs to the target")
+"""For a product in the function that says what is explained."""
 
 scaled = Treatment("passed one to one", {Form.RELEVANCE: _pass_relevance}, loss="not conserved")
 """For operations that multiply one live operand, element by element, with something that is held constant."""
@@ -299,7 +305,8 @@ _STRUCTURAL = frozenset(
     """.split()
 )
 _PROPORTIONAL = frozenset("add add_any cumsum psum reduce_sum reduce_window_sum sub".split())
-PRODUCTS = frozenset("conv_general_dilated div dot_general mul".split())
+LINEAR = frozenset("conv_general_dilated dot_general".split())
+PRODUCTS = LINEAR | frozenset("div mul".split())
 _ENDS = frozenset(
     """
     argmax argmin ceil clz eq eq_to floor ge gt is_finite le le_to lt lt_to ne not and or xor population_count round

@@ -332,6 +332,10 @@ class _Cutter:
             if signal is not None:
                 live, kind = (operation.inputs[signal],), "gate"
                 treatment = operations.gated if operation.name in {"mul", "div"} else operations.proportional
+        elif operation.name in operations.LINEAR and all(
+            graph.is_constant(i) for i in operation.inputs if i not in live
+        ):
+            treatment = operations.of_target if operation.is_of_target else operations.without_parameter
         constants = tuple(dict.fromkeys(i for i in operation.inputs if i not in live))
         return Piece((operation,), live, constants, operation.outputs, kind, treatment=treatment)
 

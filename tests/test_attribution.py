@@ -1,6 +1,7 @@
 """`relevance`, `plan` and `ledger`: the doors besides `lrp`."""
 
 import functools
+import warnings
 
 import flax.linen as nn
 import jax
@@ -10,8 +11,9 @@ import pytest
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from lrp_jax import LRPError, composites, ledger, lrp, plan, relevance, rules
-from lrp_jax.errors import InputError, ModelError
+from lrp_jax import LRPError, composites, ledger, lrp, operations, plan, relevance, rules
+from lrp_jax.errors import InputError, LRPWarning, ModelError
+from lrp_jax.forms import Form
 
 
 class Network(nnx.Module):
@@ -233,10 +235,10 @@ def test_ledger_of_a_rule_that_divides_nothing(rule, bias):
 
 
 def test_ledger_accounts_for_dropped_branches(float64):
-    # Concatenation with a constant: its share, 3 of 3 + 4, is dropped.
+    # Concatenation with a constant: its share, 3 of 3 + 4, stays with it.
     network = lambda x: jnp.concatenate([x, jnp.full((1, 1), 3.0)], 1).sum(1, keepdims=True)
     book = ledger(network, jnp.array([[4.0]]), 0, rules.Zero())
-    assert (book.explained, book.inputs, book.dropped, book.unaccounted) == (7.0, 4.0, 3.0, 0.0)
+    assert (book.explained, book.inputs, book.constants, book.unaccounted) == (7.0, 4.0, 3.0, 0.0)
 
 
 def test_ledger_of_all_classes_is_refused(network, images):
@@ -261,3 +263,54 @@ def test_checkpointed_layers_have_the_relevance_of_plain_ones(float64):
     np.testing.assert_allclose(checkpointed.relevance, plain.relevance, rtol=1e-12)
     np.testing.assert_allclose(on_the_way.relevance, plain.relevance, rtol=1e-12)
     np.testing.assert_allclose(on_the_way.at["features"], plain.at["features"], rtol=1e-12)
+
+
+def cancelling(x):
+    """The difference of two inputs, and a millionth of one: nearly all cancels."""
+    return x @ jnp.array(WEIGHT_THAT_CANCELS)
+
+
+WEIGHT_THAT_CANCELS = np.array([[1.0], [-1.0 + 1e-6]])
+
+
+def test_relevance_that_explodes_is_reported_with_the_place(float64):
+    # R = (1, -1 + 1e-6) from z = 1e-6: two million times as much absolute relevance as there was.
+    x = jnp.array([[3.0, 1.0], [1.0, 1.0]])
+    with pytest.warns(LRPWarning, match=r"sample 1 has 2e\+06 times.*dense_0 \(dense\), where it grows 2e\+06-fold"):
+        explanation = relevance(cancelling, x, 0, rules.Zero())
+    np.testing.assert_allclose(explanation.growth, [2.0, 2e6], rtol=1e-3)
+    with pytest.warns(LRPWarning, match="sample 1"):
+        batched = relevance(cancelling, x, 0, rules.Zero(), batch_size=1, progress=False)
+    np.testing.assert_array_equal(batched.growth, explanation.growth)
+
+
+def test_growth_is_known_under_jit_and_silent(float64):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        explanation = jax.jit(lambda x: relevance(cancelling, x, 0, rules.Zero()))(jnp.array([[1.0, 1.0]]))
+    np.testing.assert_allclose(explanation.growth, [2e6], rtol=1e-3)
+
+
+def test_relevance_that_a_bias_keeps_does_not_explode(float64):
+    # z = 3000 - 2999.999, of which the input brings 3000 and the bias takes nearly all back.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        explanation = relevance(lambda x: x @ BIASED[0] + BIASED[1], jnp.array([[3000.0]]), 0, rules.Zero())
+    assert explanation.growth[0] > 1e5
+
+
+BIASED = jnp.ones((1, 1)), -2999.999
+
+
+def test_ledger_refuses_modified_gradients():
+    with pytest.raises(InputError, match="no account of guided backpropagation"):
+        ledger(cancelling, jnp.ones((1, 2)), 0, composites.GuidedBackprop())
+
+
+def test_ledger_of_a_treatment_that_returns_nonsense_does_not_close():
+    nonsense = operations.Treatment("ten times too much", {Form.RATIO: lambda call: (10 * call.cotangents[0],)})
+    rules_with_it = composites.with_treatment(rules.Zero(), "tanh", nonsense)
+    book = ledger(lambda x: jnp.tanh(x @ BIASED[0]), jnp.array([[0.5]]), 0, rules_with_it)
+    (row,) = (row for row in book.rows if row.kind == "tanh")
+    assert row.growth > 9
+    assert abs(book.unaccounted) < 1e-4 * abs(row.handed_on)
