@@ -401,7 +401,7 @@ def EpsilonPlusFlat(epsilon: float | None = None) -> Composite:  # noqa: N802
 
 def EpsilonGammaBox(
     low: float | tuple, high: float | tuple, epsilon: float | None = None, gamma: float = 0.25
-) -> Composite:  # noqa: N802
+) -> Composite:
     """Z-box for the layers that read the input, gamma for convolutions, epsilon for dense layers.
 
     Source: Montavon et al. (2019), section 10.3.

@@ -322,11 +322,8 @@ def _accounts(
         arrived = [found[id(piece), "output", value] for value in piece.outputs if made.graph.is_live(value)]
         handed_on = [found[id(piece), "operand", value] for value in piece.live]
         sums.append((_sum(arrived), _sum(handed_on), _bias_of(piece, arrived, numbers)))
-    embedded = [
-        array for (_, side, value), array in found.items() if side == "output" and value in made.graph.embeddings
-    ]
     start = _sum([s * e for s, e in zip(jax.tree.leaves(seed), jax.tree.leaves(explained), strict=True)])
-    return start, _sum([*relevance, *embedded]), sums, check(made, inputs, returned, relevance)
+    return start, _sum(relevance), sums, check(made, inputs, returned, relevance)
 
 
 def _sum(arrays: Sequence[jax.Array]) -> Any:

@@ -232,6 +232,10 @@ bounded = Treatment(
 """For the maximum or the minimum of a live value and of constant arrays."""
 
 
+looked_up = Treatment("to the explained integers with which it is looked up")
+"""For what is read from a table."""
+
+
 def smooth_quotient(part: float) -> Treatment:
     """As `smooth`, for a quotient of which the denominator takes a part alone."""
 
