@@ -33,6 +33,7 @@ _MOVES = frozenset(
     reshape rev scatter slice split squeeze stack tile transpose unstack
     """.split()
 )
+_BITS = frozenset("clz population_count shift_left shift_right_arithmetic shift_right_logical".split())
 _REDUCTIONS = frozenset(
     """
     argmax argmin cumlogsumexp cummax cummin cumprod cumsum dot_general reduce_max reduce_min reduce_prod reduce_sum
@@ -69,7 +70,7 @@ class Code:
     """A value that holds, for each explained integer, something that was looked up with it.
 
     Attributes:
-        axis: The dimension along which there is at most one number that is not zero; None for no such.
+        axis: The dimension along which everything belongs to one integer; None if it is not known.
     """
 
     axis: int | None = None
@@ -106,6 +107,8 @@ def follow(graph: "Graph", equation: Any, inputs: Sequence[int], position: int =
     dtype = equation.outvars[position].aval.dtype
     data = [inputs[i] for i in data_positions(name, len(inputs))]
     tokens = [value for value in data if graph.is_token(value)]
+    if any(value in graph.lost_tokens for value in inputs):
+        return _HELD if dtype == jnp.bool_ or name == "stop_gradient" else Followed("token", is_lost=True)
     if not tokens:
         return _looked_up(graph, equation, inputs, data)
     if name == "eq":
@@ -119,7 +122,7 @@ def follow(graph: "Graph", equation: Any, inputs: Sequence[int], position: int =
         return Followed("live") if jnp.issubdtype(dtype, jnp.floating) else Followed("token", Code())
     if name == "stop_gradient" or (dtype == jnp.bool_ and code is None):
         return _HELD
-    if name in _MOVES or equations.is_elementwise(equation) or name in equations.IDENTITIES:
+    if name in _MOVES | _BITS or equations.is_elementwise(equation) or name in equations.IDENTITIES:
         return _HELD if dtype == jnp.bool_ and len(data) > 1 else Followed("token", code)
     if name in _REDUCTIONS and not jnp.issubdtype(dtype, jnp.floating):
         return _HELD
@@ -138,9 +141,21 @@ def _looked_up(graph: "Graph", equation: Any, inputs: Sequence[int], data: Seque
     if name not in known or dtype == jnp.bool_ or not all(map(graph.is_constant, data)):
         return _HELD
     code = graph.codes.get(inputs[0])
+    window = equation.params["dimension_numbers"].offset_dims if name == "gather" else ()
     if name == "select_n" and code is not None and len(data) == 2 and _is_zero(graph, data[0]):
         return Followed("token", code)
+    if name == "gather" and _is_made_of_truth_values(graph, data[0]):
+        return Followed("token", Code(window[0] if len(window) == 1 else None))
     return Followed("live") if jnp.issubdtype(dtype, jnp.floating) else Followed("token", Code())
+
+
+def _is_made_of_truth_values(graph: "Graph", table: int) -> bool:
+    """Whether the function makes a table out of truth values, as `jnp.eye` does."""
+    operation = graph.producer.get(table)
+    while operation is not None and operation.name in equations.IDENTITIES and table not in graph.parameters:
+        (table,) = operation.inputs
+        operation = graph.producer.get(table)
+    return table not in graph.parameters and graph.shapes[table].dtype == jnp.bool_
 
 
 def _is_zero(graph: "Graph", value: int) -> bool:
@@ -258,13 +273,19 @@ def check_tokens(graph: "Graph") -> None:
                 "Explain numbers, for example with x.astype('float32'), or hold them there with jax.lax.stop_gradient."
             )
         lost = [v for v in operation.inputs if v in inner.lost_tokens]
-        if lost and (any(map(inner.is_token, outputs)) or _is_any_live(inner, outputs)):
-            through = inner.producer[lost[0]]
+        if lost and (operation.bodies or not set(outputs).isdisjoint(inner.embeddings)):
+            through = _origin_of_loss(inner, lost[0])
             raise InputError(
                 f"Explained integers cannot be followed through the operation {through.name!r} at {through.location} to "
                 f"what is looked up with them at {operation.location}. Compute what it returns outside of the model, or "
                 "explain the embedded tokens instead."
             )
+
+
+def _origin_of_loss(graph: "Graph", value: int) -> "Operation":
+    operation = graph.producer[value]
+    before = next((value for value in operation.inputs if value in graph.lost_tokens), None)
+    return operation if before is None else _origin_of_loss(graph, before)
 
 
 def _is_any_live(graph: "Graph", values: Sequence[int]) -> bool:
@@ -350,7 +371,7 @@ def _moved(
         return [
             jnp.zeros_like(x, dtype=float) if part is None else part for x, part in zip(operands, parts, strict=True)
         ]
-    if name != "select_n" and (equations.is_elementwise(equation) or name in equations.IDENTITIES):
+    if name != "select_n" and (name in _BITS | equations.IDENTITIES or equations.is_elementwise(equation)):
         return [jnp.broadcast_to(sum(there[1:], start=there[0]), result.shape)]
     moved = [
         x if i not in data else jnp.zeros_like(x, dtype=float) if parts[i] is None else parts[i]

@@ -243,7 +243,7 @@ def _run(plan: Plan, piece: Piece, values: _Values, observe: Observer | None) ->
         if piece.operations[0].equation.effects:
             constants = list(map(lax.stop_gradient, constants))
         values.plain.update(zip(piece.outputs, piece.run(live, constants), strict=True))
-        if any(map(plan.graph.is_token, piece.outputs)):
+        if any(plan.graph.is_token(i) and i not in plan.graph.lost_tokens for i in piece.outputs):
             _move_shadows(plan, piece, values)
         return
     status = plan.graph.status
