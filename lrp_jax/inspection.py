@@ -289,9 +289,9 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
     probes = [
         Probe(piece, side, value)
         for piece in pieces
-        for side, numbers in (("output", piece.outputs), ("operand", piece.live))
+        for side, numbers in (("output", piece.outputs), ("operand", (*piece.live, *piece.constants)))
         for value in numbers
-        if made.graph.is_live(value)
+        if _is_followed(made, value)
     ]
     account = functools.partial(_accounts, traced, made, pieces, probes, kind)
     *accounts, checks = run_compiled(account, values, traced.inputs)
@@ -319,11 +319,16 @@ def _accounts(
     numbers = run_pieces(made, inputs)
     sums = []
     for piece in pieces:
-        arrived = [found[id(piece), "output", value] for value in piece.outputs if made.graph.is_live(value)]
-        handed_on = [found[id(piece), "operand", value] for value in piece.live]
+        arrived = [found[id(piece), "output", value] for value in piece.outputs if _is_followed(made, value)]
+        operands = (*piece.live, *piece.constants)
+        handed_on = [found[id(piece), "operand", value] for value in operands if _is_followed(made, value)]
         sums.append((_sum(arrived), _sum(handed_on), _bias_of(piece, arrived, numbers)))
     start = _sum([s * e for s, e in zip(jax.tree.leaves(seed), jax.tree.leaves(explained), strict=True)])
     return start, _sum(relevance), sums, check(made, inputs, returned, relevance)
+
+
+def _is_followed(made: Plan, value: int) -> bool:
+    return made.graph.is_live(value) or made.graph.is_token(value)
 
 
 def _sum(arrays: Sequence[jax.Array]) -> Any:
@@ -346,6 +351,5 @@ def _ledger_row(piece: Piece, arrived: float, handed_on: float, bias: float) -> 
     assert piece.treatment is not None
     lost = arrived - handed_on
     if piece.layer is None:
-        dropped = lost if piece.live else 0.0
-        return LedgerRow(_path(piece), _kind(piece), piece.treatment.summary, arrived, handed_on, 0.0, 0.0, dropped)
+        return LedgerRow(_path(piece), _kind(piece), piece.treatment.summary, arrived, handed_on, 0.0, 0.0, lost)
     return LedgerRow(_path(piece), _kind(piece), str(piece.rule), arrived, handed_on, bias, lost - bias, 0.0)

@@ -1,9 +1,10 @@
 """Explained integers: how they move on their way to the tables in which they are looked up.
 
 An integer has no size that relevance could be a part of: relevance ends where something is looked up with it. To know
-which integer it was, everything that is made of explained integers has a `Shadow`: an array in its shape that takes
-part in all moves (slices, gathers, padding, selections, ...). What is looked up is tied to the shadow of its indices,
-and relevance returns along the shadows as any cotangent does.
+which integer it was, everything that is made of explained integers has a shadow: an array in its shape that holds how
+many of them are in each place, and takes part in all moves (slices, gathers, padding, selections, ...). What is looked
+up is tied to the shadow of its indices, and relevance returns along the shadows as the cotangent in ratio form does
+along values; at the explained integers, whose shadow is one, the ratio is the relevance.
 
 - Moves and elementwise arithmetic keep the place. Where two integers meet in one index, they share what it gets.
 - `ids == table` along a fresh axis, as in `jax.nn.one_hot`, is a code of the integers: so is what is looked up in a
@@ -14,7 +15,7 @@ and relevance returns along the shadows as any cotangent does.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
@@ -49,20 +50,6 @@ _DATA: Mapping[str, tuple[int, ...]] = {
     "scatter-add": (0, 2),
 }
 _PRODUCTS = frozenset("conv_general_dilated div dot_general mul".split())
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Shadow:
-    """What accompanies a value that is made of explained integers; both arrays have its shape.
-
-    Attributes:
-        relevance: Zeros, whose cotangent is the relevance of each place.
-        share: How many explained integers are in each place.
-    """
-
-    relevance: jax.Array
-    share: jax.Array
 
 
 @dataclass(frozen=True)
@@ -107,10 +94,11 @@ def follow(graph: "Graph", equation: Any, inputs: Sequence[int], position: int =
     dtype = equation.outvars[position].aval.dtype
     data = [inputs[i] for i in data_positions(name, len(inputs))]
     tokens = [value for value in data if graph.is_token(value)]
-    if any(value in graph.lost_tokens for value in inputs):
-        return _HELD if dtype == jnp.bool_ or name == "stop_gradient" else Followed("token", is_lost=True)
+    is_lost = not graph.lost_tokens.isdisjoint(inputs)
     if not tokens:
-        return _looked_up(graph, equation, inputs, data)
+        return replace(_looked_up(graph, equation, inputs, data), is_lost=is_lost)
+    if is_lost:
+        return _HELD if dtype == jnp.bool_ or name == "stop_gradient" else Followed("token", is_lost=True)
     if name == "eq":
         axis = _fresh_axis(graph, inputs)
         return _HELD if axis is None else Followed("token", Code(axis))
@@ -136,7 +124,7 @@ def data_positions(name: str, number: int) -> Sequence[int]:
 
 def _looked_up(graph: "Graph", equation: Any, inputs: Sequence[int], data: Sequence[int]) -> Followed:
     """What is read from tables with integers as indices."""
-    (dtype, name) = equation.outvars[0].aval.dtype, equation.primitive.name
+    dtype, name = equation.outvars[0].aval.dtype, equation.primitive.name
     known = {*_DATA, "select_n"} - {"dynamic_update_slice"}
     if name not in known or dtype == jnp.bool_ or not all(map(graph.is_constant, data)):
         return _HELD
@@ -165,7 +153,7 @@ def _is_zero(graph: "Graph", value: int) -> bool:
 
 def _fresh_axis(graph: "Graph", inputs: Sequence[int]) -> int | None:
     """The dimension along which every integer is compared with all entries of a constant; None if there is none."""
-    token, other = sorted(inputs, key=graph.is_token, reverse=True)
+    token, other = inputs if graph.is_token(inputs[0]) else reversed(inputs)
     if not graph.is_constant(other) or graph.number(other) is not None or token in graph.codes:
         return None
     shape, of_other = graph.shapes[token].shape, graph.shapes[other].shape
@@ -261,24 +249,24 @@ def check_tokens(graph: "Graph") -> None:
             body = operation.bodies[0]
             operands = operation.inputs[len(operation.inputs) - len(body.inputs) :]
             pairs = zip(operands, body.inputs, strict=True)
-            sized = [value for value, inside in pairs if inner.is_token(value) and body.is_live(inside)]
+            is_sized = any(inner.is_token(value) and body.is_live(inside) for value, inside in pairs)
         else:
-            sized = (
-                [v for v in reads if inner.is_token(v) and v not in inner.codes] if _is_any_live(inner, outputs) else []
-            )
-        if sized:
+            is_sized = any(inner.is_token(value) and value not in inner.codes for value in reads)
+            is_sized = is_sized and any(map(inner.is_live, outputs))
+        if is_sized:
             raise InputError(
-                f"The size of explained integers meets a live value in {operation.name!r} at {operation.location}: they "
-                "are used as numbers, and not to look something up in an embedding, so that they have no relevance. "
-                "Explain numbers, for example with x.astype('float32'), or hold them there with jax.lax.stop_gradient."
+                f"The size of explained integers meets a live value in {operation.name!r} at {operation.location}: "
+                "they are used as numbers, and not to look something up in an embedding, so that they have no "
+                "relevance. Explain numbers, for example with x.astype('float32'), or hold them there with "
+                "jax.lax.stop_gradient."
             )
         lost = [v for v in operation.inputs if v in inner.lost_tokens]
         if lost and (operation.bodies or not set(outputs).isdisjoint(inner.embeddings)):
             through = _origin_of_loss(inner, lost[0])
             raise InputError(
-                f"Explained integers cannot be followed through the operation {through.name!r} at {through.location} to "
-                f"what is looked up with them at {operation.location}. Compute what it returns outside of the model, or "
-                "explain the embedded tokens instead."
+                f"Explained integers cannot be followed through the operation {through.name!r} at {through.location} "
+                f"to what is looked up with them at {operation.location}. Compute what it returns outside of the "
+                "model, or explain the embedded tokens instead."
             )
 
 
@@ -288,17 +276,12 @@ def _origin_of_loss(graph: "Graph", value: int) -> "Operation":
     return operation if before is None else _origin_of_loss(graph, before)
 
 
-def _is_any_live(graph: "Graph", values: Sequence[int]) -> bool:
-    return any(map(graph.is_live, values))
-
-
 def place_of_size(graph: "Graph") -> str:
     """The first place at which the size of explained integers becomes a number; empty if there is none."""
     for inner, operation in graph.all_operations():
-        (value, *_), outputs = (*operation.inputs, -1), operation.outputs
-        if operation.name == "convert_element_type" and inner.is_token(value) and outputs[0] not in inner.codes:
-            is_number = jnp.issubdtype(inner.shapes[outputs[0]].dtype, jnp.floating)
-            if is_number and not jnp.issubdtype(inner.shapes[value].dtype, jnp.floating):
+        if operation.name == "convert_element_type" and inner.is_token(operation.outputs[0]):
+            before, after = (inner.shapes[i].dtype for i in (operation.inputs[0], operation.outputs[0]))
+            if jnp.issubdtype(before, jnp.integer) and jnp.issubdtype(after, jnp.floating):
                 return operation.location
     return ""
 
@@ -306,53 +289,45 @@ def place_of_size(graph: "Graph") -> str:
 Arrays: TypeAlias = Mapping[int, jax.Array]
 
 
-def shadow_of_input(value: jax.Array, relevance: jax.Array | None = None) -> Shadow:
-    """The shadow of an explained array of integers."""
-    zeros = jnp.zeros_like(value, dtype=float)
-    return Shadow(zeros if relevance is None else relevance, zeros + 1)
+def shadow_of_input(value: jax.Array) -> jax.Array:
+    """The shadow of an array of explained integers."""
+    return no_shadow(value) + 1
 
 
-def no_shadow(value: jax.Array) -> Shadow:
+def no_shadow(value: jax.Array) -> jax.Array:
     """The shadow of a value in which there are no explained integers."""
-    zeros = jnp.zeros_like(value, dtype=float)
-    return Shadow(zeros, zeros)
+    return jnp.zeros_like(value, dtype=float)
 
 
-def shadows_of_outputs(
-    graph: "Graph", operation: "Operation", values: Arrays, shadows: Mapping[int, Shadow]
-) -> list[Shadow]:
+def shadows_of_outputs(operation: "Operation", values: Arrays, shadows: Arrays) -> list[jax.Array]:
     """Moves shadows along with values.
 
     Args:
-        graph: The function.
         operation: An operation that moves explained integers, or looks something up with them.
         values: The values of its operands and outputs, by number.
         shadows: The shadows of its operands, by number.
 
     Returns:
-        The shadows of its outputs; they broadcast to them.
+        The shadows of its outputs.
     """
     operands = [values[i] for i in operation.inputs]
-    given = [shadows.get(i) for i in operation.inputs]
-    result = values[operation.outputs[0]]
-    relevance = _moved(operation, operands, [None if s is None else s.relevance for s in given], result)
-    share = _moved(operation, operands, [None if s is None else s.share for s in given], result)
-    return list(map(Shadow, relevance, share))
+    return _moved(operation, operands, [shadows.get(i) for i in operation.inputs], values[operation.outputs[0]])
 
 
-def for_each(shadow: Shadow, output: jax.Array) -> jax.Array:
-    """Where the relevance of what was looked up goes, element by element: shared out evenly."""
-    known = shadow.share > 0
-    each = jnp.where(known, shadow.relevance / jnp.where(known, shadow.share, 1), 0)
+def for_each(shadow: jax.Array, output: jax.Array) -> jax.Array:
+    """Where the relevance of what was looked up goes, element by element: shared out evenly; ones."""
+    known = shadow > 0
+    each = jnp.where(known, shadow / jnp.where(known, lax.stop_gradient(shadow), 1), 0)
     return jnp.broadcast_to(each, output.shape).astype(output.dtype)
 
 
 def _moved(
     operation: "Operation", operands: Sequence[jax.Array], parts: Sequence[Any], result: jax.Array
 ) -> list[jax.Array]:
-    """Applies a move to a part of the shadows; None stands for operands without."""
+    """Applies a move to shadows; None stands for operands without."""
     equation, name, params = operation.equation, operation.name, operation.equation.params
     data = data_positions(name, len(operands))
+    filled = [no_shadow(x) if part is None else part for x, part in zip(operands, parts, strict=True)]
     there = [part for part in parts if part is not None]
     if all(parts[i] is None for i in data):
         return [_at_indices(operation, operands, parts, result)]
@@ -363,20 +338,12 @@ def _moved(
     if name == "dot_general":
         return [_contracted(operation, operands, parts, result)]
     if name == "sort":
-        floats = [
-            jnp.zeros_like(x, dtype=float) if part is None else part for x, part in zip(operands, parts, strict=True)
-        ]
-        return equations.run(equation, *operands, *floats)[len(operands) :]
-    if name == "optimization_barrier" or name == "device_put":
-        return [
-            jnp.zeros_like(x, dtype=float) if part is None else part for x, part in zip(operands, parts, strict=True)
-        ]
+        return equations.run(equation, *operands, *filled)[len(operands) :]
+    if name in {"optimization_barrier", "device_put"}:
+        return filled
     if name != "select_n" and (name in _BITS | equations.IDENTITIES or equations.is_elementwise(equation)):
         return [jnp.broadcast_to(sum(there[1:], start=there[0]), result.shape)]
-    moved = [
-        x if i not in data else jnp.zeros_like(x, dtype=float) if parts[i] is None else parts[i]
-        for i, x in enumerate(operands)
-    ]
+    moved = [filled[i] if i in data else x for i, x in enumerate(operands)]
     if name == "select_n":
         moved[1:] = [jnp.broadcast_to(case, result.shape) for case in moved[1:]]
     return equations.run(equation, *moved, **({"fill_value": 0} if "fill_value" in params else {}))

@@ -356,9 +356,9 @@ def _check_outputs(graph: Graph) -> None:
     if any(map(graph.is_token, graph.outputs)):
         place = place_of_size(graph)
         raise InputError(
-            "The explained argument holds integers, and the model does not look them up in an embedding, but uses their "
-            f"size{f' as a number, at {place}' if place else ''}: nothing is to explain. Explain numbers, for example "
-            "with x.astype('float32')."
+            "The explained argument holds integers, and the model does not look them up in an embedding, but uses "
+            f"their size{f' as a number, at {place}' if place else ''}: nothing is to explain. Explain numbers, for "
+            "example with x.astype('float32')."
         )
     ends = [graph.producer[value] for value in graph.outputs if value in graph.producer]
     where = f" Its last operation is {ends[0].name!r} at {ends[0].location}." if ends else ""

@@ -17,7 +17,6 @@ from lrp_jax.forms import Form
 from lrp_jax.graph import Checkpoint, Graph, Status
 from lrp_jax.operations import Call
 from lrp_jax.planning import Piece, Plan, make_plan
-from lrp_jax.tokens import Shadow
 from lrp_jax.tracing import trace
 
 
@@ -92,19 +91,19 @@ class _Values:
     Attributes:
         plain: Every value, by number.
         copies: Every live value once for each form in which cotangents arrive at it, by number and form.
-        shadows: The shadow of every value that is made of explained integers, by number.
+        shadows: The shadow of every value that is made of explained integers, by number (see `lrp_jax.tokens`).
     """
 
     plain: dict[int, jax.Array]
     copies: dict[tuple[int, Form], jax.Array]
-    shadows: dict[int, Shadow]
+    shadows: dict[int, jax.Array]
 
 
 def rebind(
     plan: Plan,
     inputs: Sequence[jax.Array],
     observe: Observer | None = None,
-    shadows: Mapping[int, Shadow] | None = None,
+    shadows: Mapping[int, jax.Array] | None = None,
 ) -> list[jax.Array]:
     """Runs a function piece by piece, each with the backward pass that the plan gives it.
 
@@ -121,7 +120,7 @@ def rebind(
     given = [_Given([value] * max(1, len(forms))) for value, forms in zip(inputs, plan.input_forms, strict=True)]
     for position, i in enumerate(plan.graph.inputs):
         if plan.graph.is_token(i):
-            shadow = (shadows or {}).get(i) or tokens.shadow_of_input(inputs[position])
+            shadow = tokens.shadow_of_input(inputs[position]) if shadows is None else shadows[i]
             given[position] = _Given([inputs[position]], shadow)
     return [found.copies[0] for found in _rebind(plan, given, [False] * len(plan.graph.outputs), observe)]
 
@@ -148,7 +147,7 @@ class _Given:
     """
 
     copies: list[jax.Array]
-    shadow: Shadow | None = None
+    shadow: jax.Array | None = None
 
 
 def _rebind(
@@ -184,8 +183,8 @@ def _rebind(
     ]
 
 
-def _shadow(values: _Values, i: int) -> Shadow:
-    return values.shadows.get(i) or tokens.no_shadow(values.plain[i])
+def _shadow(values: _Values, i: int) -> jax.Array:
+    return values.shadows[i] if i in values.shadows else tokens.no_shadow(values.plain[i])
 
 
 def _run_all(plan: Plan, pieces: Sequence[Piece], values: _Values, observe: Observer | None, depth: int) -> None:
@@ -217,22 +216,23 @@ def _run_checkpoint(
     shadows = {i: shadow for i, shadow in values.shadows.items() if i in read}
     keys: list[list[Any]] = []
 
-    def run(*given: Sequence[Any]) -> list[list[Any]]:
-        names = (plain, copies, shadows)
+    def run(*given: Sequence[jax.Array]) -> list[list[jax.Array]]:
+        names: tuple[Any, ...] = (plain, copies, shadows)
         inner = _Values(*(dict(zip(keys, arrays, strict=True)) for keys, arrays in zip(names, given, strict=True)))
         _run_all(plan, pieces, inner, observe, depth + 1)
-        found = (
+        found: list[dict[Any, jax.Array]] = [
             {i: array for i, array in inner.plain.items() if i in made},
             {key: array for key, array in inner.copies.items() if key[0] in made},
             {i: shadow for i, shadow in inner.shadows.items() if i in made},
-        )
-        keys[:] = map(list, found)
+        ]
+        keys[:] = [list(arrays) for arrays in found]
         return [list(arrays.values()) for arrays in found]
 
     run = jax.checkpoint(run, prevent_cse=checkpoint.prevent_cse, policy=checkpoint.policy)
     arrays = run(list(plain.values()), list(copies.values()), list(shadows.values()))
-    for all_values, names, found in zip((values.plain, values.copies, values.shadows), keys, arrays, strict=True):
-        all_values.update(zip(names, found, strict=True))
+    kept: tuple[dict[Any, jax.Array], ...] = (values.plain, values.copies, values.shadows)
+    for there, names, found in zip(kept, keys, arrays, strict=True):
+        there.update(zip(names, found, strict=True))
 
 
 def _run(plan: Plan, piece: Piece, values: _Values, observe: Observer | None) -> None:
@@ -244,7 +244,9 @@ def _run(plan: Plan, piece: Piece, values: _Values, observe: Observer | None) ->
             constants = list(map(lax.stop_gradient, constants))
         values.plain.update(zip(piece.outputs, piece.run(live, constants), strict=True))
         if any(plan.graph.is_token(i) and i not in plan.graph.lost_tokens for i in piece.outputs):
-            _move_shadows(plan, piece, values)
+            (operation,) = piece.operations
+            moved = zip(piece.outputs, tokens.shadows_of_outputs(operation, values.plain, values.shadows), strict=True)
+            values.shadows.update((i, shadow) for i, shadow in moved if plan.graph.is_token(i))
         return
     status = plan.graph.status
     constants = [
@@ -262,37 +264,31 @@ def _run(plan: Plan, piece: Piece, values: _Values, observe: Observer | None) ->
         outputs = _runner(piece, taken)(live, constants)
         values.plain.update(zip(piece.outputs, outputs, strict=True))
         if not piece.live:
-            outputs = _tied(plan, piece, taken, values)
+            outputs = _tied(piece, taken, values, observe)
         for i, output in zip(piece.outputs, outputs, strict=True):
             for arriving in plan.forms.get(i, ()):
                 if piece.taken(arriving) is taken:
                     copy = forms.convert(output, arriving, taken)
-                    values.copies[i, arriving] = _observed(observe, piece, i, arriving, copy)
+                    values.copies[i, arriving] = _observed(observe, piece, "output", i, arriving, copy)
 
 
-def _shadows_of(plan: Plan, piece: Piece, values: _Values) -> list[Shadow]:
-    (operation,) = piece.operations
-    return tokens.shadows_of_outputs(plan.graph, operation, values.plain, values.shadows)
-
-
-def _move_shadows(plan: Plan, piece: Piece, values: _Values) -> None:
-    for i, shadow in zip(piece.outputs, _shadows_of(plan, piece, values), strict=True):
-        if plan.graph.is_token(i):
-            values.shadows[i] = shadow
-
-
-def _tied(plan: Plan, piece: Piece, form: Form, values: _Values) -> list[jax.Array]:
+def _tied(piece: Piece, form: Form, values: _Values, observe: Observer | None) -> list[jax.Array]:
     """The outputs of a look-up, whose relevance goes to the integers with which they are looked up."""
+    (operation,) = piece.operations
     outputs = [values.plain[i] for i in piece.outputs]
-    shadows = _shadows_of(plan, piece, values)
+    shadows = {
+        i: _observed(observe, piece, "operand", i, Form.RATIO, values.shadows[i])
+        for i in piece.constants
+        if i in values.shadows
+    }
+    found = tokens.shadows_of_outputs(operation, values.plain, shadows)
     return [
-        forms.tap(output, tokens.for_each(shadow, output), form)
-        for output, shadow in zip(outputs, shadows, strict=True)
+        forms.tap(output, tokens.for_each(shadow, output), form) for output, shadow in zip(outputs, found, strict=True)
     ]
 
 
-def _observed(observe: Observer | None, piece: Piece, i: int, form: Form, value: jax.Array) -> jax.Array:
-    return value if observe is None else observe(piece, "output", i, form, value)
+def _observed(observe: Observer | None, piece: Piece, side: str, i: int, form: Form, value: jax.Array) -> jax.Array:
+    return value if observe is None else observe(piece, side, i, form, value)
 
 
 def _runner(piece: Piece, taken: Form) -> Callable[[Sequence[jax.Array], Sequence[jax.Array]], Sequence[jax.Array]]:
@@ -334,8 +330,10 @@ def _run_bodies(
 
     def given_to(i: int, wanted: Sequence[Form], inside: int) -> _Given:
         if i in held:
-            is_token = body.graph.is_token(inside)
-            return _Given([held[i]] * max(1, len(wanted)), _shadow(values, i) if is_token else None)
+            copies = [held[i]] * max(1, len(wanted))
+            if not body.graph.is_token(inside):
+                return _Given(copies)
+            return _Given(copies, _observed(observe, piece, "operand", i, Form.RATIO, _shadow(values, i)))
         if not wanted:
             return _Given([forms.hold(values.plain[i])])
         copies = [values.copies[i, form] for form in wanted]
@@ -354,9 +352,9 @@ def _run_bodies(
     for i, found, arriving in zip(operation.outputs, outputs, body.output_forms, strict=True):
         values.plain[i] = found.copies[0]
         if found.shadow is not None:
-            values.shadows[i] = found.shadow
+            values.shadows[i] = _observed(observe, piece, "output", i, Form.RATIO, found.shadow)
         for form, copy in zip(arriving, found.copies, strict=False):
-            values.copies[i, form] = _observed(observe, piece, i, form, copy)
+            values.copies[i, form] = _observed(observe, piece, "output", i, form, copy)
 
 
 def _run_scan(body: Plan, equation: Any, given: Sequence[_Given], are_tokens: Sequence[bool]) -> list[_Given]:
@@ -422,12 +420,14 @@ def propagator(
 
         given = dict(zip(numbers, explained, strict=True))
         arrays = [given[i] if graph.is_live(i) else value for i, value in by_number.items()]
-        shadows = {i: tokens.shadow_of_input(value, given[i]) for i, value in by_number.items() if graph.is_token(i)}
+        shadows = {i: given[i] for i in numbers if graph.is_token(i)}
         return rebind(plan, arrays, observe, shadows)
 
     by_number = dict(zip(graph.inputs, inputs, strict=True))
     numbers = [i for i in graph.inputs if graph.is_live(i) or graph.is_token(i)]
-    explained = [by_number[i] if graph.is_live(i) else tokens.shadow_of_input(by_number[i]).relevance for i in numbers]
-    zeros = [jnp.zeros(graph.shapes[probe.value].shape, graph.shapes[probe.value].dtype) for probe in probes]
+    explained = [by_number[i] if graph.is_live(i) else tokens.shadow_of_input(by_number[i]) for i in numbers]
+    shapes = [graph.shapes[probe.value] for probe in probes]
+    dtypes = [float if graph.is_token(probe.value) else graph.shapes[probe.value].dtype for probe in probes]
+    zeros = [jnp.zeros(shape.shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
     outputs, transpose = jax.vjp(run, explained, zeros)
     return outputs, lambda cotangents: transpose(list(cotangents))

@@ -21,6 +21,7 @@ NUMBER, WIDTH = 9, 4
 GENERATOR = np.random.default_rng(0)
 TABLE = GENERATOR.normal(size=(NUMBER, WIDTH))
 DIRECTION = GENERATOR.normal(size=(WIDTH, 1))
+HELD = np.arange(NUMBER)
 PLACES = 10.0 ** GENERATOR.uniform(-1, 1, size=12)  # what each place counts in the read-out
 IDS = np.array([[1, 5, 2, 8], [8, 0, 3, 3], [4, 4, 7, 1]])
 SQUARE = IDS[:, :3]
@@ -246,7 +247,7 @@ LOOKUPS = {
     "one_hot along another axis": lambda x: jnp.einsum("vnt,vd->ntd", jax.nn.one_hot(x, NUMBER, axis=0), TABLE),
     "(ids == arange) @ table": lambda x: (x[..., None] == jnp.arange(NUMBER)).astype(float) @ jnp.asarray(TABLE),
     "(arange == ids) @ table": lambda x: (jnp.arange(NUMBER) == x[..., None]).astype(float) @ jnp.asarray(TABLE),
-    "(ids == held) @ table": lambda x, held=jnp.arange(NUMBER): (x[..., None] == held).astype(float) @ TABLE,
+    "(ids == held) @ table": lambda x: (x[..., None] == HELD).astype(float) @ jnp.asarray(TABLE),
     "(one_hot * table).sum": lambda x: (jax.nn.one_hot(x, NUMBER, dtype=float)[..., None] * jnp.asarray(TABLE)).sum(-2),
     "where(one_hot, table, 0).sum": lambda x: jnp.where(
         (x[..., None] == jnp.arange(NUMBER))[..., None], jnp.asarray(TABLE), 0
@@ -489,11 +490,28 @@ def test_all_targets_and_batches():
     close(jax.jit(functools.partial(explained, model))(x), each[0])
 
 
-@pytest.mark.parametrize("name", ["by index", "one_hot @ table", "(one_hot * table).sum", "in a scan, of slices"])
+@pytest.mark.parametrize("name", LOOKUPS)
 def test_ledger_closes(name):
     book = ledger(network(LOOKUPS[name]), jnp.asarray(IDS), 1, rules.Zero())
     assert book.inputs == pytest.approx(book.explained, rel=1e-9)
     assert book.unaccounted == pytest.approx(0, abs=1e-9)
+    assert book.dropped == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("is_scanned", [False, True], ids=["plain", "in a scan"])
+def test_ledger_shows_what_constant_tokens_keep(is_scanned):
+    look_up = scanned if is_scanned else LOOKUPS["by index"]
+
+    def model(x):
+        return read_out(look_up(shifted_right(jnp, x["ids"], 6)) * x["scale"][:, None, None])
+
+    scale = GENERATOR.normal(size=3)
+    book = ledger(model, {"ids": jnp.asarray(IDS), "scale": jnp.asarray(scale)}, 0, rules.Zero())
+    assert book.unaccounted == pytest.approx(0, abs=1e-9)
+    kept = {row.kind: row.dropped for row in book.rows if row.kind in {"gather", "scan"}}
+    assert kept["scan" if is_scanned else "gather"] == pytest.approx(
+        (PLACES[0] * SPOKEN[6] * scale).sum() / 2, rel=1e-9
+    )
 
 
 def test_plan_says_what_is_looked_up():
