@@ -60,7 +60,7 @@ class Entry:
 
     def _loses(self, loss: str) -> bool:
         treatment = self.piece.treatment
-        return self.piece.layer is None and treatment is not None and bool(self.piece.live) and treatment.loss == loss
+        return self.piece.layer is None and treatment is not None and treatment.loss == loss
 
     @property
     def growth(self) -> float:
@@ -114,7 +114,7 @@ def keep_account(
     sums, results = run_compiled(functools.partial(_sums, traced, plan, pieces, seed, also), traced.inputs)
     start, end, rows = jax.tree.map(float, sums)
     entries = tuple(Entry(piece, *row) for piece, row in zip(pieces, rows, strict=True))
-    missing = start - end - sum(entry.lost for entry in entries if entry.piece.live)
+    missing = start - end - sum(entry.lost for entry in entries)
     largest = max([abs(start), abs(end), *(max(entry.moved, entry.moved_on) for entry in entries)])
     if abs(missing) > _TOLERANCE * largest:
         raise ModelError(
@@ -132,12 +132,15 @@ def _sums(
     also: Callable[[Any, Any], Any],
     inputs: Sequence[jax.Array],
 ) -> tuple[Any, Any]:
+    def is_followed(value: int) -> bool:
+        return plan.graph.is_live(value) or plan.graph.is_token(value)
+
     probes = [
         Probe(piece, side, value)
         for piece in pieces
-        for side, numbers in (("output", piece.outputs), ("operand", piece.live))
+        for side, numbers in (("output", piece.outputs), ("operand", (*piece.live, *piece.constants)))
         for value in numbers
-        if plan.graph.is_live(value)
+        if is_followed(value)
     ]
     outputs, propagate = propagator(plan, inputs, probes)
     returned, explained = traced.split(outputs)
@@ -147,15 +150,13 @@ def _sums(
     values = run_pieces(plan, inputs)
     rows = []
     for piece in pieces:
-        arrived = [found[id(piece), "output", value] for value in piece.outputs if plan.graph.is_live(value)]
-        handed_on = [found[id(piece), "operand", value] for value in piece.live]
+        arrived = [found[id(piece), "output", value] for value in piece.outputs if is_followed(value)]
+        operands = (*piece.live, *piece.constants)
+        handed_on = [found[id(piece), "operand", value] for value in operands if is_followed(value)]
         bias = _bias_of(piece, arrived, values)
         rows.append((_sum(arrived), _sum(handed_on), bias, _sum(map(jnp.abs, arrived)), _sum(map(jnp.abs, handed_on))))
-    embedded = [
-        array for (_, side, value), array in found.items() if side == "output" and value in plan.graph.embeddings
-    ]
     total = _sum(s * e for s, e in zip(jax.tree.leaves(start), jax.tree.leaves(explained), strict=True))
-    return (total, _sum([*relevance, *embedded]), rows), also(returned, relevance)
+    return (total, _sum(relevance), rows), also(returned, relevance)
 
 
 def _sum(arrays: Any) -> Any:

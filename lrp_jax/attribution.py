@@ -35,7 +35,8 @@ class Explanation:
     Attributes:
         output: The model's output.
         relevance: The relevance of the input, in its structure and shape, in units of the explained output; with the
-            target "all" with one dimension for the classes in front. For integers, the sum over each one's embedding.
+            target "all" with one dimension for the classes in front. That of an integer is the
+            relevance of what is looked up with it, wherever it is moved before.
         at: The relevance of the hidden values that were asked for, by name.
         x: The input.
         rules: The composite by which relevance was propagated.
@@ -358,24 +359,22 @@ def explain_in_trace(
     plan = make_plan(traced.graph, composite)
     readings = _readings(plan, (*request.at, *request.given))
     named = [reading.probe for reading in readings]
-    embeddings = _embedding_probes(plan)
     last = _probe_of_last_layer(plan)
     for name, mask, probe in zip(request.given, masks, named[len(request.at) :], strict=True):
         shape = plan.graph.shapes[probe.value].shape
         if not _broadcasts(mask.shape, shape):
             raise InputError(f"given[{name!r}] has the shape {mask.shape}, which does not broadcast to {shape}.")
     given = {len(request.at) + i: mask for i, mask in enumerate(masks)}
-    outputs, propagate = propagator(plan, traced.inputs, [*named, *embeddings, *last], given)
+    outputs, propagate = propagator(plan, traced.inputs, [*named, *last], given)
     output, explained = traced.split(outputs)
 
     samples, is_relevance = number_of_samples(x), composite.input_form is Form.RELEVANCE
 
     def maps(seed: Any) -> tuple[Any, dict[str, jax.Array], jax.Array | None]:
         explained_arrays, probed = propagate(traced.cotangents(outputs, seed))
-        end = len(named) + len(embeddings)
-        found = _in_structure_of(x, explained_arrays, probed[len(named) : end])
+        found = jax.tree.unflatten(jax.tree.structure(x), explained_arrays)
         started = [s * e for s, e in zip(jax.tree.leaves(seed), jax.tree.leaves(explained), strict=True)]
-        growth = growth_of(samples, [*started, *probed[end:]], found) if is_relevance else None
+        growth = growth_of(samples, [*started, *probed[len(named) :]], found) if is_relevance else None
         hidden = {
             name: _without_bias(plan, reading, array, traced.inputs)
             for name, reading, array in zip(request.at, readings, probed, strict=False)
@@ -397,29 +396,6 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
         return np.broadcast_shapes(shape, to) == to
     except ValueError:
         return False
-
-
-def _in_structure_of(x: Any, arrays: Sequence[jax.Array], embedded: Sequence[jax.Array]) -> Any:
-    """Puts relevance into the structure of x; that of integers is the sum over their embedding."""
-    given = iter(arrays)
-
-    def one(leaf: Any) -> jax.Array:
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            return next(given)
-        shape = jnp.shape(leaf)
-        found = [array for array in embedded if array.shape[: len(shape)] == shape]
-        return sum((array.reshape(*shape, -1).sum(-1) for array in found), start=jnp.zeros(shape))
-
-    return jax.tree.map(one, x)
-
-
-def _embedding_probes(plan: Plan) -> list[Probe]:
-    return [
-        Probe(piece, "output", value)
-        for piece in plan.pieces
-        for value in piece.outputs
-        if value in plan.graph.embeddings
-    ]
 
 
 def _probe_of_last_layer(plan: Plan) -> list[Probe]:

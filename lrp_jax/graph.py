@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from lrp_jax import equations
+from lrp_jax import equations, tokens
 from lrp_jax.ranges import FREE, Range, range_of_dtype, range_of_number, range_of_output
 
 
@@ -28,7 +28,7 @@ class Status(enum.Enum):
 
     CONSTANT = "does not depend on them"
     HELD = "depends on them, but not differentiably: behind a stop_gradient, a comparison, ..."
-    TOKEN = "depends on explained integers, which become live when an embedding is looked up"
+    TOKEN = "is made of explained integers, and becomes live when something is looked up with it"
     LIVE = "depends on them, and relevance flows through it"
 
 
@@ -113,7 +113,9 @@ class Graph:
         parameters: The constants that were there before the function was called, or are computed from such.
         producer: For every value that is computed, the operation that returns it.
         readers: For every value, the operations that read it.
-        embeddings: The values at which relevance ends, because they are looked up with explained integers.
+        embeddings: The values that are looked up with explained integers, to which their relevance goes.
+        codes: The values of which every entry is looked up with one explained integer, but that are no live ones.
+        lost_tokens: The values that are made of explained integers in a way that cannot be followed.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -128,6 +130,8 @@ class Graph:
     producer: dict[int, Operation] = field(default_factory=dict)
     readers: dict[int, list[Operation]] = field(default_factory=dict)
     embeddings: list[int] = field(default_factory=list)
+    codes: dict[int, tokens.Code] = field(default_factory=dict)
+    lost_tokens: set[int] = field(default_factory=set)
     _numbers: dict[int, np.ndarray | None] = field(default_factory=dict)
 
     def new_value(self, aval: Any, status: Status, bounds: Range | None = None) -> int:
@@ -173,6 +177,10 @@ class Graph:
     def is_live(self, value: int) -> bool:
         """Whether relevance flows through the value."""
         return self.status[value] is Status.LIVE
+
+    def is_token(self, value: int) -> bool:
+        """Whether the value is made of explained integers."""
+        return self.status[value] is Status.TOKEN
 
     def is_constant(self, value: int) -> bool:
         """Whether the value does not depend on what is explained."""
@@ -273,6 +281,7 @@ class _Input:
     is_parameter: bool = False
     bounds: Range | None = None
     number: np.ndarray | None = None
+    code: tokens.Code | None = None
 
 
 def _read(
@@ -294,10 +303,13 @@ def _read(
             graph.parameters.add(value)
         if known.number is not None:
             graph.note_number(value, known.number)
+        if known.code is not None:
+            graph.codes[value] = known.code
     reader = _Reader(graph, hold, is_of_target)
-    graph.outputs = reader.read(closed_jaxpr, graph.inputs, caller, ())
+    graph.outputs = reader.live(reader.read(closed_jaxpr, graph.inputs, caller, ()), caller)
     if then is not None:
-        explained = _Reader(graph, hold, True, reader.seen).read(then, graph.outputs, caller, ())
+        reader = _Reader(graph, hold, True, reader.seen)
+        explained = reader.live(reader.read(then, graph.outputs, caller, ()), caller)
         graph.outputs = [*graph.outputs, *explained]
     graph.drop_unused()
     return graph
@@ -359,17 +371,24 @@ class _Reader:
         if equations.is_elementwise(equation):
             shape = equation.outvars[0].aval.shape
             inputs = tuple(self._broadcast(value, shape, location, checkpoints) for value in inputs)
+        if used := tokens.becomes_live(graph, equation, inputs):
+            live = dict(zip(used, self.live(used, location, checkpoints), strict=True))
+            inputs = tuple(live.get(value, value) for value in inputs)
         key = _key(equation, inputs)
         if key is not None and key in self.seen:
             return self.seen[key]
         statuses = [graph.status[value] for value in inputs]
         bodies: tuple[Graph, ...] = ()
+        followed: list[tokens.Followed] = []
         if _is_followed(statuses) and equation.primitive.name == "scan":
             bodies, out = self._read_scan(equation, inputs, location)
         elif _is_followed(statuses) and equation.primitive.name == "cond":
             bodies, out = self._read_branches(equation, inputs, location)
         else:
-            out = [_status_after(equation, statuses)] * len(equation.outvars)
+            followed = self._follow_tokens(equation, inputs)
+            out = [_OUTCOMES[found.outcome] for found in followed] or [_status_after(equation, statuses)] * len(
+                equation.outvars
+            )
         is_parameter = set(out) == {Status.CONSTANT} and not graph.parameters.isdisjoint(inputs)
         outputs = [
             graph.new_value(variable.aval, _if_continuous(variable.aval, status), bounds)
@@ -380,11 +399,45 @@ class _Reader:
         if is_parameter:
             graph.parameters.update(outputs)
         graph.add(Operation(equation, inputs, tuple(outputs), location, bodies, checkpoints, self.is_of_target))
-        if Status.LIVE in out and Status.LIVE not in statuses and not bodies:
-            graph.embeddings.extend(outputs)
+        for value, found in zip(outputs, followed, strict=False):
+            self._note(value, found)
         if key is not None:
             self.seen[key] = outputs
         return outputs
+
+    def _follow_tokens(self, equation: Any, inputs: Sequence[int]) -> list[tokens.Followed]:
+        """What the outputs are of an equation that reads explained integers, but no live value; else nothing."""
+        statuses = [self.graph.status[value] for value in inputs]
+        if Status.LIVE in statuses or Status.TOKEN not in statuses:
+            return []
+        return [tokens.follow(self.graph, equation, inputs, i) for i in range(len(equation.outvars))]
+
+    def _note(self, value: int, found: tokens.Followed) -> None:
+        graph = self.graph
+        if graph.is_live(value):
+            graph.embeddings.append(value)
+        if found.code is not None and graph.is_token(value):
+            graph.codes[value] = found.code
+        if found.is_lost:
+            graph.lost_tokens.add(value)
+
+    def live(self, values: Sequence[int], location: str, checkpoints: tuple[Checkpoint, ...] = ()) -> list[int]:
+        """The values, those that are codes in floating point made live."""
+        graph, found = self.graph, []
+        for value in values:
+            shape = graph.shapes[value]
+            if value not in graph.codes or not jnp.issubdtype(shape.dtype, jnp.floating):
+                found.append(value)
+                continue
+            key = ("live", value)
+            if key not in self.seen:
+                (equation,) = jax.make_jaxpr(jnp.copy)(shape).jaxpr.eqns
+                output = graph.new_value(shape, Status.LIVE, graph.ranges[value])
+                graph.embeddings.append(output)
+                graph.add(Operation(equation, (value,), (output,), location, (), checkpoints, self.is_of_target))
+                self.seen[key] = [output]
+            found.append(self.seen[key][0])
+        return found
 
     def _broadcast(self, value: int, shape: tuple[int, ...], location: str, checkpoints: tuple[Checkpoint, ...]) -> int:
         """Broadcasts an operand through which relevance flows by an operation of its own."""
@@ -410,7 +463,13 @@ class _Reader:
         return [bounds[0], (0.0, math.inf)] if name == "top_k" else bounds
 
     def _read_body(
-        self, closed: core.ClosedJaxpr, operands: Sequence[int], statuses: Sequence[Status], caller: str, carried: range
+        self,
+        closed: core.ClosedJaxpr,
+        operands: Sequence[int],
+        statuses: Sequence[Status],
+        caller: str,
+        carried: range,
+        stacked: range = range(0),
     ) -> Graph:
         graph = self.graph
         inputs = [
@@ -420,6 +479,7 @@ class _Reader:
                 value in graph.parameters,
                 FREE if i in carried else graph.ranges[value],
                 None if i in carried or status is not Status.CONSTANT else graph.number(value),
+                None if i in carried else tokens.sliced(graph.codes.get(value), is_stacked=i in stacked),
             )
             for i, (value, status) in enumerate(zip(operands, statuses, strict=True))
         ]
@@ -429,9 +489,10 @@ class _Reader:
         constants, carries = equations.scan_sizes(equation)
         statuses = [self.graph.status[value] for value in inputs]
         carried = range(constants, constants + carries)
+        stacked = range(constants + carries, len(inputs))
         while True:
-            body = self._read_body(equation.params["jaxpr"], inputs, statuses, caller, carried)
-            out = [body.status[value] for value in body.outputs]
+            body = self._read_body(equation.params["jaxpr"], inputs, statuses, caller, carried, stacked)
+            out = [_status_outside(body, value) for value in body.outputs]
             before = statuses[constants : constants + carries]
             joined = [
                 _if_continuous(body.shapes[value], _join(pair))
@@ -448,8 +509,8 @@ class _Reader:
         statuses = [self.graph.status[value] for value in operands]
         branches = equation.params["branches"]
         bodies = tuple(self._read_body(branch, operands, statuses, caller, range(0)) for branch in branches)
-        index = _if_continuous(self.graph.shapes[inputs[0]], self.graph.status[inputs[0]])
-        outs = zip(*([body.status[value] for value in body.outputs] for body in bodies), strict=True)
+        index = Status.CONSTANT if self.graph.is_constant(inputs[0]) else Status.HELD
+        outs = zip(*([_status_outside(body, value) for value in body.outputs] for body in bodies), strict=True)
         return bodies, [_join([index, *statuses]) for statuses in outs]
 
 
@@ -465,14 +526,21 @@ def _key(equation: Any, inputs: Sequence[int]) -> Any:
     return key
 
 
+_OUTCOMES = {"token": Status.TOKEN, "live": Status.LIVE, "held": Status.HELD}
+
+
+def _status_outside(body: Graph, value: int) -> Status:
+    """What an output of an inner function is where it is read; a mask is known as one inside alone."""
+    is_mask = body.shapes[value].dtype == jnp.bool_ and body.is_token(value)
+    return Status.HELD if is_mask else body.status[value]
+
+
 def _is_followed(statuses: Sequence[Status]) -> bool:
     return Status.LIVE in statuses or Status.TOKEN in statuses
 
 
 def _status_after(equation: Any, statuses: Sequence[Status]) -> Status:
     name = equation.primitive.name
-    if name == "gather" and statuses[:2] == [Status.CONSTANT, Status.TOKEN]:
-        return Status.LIVE
     joined = _join(statuses)
     return Status.HELD if joined is Status.LIVE and name in equations.STEPS else joined
 

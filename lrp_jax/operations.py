@@ -239,6 +239,10 @@ beside_arrays = Treatment(
 """For elementwise functions of a live value and of constant arrays, such as a power."""
 
 
+looked_up = Treatment("to the explained integers with which it is looked up")
+"""For what is read from a table."""
+
+
 def smooth_quotient(part: float) -> Treatment:
     """As `smooth`, for a quotient of which the denominator takes a part alone."""
 

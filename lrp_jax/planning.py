@@ -190,7 +190,7 @@ class _Planner:
         cut = _Cutter(graph, self.composite, self.layers, self.rules).cut()
         for piece in reversed(cut):
             arriving = {form for value in piece.outputs for form in forms.get(value, ())}
-            if arriving:
+            if arriving or (piece.operations[0].bodies and any(map(graph.is_token, piece.outputs))):
                 piece = self._treat(graph, piece, forms, arriving)
                 if not piece.bodies:
                     for value in piece.live:
@@ -217,7 +217,8 @@ class _Planner:
         else:
             treatments = self.composite.treatments
             named = replace(piece, treatment=operations.structural)
-            chosen = next((treatments[name] for name in names_of(named) if name in treatments), None)
+            names = names_of(named) if piece.live else ()
+            chosen = next((treatments[name] for name in names if name in treatments), None)
             treatment = chosen or piece.treatment or operations.treatment_of(graph, operation)
             if self.composite.constants == "pass" and chosen is None:
                 treatment = operations.passing_constants_on(treatment)
@@ -323,6 +324,8 @@ class _Cutter:
         kind = operation.name
         if operation.bodies:
             pass
+        elif not live:
+            treatment = operations.looked_up
         elif id(operation) in self.softmaxes.derived:
             part = self.softmaxes.halved.get(id(operation))
             treatment = operations.smooth if part is None else operations.smooth_quotient(part)

@@ -18,6 +18,7 @@ from lrp_jax.graph import Graph, Held, Status, read
 from lrp_jax.held_arrays import name_of_parameter
 from lrp_jax.inference import HOW_TO_SWITCH, check_inference
 from lrp_jax.programs import Program, computation, take_apart
+from lrp_jax.tokens import check_tokens, place_of_size
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Call:
         """Reads the call.
 
         Raises:
-            InputError: If integers are explained that are not looked up in an embedding.
+            InputError: If integers are explained whose size matters, or that cannot be followed to an embedding.
             ModelError: If the function is in training mode, or has an output that does not depend on the explained
                 arguments differentiably.
         """
@@ -122,6 +123,7 @@ class Call:
             hold=lambda constant: known.get(id(constant)) or Held(constant),
             then=None if text.target is None else text.target.closed(self.held_by_target),
         )
+        check_tokens(graph)
         _check_outputs(graph)
         check_inference(graph, samples_first=text.samples_first)
         return Traced(graph, list(self.inputs), text.structure, text.explained)
@@ -142,7 +144,7 @@ def trace(
         positions: The positions of the arguments that are explained.
         args: The positional arguments.
         kwargs: The keyword arguments.
-        tokens: Whether integers may be explained; relevance then ends at their embeddings.
+        tokens: Whether integers may be explained; their relevance is that of what is looked up with them.
 
     Returns:
         The call.
@@ -351,10 +353,12 @@ def _line_of(error: Exception) -> str:
 def _check_outputs(graph: Graph) -> None:
     if any(map(graph.is_live, graph.outputs)):
         return
-    if any(graph.status[value] is Status.TOKEN for value in graph.outputs):
+    if any(map(graph.is_token, graph.outputs)):
+        place = place_of_size(graph)
         raise InputError(
-            "The explained argument holds integers, and the model does not look them up in an embedding: nothing is to "
-            "explain. Convert it first, for example with x.astype('float32')."
+            "The explained argument holds integers, and the model does not look them up in an embedding, but uses "
+            f"their size{f' as a number, at {place}' if place else ''}: nothing is to explain. Explain numbers, for "
+            "example with x.astype('float32')."
         )
     ends = [graph.producer[value] for value in graph.outputs if value in graph.producer]
     where = f" Its last operation is {ends[0].name!r} at {ends[0].location}." if ends else ""

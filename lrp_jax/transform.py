@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lrp_jax import equations, forms
+from lrp_jax import equations, forms, tokens
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.errors import InputError
 from lrp_jax.forms import Form
@@ -91,13 +91,20 @@ class _Values:
     Attributes:
         plain: Every value, by number.
         copies: Every live value once for each form in which cotangents arrive at it, by number and form.
+        shadows: The shadow of every value that is made of explained integers, by number (see `lrp_jax.tokens`).
     """
 
     plain: dict[int, jax.Array]
     copies: dict[tuple[int, Form], jax.Array]
+    shadows: dict[int, jax.Array]
 
 
-def rebind(plan: Plan, inputs: Sequence[jax.Array], observe: Observer | None = None) -> list[jax.Array]:
+def rebind(
+    plan: Plan,
+    inputs: Sequence[jax.Array],
+    observe: Observer | None = None,
+    shadows: Mapping[int, jax.Array] | None = None,
+) -> list[jax.Array]:
     """Runs a function piece by piece, each with the backward pass that the plan gives it.
 
     Args:
@@ -105,12 +112,17 @@ def rebind(plan: Plan, inputs: Sequence[jax.Array], observe: Observer | None = N
         inputs: Its inputs.
         observe: Called as observe(piece, "operand" or "output", number, form, value) with every live value that goes
             into a piece and comes out of it, for every form of its cotangents; what it returns takes the value's place.
+        shadows: The shadows of its explained integers, by number.
 
     Returns:
         Its outputs.
     """
-    given = [[value] * max(1, len(forms)) for value, forms in zip(inputs, plan.input_forms, strict=True)]
-    return [copies[0] for copies in _rebind(plan, given, observe)]
+    given = [_Given([value] * max(1, len(forms))) for value, forms in zip(inputs, plan.input_forms, strict=True)]
+    for position, i in enumerate(plan.graph.inputs):
+        if plan.graph.is_token(i):
+            shadow = tokens.shadow_of_input(inputs[position]) if shadows is None else shadows[i]
+            given[position] = _Given([inputs[position]], shadow)
+    return [found.copies[0] for found in _rebind(plan, given, [False] * len(plan.graph.outputs), observe)]
 
 
 def run_pieces(plan: Plan, inputs: Sequence[jax.Array]) -> dict[int, jax.Array]:
@@ -124,22 +136,55 @@ def run_pieces(plan: Plan, inputs: Sequence[jax.Array]) -> dict[int, jax.Array]:
     return values
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Given:
+    """A value on its way into a function or out of it.
+
+    Attributes:
+        copies: The value, once for each form of its cotangents if it is a live one.
+        shadow: Its shadow, if it is made of explained integers.
+    """
+
+    copies: list[jax.Array]
+    shadow: jax.Array | None = None
+
+
 def _rebind(
-    plan: Plan, inputs: Sequence[Sequence[jax.Array]], observe: Observer | None = None
-) -> list[list[jax.Array]]:
-    """As `rebind`, with each live input and output once for each form of its cotangents."""
+    plan: Plan, inputs: Sequence[_Given], are_tokens: Sequence[bool], observe: Observer | None = None
+) -> list[_Given]:
+    """As `rebind`, with each live input and output once for each form of its cotangents.
+
+    Args:
+        plan: As for `rebind`.
+        inputs: The inputs.
+        are_tokens: For each output, whether its shadow is wanted.
+        observe: As for `rebind`.
+
+    Returns:
+        The outputs.
+    """
     graph = plan.graph
-    values = _Values(dict(graph.constants), {})
-    for i, copies, given in zip(graph.inputs, inputs, plan.input_forms, strict=True):
-        values.plain[i] = copies[0]
+    values = _Values(dict(graph.constants), {}, {})
+    for i, value, given in zip(graph.inputs, inputs, plan.input_forms, strict=True):
+        values.plain[i] = value.copies[0]
+        if value.shadow is not None:
+            values.shadows[i] = value.shadow
         for form in plan.forms.get(i, ()):
             wanted = form if form in given else given[0]
-            values.copies[i, form] = forms.convert(copies[given.index(wanted)], form, wanted)
+            values.copies[i, form] = forms.convert(value.copies[given.index(wanted)], form, wanted)
     _run_all(plan, plan.pieces, values, observe, 0)
     return [
-        [values.copies[i, form] for form in arriving] if arriving else [values.plain[i]]
-        for i, arriving in zip(graph.outputs, plan.output_forms, strict=True)
+        _Given(
+            [values.copies[i, form] for form in arriving] if arriving else [values.plain[i]],
+            _shadow(values, i) if is_token else None,
+        )
+        for i, arriving, is_token in zip(graph.outputs, plan.output_forms, are_tokens, strict=True)
     ]
+
+
+def _shadow(values: _Values, i: int) -> jax.Array:
+    return values.shadows[i] if i in values.shadows else tokens.no_shadow(values.plain[i])
 
 
 def _run_all(plan: Plan, pieces: Sequence[Piece], values: _Values, observe: Observer | None, depth: int) -> None:
@@ -168,23 +213,26 @@ def _run_checkpoint(
     made = {i for piece in pieces for i in piece.outputs}
     plain = {i: array for i, array in values.plain.items() if i in read}
     copies = {key: array for key, array in values.copies.items() if key[0] in read}
-    keys: list[Any] = []
+    shadows = {i: shadow for i, shadow in values.shadows.items() if i in read}
+    keys: list[list[Any]] = []
 
-    def run(plain_arrays: Sequence[jax.Array], copied: Sequence[jax.Array]) -> list[jax.Array]:
-        inner = _Values(dict(zip(plain, plain_arrays, strict=True)), dict(zip(copies, copied, strict=True)))
+    def run(*given: Sequence[jax.Array]) -> list[list[jax.Array]]:
+        names: tuple[Any, ...] = (plain, copies, shadows)
+        inner = _Values(*(dict(zip(keys, arrays, strict=True)) for keys, arrays in zip(names, given, strict=True)))
         _run_all(plan, pieces, inner, observe, depth + 1)
-        found = {i: array for i, array in inner.plain.items() if i in made}
-        found_copies = {key: array for key, array in inner.copies.items() if key[0] in made}
-        keys[:] = [*found, *found_copies]
-        return [*found.values(), *found_copies.values()]
+        found: list[dict[Any, jax.Array]] = [
+            {i: array for i, array in inner.plain.items() if i in made},
+            {key: array for key, array in inner.copies.items() if key[0] in made},
+            {i: shadow for i, shadow in inner.shadows.items() if i in made},
+        ]
+        keys[:] = [list(arrays) for arrays in found]
+        return [list(arrays.values()) for arrays in found]
 
     run = jax.checkpoint(run, prevent_cse=checkpoint.prevent_cse, policy=checkpoint.policy)
-    arrays = run(list(plain.values()), list(copies.values()))
-    for key, array in zip(keys, arrays, strict=True):
-        if isinstance(key, tuple):
-            values.copies[key] = array
-        else:
-            values.plain[key] = array
+    arrays = run(list(plain.values()), list(copies.values()), list(shadows.values()))
+    kept: tuple[dict[Any, jax.Array], ...] = (values.plain, values.copies, values.shadows)
+    for there, names, found in zip(kept, keys, arrays, strict=True):
+        there.update(zip(names, found, strict=True))
 
 
 def _run(plan: Plan, piece: Piece, values: _Values, observe: Observer | None) -> None:
@@ -195,6 +243,10 @@ def _run(plan: Plan, piece: Piece, values: _Values, observe: Observer | None) ->
         if piece.operations[0].equation.effects:
             constants = list(map(lax.stop_gradient, constants))
         values.plain.update(zip(piece.outputs, piece.run(live, constants), strict=True))
+        if any(plan.graph.is_token(i) and i not in plan.graph.lost_tokens for i in piece.outputs):
+            (operation,) = piece.operations
+            moved = zip(piece.outputs, tokens.shadows_of_outputs(operation, values.plain, values.shadows), strict=True)
+            values.shadows.update((i, shadow) for i, shadow in moved if plan.graph.is_token(i))
         return
     status = plan.graph.status
     constants = [
@@ -211,15 +263,32 @@ def _run(plan: Plan, piece: Piece, values: _Values, observe: Observer | None) ->
             live = [observe(piece, "operand", i, returned, x) for i, x in zip(piece.live, live, strict=True)]
         outputs = _runner(piece, taken)(live, constants)
         values.plain.update(zip(piece.outputs, outputs, strict=True))
+        if not piece.live:
+            outputs = _tied(piece, taken, values, observe)
         for i, output in zip(piece.outputs, outputs, strict=True):
             for arriving in plan.forms.get(i, ()):
                 if piece.taken(arriving) is taken:
                     copy = forms.convert(output, arriving, taken)
-                    values.copies[i, arriving] = _observed(observe, piece, i, arriving, copy)
+                    values.copies[i, arriving] = _observed(observe, piece, "output", i, arriving, copy)
 
 
-def _observed(observe: Observer | None, piece: Piece, i: int, form: Form, value: jax.Array) -> jax.Array:
-    return value if observe is None else observe(piece, "output", i, form, value)
+def _tied(piece: Piece, form: Form, values: _Values, observe: Observer | None) -> list[jax.Array]:
+    """The outputs of a look-up, whose relevance goes to the integers with which they are looked up."""
+    (operation,) = piece.operations
+    outputs = [values.plain[i] for i in piece.outputs]
+    shadows = {
+        i: _observed(observe, piece, "operand", i, Form.RATIO, values.shadows[i])
+        for i in piece.constants
+        if i in values.shadows
+    }
+    found = tokens.shadows_of_outputs(operation, values.plain, shadows)
+    return [
+        forms.tap(output, tokens.for_each(shadow, output), form) for output, shadow in zip(outputs, found, strict=True)
+    ]
+
+
+def _observed(observe: Observer | None, piece: Piece, side: str, i: int, form: Form, value: jax.Array) -> jax.Array:
+    return value if observe is None else observe(piece, side, i, form, value)
 
 
 def _runner(piece: Piece, taken: Form) -> Callable[[Sequence[jax.Array], Sequence[jax.Array]], Sequence[jax.Array]]:
@@ -259,35 +328,41 @@ def _run_bodies(
     is_scan = operation.name == "scan"
     operands = operation.inputs if is_scan else operation.inputs[1:]
 
-    def copies_of(i: int, wanted: Sequence[Form]) -> list[jax.Array]:
+    def given_to(i: int, wanted: Sequence[Form], inside: int) -> _Given:
         if i in held:
-            return [held[i]] * max(1, len(wanted))
+            copies = [held[i]] * max(1, len(wanted))
+            if not body.graph.is_token(inside):
+                return _Given(copies)
+            return _Given(copies, _observed(observe, piece, "operand", i, Form.RATIO, _shadow(values, i)))
         if not wanted:
-            return [forms.hold(values.plain[i])]
+            return _Given([forms.hold(values.plain[i])])
         copies = [values.copies[i, form] for form in wanted]
         if observe is not None:
             copies = [observe(piece, "operand", i, form, x) for form, x in zip(wanted, copies, strict=True)]
-        return copies
+        return _Given(copies)
 
-    given = [copies_of(i, wanted) for i, wanted in zip(operands, body.input_forms, strict=True)]
+    given = list(map(given_to, operands, body.input_forms, body.graph.inputs))
+    are_tokens = list(map(plan.graph.is_token, operation.outputs))
     if is_scan:
-        outputs = _run_scan(body, operation.equation, given)
+        outputs = _run_scan(body, operation.equation, given, are_tokens)
     else:
         index = held.get(operation.inputs[0], values.plain[operation.inputs[0]])
-        branches = [functools.partial(_rebind, branch) for branch in piece.bodies]
+        branches = [functools.partial(_rebind, branch, are_tokens=are_tokens) for branch in piece.bodies]
         outputs = lax.switch(index, branches, given)
-    for i, copies, arriving in zip(operation.outputs, outputs, body.output_forms, strict=True):
-        values.plain[i] = copies[0]
-        for form, copy in zip(arriving, copies, strict=False):
-            values.copies[i, form] = _observed(observe, piece, i, form, copy)
+    for i, found, arriving in zip(operation.outputs, outputs, body.output_forms, strict=True):
+        values.plain[i] = found.copies[0]
+        if found.shadow is not None:
+            values.shadows[i] = _observed(observe, piece, "output", i, Form.RATIO, found.shadow)
+        for form, copy in zip(arriving, found.copies, strict=False):
+            values.copies[i, form] = _observed(observe, piece, "output", i, form, copy)
 
 
-def _run_scan(body: Plan, equation: Any, given: Sequence[Sequence[jax.Array]]) -> list[list[jax.Array]]:
+def _run_scan(body: Plan, equation: Any, given: Sequence[_Given], are_tokens: Sequence[bool]) -> list[_Given]:
     constants, carries = equations.scan_sizes(equation)
     fixed, carried, stacked = given[:constants], given[constants : constants + carries], given[constants + carries :]
 
     def step(carry: Any, x: Any) -> tuple[Any, Any]:
-        outputs = _rebind(body, [*fixed, *carry, *x])
+        outputs = _rebind(body, [*fixed, *carry, *x], are_tokens)
         return outputs[:carries], outputs[carries:]
 
     params = equation.params
@@ -332,7 +407,8 @@ def propagator(
         masks: Factors for the relevance that goes on from a probe, by its position in `probes`.
 
     Returns:
-        The outputs, and a function that maps their cotangents to the relevance of the live inputs and of the probes.
+        The outputs, and a function that maps their cotangents to the relevance of the explained inputs, integers
+        included, and of the probes.
     """
     graph = plan.graph
     positions: dict[Any, list[int]] = {}
@@ -345,11 +421,16 @@ def propagator(
                 array = forms.tap(array, relevance[i], form, (masks or {}).get(i))
             return array
 
-        given = iter(explained)
-        arrays = [next(given) if graph.is_live(i) else value for i, value in zip(graph.inputs, inputs, strict=True)]
-        return rebind(plan, arrays, observe)
+        given = dict(zip(numbers, explained, strict=True))
+        arrays = [given[i] if graph.is_live(i) else value for i, value in by_number.items()]
+        shadows = {i: given[i] for i in numbers if graph.is_token(i)}
+        return rebind(plan, arrays, observe, shadows)
 
-    explained = [value for i, value in zip(graph.inputs, inputs, strict=True) if graph.is_live(i)]
-    zeros = [jnp.zeros(graph.shapes[probe.value].shape, graph.shapes[probe.value].dtype) for probe in probes]
+    by_number = dict(zip(graph.inputs, inputs, strict=True))
+    numbers = [i for i in graph.inputs if graph.is_live(i) or graph.is_token(i)]
+    explained = [by_number[i] if graph.is_live(i) else tokens.shadow_of_input(by_number[i]) for i in numbers]
+    shapes = [graph.shapes[probe.value] for probe in probes]
+    dtypes = [float if graph.is_token(probe.value) else graph.shapes[probe.value].dtype for probe in probes]
+    zeros = [jnp.zeros(shape.shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
     outputs, transpose = jax.vjp(run, explained, zeros)
     return outputs, lambda cotangents: transpose(list(cotangents))
