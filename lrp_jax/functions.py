@@ -310,11 +310,13 @@ class Functions:
         graph: The graph.
         apart: The ids of operations that are treated by themselves.
         layered: The values that a layer and affine operations behind it return: what is added to them is a bias.
+        ends: Values at which a function ends: what reads them is a function of them.
     """
 
     graph: Graph
     apart: frozenset[int] = frozenset()
     layered: frozenset[int] = frozenset()
+    ends: frozenset[int] = frozenset()
     _roots: dict[int, int] = field(default_factory=dict)
     _formulas: dict[Any, Formula] = field(default_factory=dict)
 
@@ -336,7 +338,7 @@ class Functions:
             return None
         if any(jnp.iscomplexobj(graph.shapes[value]) for value in (*varying, *operation.outputs)):
             return None
-        roots = {self.root(value) for value in varying}
+        roots = {value if value in self.ends else self.root(value) for value in varying}
         return root if len(roots) == 1 and graph.is_live(root := roots.pop()) else None
 
     def root(self, value: int) -> int:

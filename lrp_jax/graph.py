@@ -9,7 +9,7 @@ parameter, and where in the model it comes from.
 
 import enum
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
-from lrp_jax import equations
+from lrp_jax import equations, forms
+from lrp_jax.equations import Mark
 from lrp_jax.ranges import FREE, Range, range_of_dtype, range_of_number, range_of_output
 
 
@@ -72,6 +74,7 @@ class Operation:
         bodies: The functions that it runs: the body of a scan, the branches of a cond.
         checkpoints: The calls under `jax.checkpoint` that it is a part of, the outermost first.
         is_of_target: Whether it belongs to the function that says what is explained, and not to the model.
+        treatment: Its backward pass, where it is a piece that `lrp_jax.mark.piece` has made.
     """
 
     equation: Any
@@ -81,11 +84,12 @@ class Operation:
     bodies: tuple["Graph", ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
     is_of_target: bool = False
+    treatment: Any = None
 
     @property
     def name(self) -> str:
-        """The name of the primitive."""
-        return self.equation.primitive.name
+        """The name of the primitive; "piece" for a piece that the user has made."""
+        return self.equation.primitive.name if self.treatment is None else Mark.PIECE.value
 
     @property
     def module(self) -> str:
@@ -114,6 +118,8 @@ class Graph:
         producer: For every value that is computed, the operation that returns it.
         readers: For every value, the operations that read it.
         embeddings: The values at which relevance ends, because they are looked up with explained integers.
+        marks: What the user says of values, by number, with the lines that say it.
+        is_inner: Whether it is the body of a loop or a branch.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -128,6 +134,8 @@ class Graph:
     producer: dict[int, Operation] = field(default_factory=dict)
     readers: dict[int, list[Operation]] = field(default_factory=dict)
     embeddings: list[int] = field(default_factory=list)
+    marks: dict[int, dict[Mark, str]] = field(default_factory=dict)
+    is_inner: bool = False
     _numbers: dict[int, np.ndarray | None] = field(default_factory=dict)
 
     def new_value(self, aval: Any, status: Status, bounds: Range | None = None) -> int:
@@ -148,6 +156,17 @@ class Graph:
             self.parameters.add(value)
         return value
 
+    def mark(self, value: int, marks: Mapping[Mark, str]) -> None:
+        """Notes what the user says of a value, and where."""
+        if marks:
+            self.marks[value] = {**marks, **self.marks.get(value, {})}
+
+    def marked(self, *marks: Mark) -> Iterator[tuple[int, Mark, str]]:
+        """The values through which relevance flows with one of some marks, and the line that says it."""
+        for value, found in self.marks.items():
+            if self.is_live(value):
+                yield from ((value, mark, where) for mark, where in found.items() if mark in marks)
+
     def add(self, operation: Operation) -> None:
         """Appends an operation."""
         self.operations.append(operation)
@@ -164,6 +183,7 @@ class Graph:
                 used.update(operation.inputs)
                 kept.append(operation)
         self.operations = kept[::-1]
+        self.marks = {value: marks for value, marks in self.marks.items() if value in used}
         ids = set(map(id, kept))
         self.readers = {
             value: [operation for operation in readers if id(operation) in ids]
@@ -262,6 +282,7 @@ class _Input:
     is_parameter: bool = False
     bounds: Range | None = None
     number: np.ndarray | None = None
+    marks: Mapping[Mark, str] = field(default_factory=dict)
 
 
 def _read(
@@ -283,6 +304,7 @@ def _read(
             graph.parameters.add(value)
         if known.number is not None:
             graph._numbers[value] = known.number
+        graph.mark(value, known.marks)
     reader = _Reader(graph, hold, is_of_target)
     graph.outputs = reader.read(closed_jaxpr, graph.inputs, caller, ())
     if then is not None:
@@ -314,8 +336,14 @@ class _Reader:
             inputs = tuple(self._number(atom, numbers) for atom in equation.invars)
             location = equations.location(equation) or caller
             called = equations.called_jaxpr(equation)
-            if called is None:
+            mark = equations.mark_of(equation)
+            treatment = None if called is None else equations.treatment_of_call(called)
+            if mark is not None:
+                outputs = [self._mark(mark, inputs[0], location, checkpoints)]
+            elif called is None:
                 outputs = self._add(equation, inputs, location, checkpoints)
+            elif treatment is not None:
+                outputs = self._add_piece(equation, inputs, location, checkpoints, treatment)
             elif equations.is_checkpoint(equation):
                 checkpoint = Checkpoint(equation.params["prevent_cse"], equation.params["policy"])
                 outputs = self.read(called, inputs, location, (*checkpoints, checkpoint))
@@ -339,16 +367,54 @@ class _Reader:
             self.seen[key] = [self.graph.new_constant(atom.aval, Held(number, is_parameter=False))]
         return self.seen[key][0]
 
-    def _add(
-        self, equation: Any, inputs: tuple[int, ...], location: str, checkpoints: tuple[Checkpoint, ...]
+    def _mark(self, mark: Mark, value: int, location: str, checkpoints: tuple[Checkpoint, ...]) -> int:
+        """Notes a mark, which is no operation; where relevance ends, the rest of the function reads another value."""
+        if mark is not Mark.HELD:
+            self.graph.mark(value, {mark: location})
+            return value
+        if self.graph.status[value] in (Status.CONSTANT, Status.HELD):
+            return value
+        return self._add(_equation_of(forms.hold, self.graph.shapes[value]), (value,), location, checkpoints)[0]
+
+    def _add_piece(
+        self, equation: Any, inputs: tuple[int, ...], location: str, checkpoints: tuple[Checkpoint, ...], treatment: Any
     ) -> list[int]:
-        graph = self.graph
+        """Appends a call as one operation. A value that it takes twice becomes two operands."""
+        distinct: list[int] = []
+        for value in inputs:
+            if value in distinct and self.graph.is_live(value):
+                copy = _equation_of(lambda x: checkpoint_name(x, ""), self.graph.shapes[value])
+                (value,) = self._append(copy, (value,), location, checkpoints)
+            distinct.append(value)
+        return self._add(equation, tuple(distinct), location, checkpoints, treatment)
+
+    def _add(
+        self,
+        equation: Any,
+        inputs: tuple[int, ...],
+        location: str,
+        checkpoints: tuple[Checkpoint, ...],
+        treatment: Any = None,
+    ) -> list[int]:
         if equations.is_elementwise(equation):
             shape = equation.outvars[0].aval.shape
             inputs = tuple(self._broadcast(value, shape, location, checkpoints) for value in inputs)
         key = _key(equation, inputs)
-        if key is not None and key in self.seen:
-            return self.seen[key]
+        if key is None:
+            return self._append(equation, inputs, location, checkpoints, treatment)
+        if key not in self.seen:
+            self.seen[key] = self._append(equation, inputs, location, checkpoints, treatment)
+        return self.seen[key]
+
+    def _append(
+        self,
+        equation: Any,
+        inputs: tuple[int, ...],
+        location: str,
+        checkpoints: tuple[Checkpoint, ...],
+        treatment: Any = None,
+    ) -> list[int]:
+        graph = self.graph
         statuses = [graph.status[value] for value in inputs]
         bodies: tuple[Graph, ...] = ()
         if _is_followed(statuses) and equation.primitive.name == "scan":
@@ -366,11 +432,13 @@ class _Reader:
         ]
         if is_parameter:
             graph.parameters.update(outputs)
-        graph.add(Operation(equation, inputs, tuple(outputs), location, bodies, checkpoints, self.is_of_target))
+        graph.add(
+            Operation(equation, inputs, tuple(outputs), location, bodies, checkpoints, self.is_of_target, treatment)
+        )
+        for output, *inner in zip(outputs, *(body.outputs for body in bodies), strict=True):
+            graph.mark(output, _shared_marks([body.marks.get(i, {}) for body, i in zip(bodies, inner, strict=True)]))
         if Status.LIVE in out and Status.LIVE not in statuses and not bodies:
             graph.embeddings.extend(outputs)
-        if key is not None:
-            self.seen[key] = outputs
         return outputs
 
     def _broadcast(self, value: int, shape: tuple[int, ...], location: str, checkpoints: tuple[Checkpoint, ...]) -> int:
@@ -379,8 +447,8 @@ class _Reader:
         if there.shape == shape or self.graph.status[value] is Status.CONSTANT:
             return value
         dimensions = tuple(range(len(shape) - len(there.shape), len(shape)))
-        traced = jax.make_jaxpr(lambda x: lax.broadcast_in_dim(x, shape, dimensions))(there)
-        return self._add(traced.jaxpr.eqns[0], (value,), location, checkpoints)[0]
+        broadcast = _equation_of(lambda x: lax.broadcast_in_dim(x, shape, dimensions), there)
+        return self._add(broadcast, (value,), location, checkpoints)[0]
 
     def _ranges(self, equation: Any, inputs: Sequence[int], bodies: Sequence[Graph]) -> list[Range]:
         """The ranges of an equation's outputs."""
@@ -390,7 +458,7 @@ class _Reader:
             return []
         if bodies or (number > 1 and name not in {"sort", "optimization_barrier", "split", "unstack", "top_k"}):
             return [range_of_dtype(variable.aval.dtype) for variable in equation.outvars]
-        if name in {"sort", "optimization_barrier"}:
+        if name in {"sort", "optimization_barrier"} or equations.is_held(equation):
             return known
         is_square = len(inputs) == 2 and inputs[0] == inputs[1]
         bounds = [range_of_output(equation, known, is_square=is_square)] * number
@@ -407,10 +475,13 @@ class _Reader:
                 value in graph.parameters,
                 FREE if i in carried else graph.ranges[value],
                 None if i in carried or status is not Status.CONSTANT else graph.number(value),
+                {} if i in carried else _shared_marks([graph.marks.get(value, {})]),
             )
             for i, (value, status) in enumerate(zip(operands, statuses, strict=True))
         ]
-        return _read(closed, inputs, self.hold, None, caller, is_of_target=self.is_of_target)
+        body = _read(closed, inputs, self.hold, None, caller, is_of_target=self.is_of_target)
+        body.is_inner = True
+        return body
 
     def _read_scan(self, equation: Any, inputs: Sequence[int], caller: str) -> tuple[tuple[Graph, ...], list[Status]]:
         constants, carries = equations.scan_sizes(equation)
@@ -440,6 +511,18 @@ class _Reader:
         return bodies, [_join([index, *statuses]) for statuses in outs]
 
 
+def _equation_of(fun: Callable[[Any], Any], operand: jax.ShapeDtypeStruct) -> Any:
+    """The equation that a function of one operation is."""
+    (equation,) = jax.make_jaxpr(fun)(operand).jaxpr.eqns
+    return equation
+
+
+def _shared_marks(marks: Sequence[Mapping[Mark, str]]) -> dict[Mark, str]:
+    """What is said of factors of a value that enters or leaves a loop or a branch, in all of them."""
+    shared = {Mark.GATE, Mark.SIGNAL}.intersection(*marks) if marks else set()
+    return {mark: marks[0][mark] for mark in Mark if mark in shared}
+
+
 def _key(equation: Any, inputs: Sequence[int]) -> Any:
     """What two equations have in common that compute the same; None for one that stands for itself."""
     if equation.effects or equations.has_bodies(equation):
@@ -461,6 +544,8 @@ def _status_after(equation: Any, statuses: Sequence[Status]) -> Status:
     if name == "gather" and statuses[:2] == [Status.CONSTANT, Status.TOKEN]:
         return Status.LIVE
     joined = _join(statuses)
+    if equations.is_held(equation):
+        return Status.HELD
     return Status.HELD if joined is Status.LIVE and name in equations.STEPS else joined
 
 

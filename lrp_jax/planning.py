@@ -9,15 +9,24 @@ import jax
 
 from lrp_jax import equations, operations
 from lrp_jax.composites import Composite
-from lrp_jax.errors import SelectorError
-from lrp_jax.factors import signal_of
+from lrp_jax.equations import Mark
+from lrp_jax.errors import ModelError, SelectorError
+from lrp_jax.factors import check_marks, signal_of
 from lrp_jax.forms import Form
 from lrp_jax.functions import Function, Functions
 from lrp_jax.graph import Checkpoint, Graph, Operation
-from lrp_jax.layers import Layer, Tail, find_layers, find_tails, linear_operations_without_parameter, product
+from lrp_jax.layers import (
+    Layer,
+    Tail,
+    find_layers,
+    find_tails,
+    is_marked_as_none,
+    linear_operations_without_parameter,
+    product,
+)
 from lrp_jax.operations import Arrays, Call, Treatment
 from lrp_jax.rules import Gradient, Rule
-from lrp_jax.softmax import Softmaxes, find_softmaxes
+from lrp_jax.softmax import MOVES, Softmaxes, find_softmaxes
 
 Forms: TypeAlias = tuple[Form, ...]
 
@@ -129,7 +138,10 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
         UnsupportedOperationError: If relevance reaches an operation that has no treatment.
         SelectorError: If a selector matches no layer, a layer has no rule, there is no layer for the rules, or a
             treatment is given for something that there is not.
+        ModelError: If a mark could have no effect, or its value is not what it says.
     """
+    check_marks(graph)
+    _check_pieces(graph)
     layers = find_layers(graph)
     if not layers:
         _check_for_layers(graph, composite)
@@ -142,14 +154,31 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
 
 
 def _check_for_layers(graph: Graph, composite: Composite) -> None:
-    others = linear_operations_without_parameter(graph)
+    others = [found for found in linear_operations_without_parameter(graph) if not is_marked_as_none(graph, found)]
     if others:
         (first, *_) = others
         place = "in the target" if first.is_of_target else "made by the function itself"
         raise SelectorError(
             f"The function has no layer that rules could be for. The product at {first.location} is none, as its weight "
-            f"is no parameter: it is {place}. Pass the weight in as an argument, or make it outside of the function."
+            f"is no parameter: it is {place}. "
+            "Pass the weight in as an argument, make it outside of the function, or mark the product with mark.layer."
         )
+
+
+def _check_pieces(graph: Graph) -> None:
+    """Refuses a function in which pieces of the user's own are no longer whole, and marks that make no sense there."""
+    for inner in {id(inner): inner for inner, _ in graph.all_operations()}.values():
+        for _, _, where in inner.marked(Mark.PIECE):
+            raise ModelError(
+                f"The piece that mark.piece makes at {where} was taken apart, by jax.disable_jit or by a derivative "
+                "within the explained function, so that its treatment cannot be applied. Leave that out, or the mark."
+            )
+        for _, _, where in inner.marked(Mark.INPUT):
+            if inner.is_inner:
+                raise ModelError(
+                    f"mark.input at {where} is inside a scan or a cond, whose operands are not the explained input. "
+                    "Put it in front of that."
+                )
 
 
 def _check_treatments(plan: Plan, composite: Composite) -> None:
@@ -184,11 +213,15 @@ class _Planner:
             if graph.is_live(value):
                 forms.setdefault(value, set()).update(wanted)
         pieces = []
-        cut = _Cutter(graph, self.composite, self.layers, self.rules).cut()
+        cutter = _Cutter(graph, self.composite, self.layers, self.rules)
+        cut = cutter.cut()
+        below = cutter.below_marked_inputs() if input_form is Form.RELEVANCE else set()
         for piece in reversed(cut):
             arriving = {form for value in piece.outputs for form in forms.get(value, ())}
             if arriving:
-                piece = self._treat(graph, piece, forms, arriving)
+                is_unit = id(piece) in below and equations.is_elementwise(piece.operations[-1].equation)
+                given = replace(piece, treatment=operations.in_other_units) if is_unit else piece
+                piece = self._treat(graph, given, forms, arriving)
                 if not piece.bodies:
                     for value in piece.live:
                         forms.setdefault(value, set()).update(map(piece.returned, piece.forms))
@@ -268,7 +301,8 @@ class _Cutter:
     @functools.cached_property
     def functions(self) -> Functions:
         layered = frozenset(value for value, tail in self.tails.items() if not tail.moves)
-        return Functions(self.graph, frozenset(self.softmaxes.derived), layered)
+        ends = frozenset(value for value, _, _ in self.graph.marked(Mark.INPUT))
+        return Functions(self.graph, frozenset(self.softmaxes.derived), layered, ends)
 
     def cut(self) -> list[Piece]:
         """The pieces that the outputs and the operations with a side effect need, in the order in which they run."""
@@ -285,6 +319,35 @@ class _Cutter:
         place = {id(operation): i for i, operation in enumerate(graph.operations)}
         found = {id(piece): piece for piece in (*self.pieces.values(), *effects)}
         return sorted(found.values(), key=lambda piece: place[id(piece.operations[-1])])
+
+    def below_marked_inputs(self) -> set[int]:
+        """The ids of the pieces between the explained input and values that are this input in other units.
+
+        Raises:
+            ModelError: If there is something else than elementwise operations and moves.
+        """
+        graph = self.graph
+        ends = {*graph.inputs, *graph.embeddings}
+        found: set[int] = set()
+        for marked, _, where in graph.marked(Mark.INPUT):
+            waiting = [marked]
+            while waiting:
+                value = waiting.pop()
+                if value in ends:
+                    continue
+                piece = self.pieces[value]
+                operation = piece.operations[-1]
+                is_elementwise = equations.is_elementwise(operation.equation) and len(piece.live) == 1
+                if piece.layer is not None or not (is_elementwise or operation.name in MOVES | {"stack"}):
+                    what = f"the layer {piece.layer.name!r}" if piece.layer is not None else repr(operation.name)
+                    raise ModelError(
+                        f"The value that mark.input marks at {where} is not the input in other units: it is computed "
+                        f"by {what} at {operation.location}. Between it and the input there may be elementwise "
+                        "operations with constants and moves alone."
+                    )
+                found.add(id(piece))
+                waiting.extend(piece.live)
+        return found
 
     def _piece(self, value: int) -> Piece:
         graph = self.graph
@@ -320,6 +383,9 @@ class _Cutter:
         kind = operation.name
         if operation.bodies:
             pass
+        elif operation.treatment is not None:
+            live = tuple(operation.inputs[i] for i in graph.live_inputs(operation))
+            treatment = operation.treatment
         elif id(operation) in self.softmaxes.derived:
             part = self.softmaxes.halved.get(id(operation))
             treatment = operations.smooth if part is None else operations.smooth_quotient(part)
