@@ -250,7 +250,7 @@ class Composite:
     @property
     def is_built_in(self) -> bool:
         """Whether all of it was written here, so that it reads nothing but its fields."""
-        return all(map(_is_built_in, (self.rules, dict(self.treatments))))
+        return all(map(is_built_in, (self.rules, dict(self.treatments))))
 
     def assign(self, layers: Sequence[Layer]) -> list[Rule]:
         """Gives every layer its rule.
@@ -336,17 +336,18 @@ def with_treatment(rules: Rules, primitive: str, treatment: Treatment) -> Compos
     return replace(composite, treatments=treatments, _added=composite._added | {primitive})
 
 
-def _is_built_in(part: Any) -> bool:
+def is_built_in(part: Any) -> bool:
+    """Whether a rule, a treatment or a part of one was written here, so that it reads nothing but its fields."""
     if isinstance(part, tuple | list):
-        return all(map(_is_built_in, part))
+        return all(map(is_built_in, part))
     if isinstance(part, Mapping):
-        return all(map(_is_built_in, part.values()))
+        return all(map(is_built_in, part.values()))
     if isinstance(part, functools.partial):
-        return all(map(_is_built_in, (part.func, part.args, part.keywords)))
+        return all(map(is_built_in, (part.func, part.args, part.keywords)))
     if inspect.isfunction(part) or isinstance(part, type):
         return (part.__module__ or "").partition(".")[0] == __name__.partition(".")[0]
     if is_dataclass(part):
-        return _is_built_in(type(part)) and all(_is_built_in(getattr(part, field.name)) for field in fields(part))
+        return is_built_in(type(part)) and all(is_built_in(getattr(part, field.name)) for field in fields(part))
     return not callable(part)
 
 
