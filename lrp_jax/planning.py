@@ -13,7 +13,7 @@ from lrp_jax.equations import Mark
 from lrp_jax.errors import ModelError, SelectorError
 from lrp_jax.factors import check_marks, signal_of
 from lrp_jax.forms import Form
-from lrp_jax.functions import Function, Functions
+from lrp_jax.functions import Function, Functions, names_of_function
 from lrp_jax.graph import Checkpoint, Graph, Operation
 from lrp_jax.layers import (
     Layer,
@@ -26,7 +26,7 @@ from lrp_jax.layers import (
 )
 from lrp_jax.operations import Arrays, Call, Treatment
 from lrp_jax.rules import Gradient, Rule
-from lrp_jax.softmax import MOVES, Softmaxes, find_softmaxes
+from lrp_jax.softmax import MOVES, Group, Softmaxes, find_softmaxes
 
 Forms: TypeAlias = tuple[Form, ...]
 
@@ -46,6 +46,7 @@ class Piece:
         treatment: The backward pass; None where no relevance arrives.
         bodies: The plans of the functions that the operation runs (scan, cond).
         forms: The forms in which the cotangents of the outputs are taken; the piece runs once for each.
+        group: "softmax", "log_softmax" or "logsumexp" where it is an operation of such.
     """
 
     operations: tuple[Operation, ...]
@@ -58,6 +59,7 @@ class Piece:
     treatment: Treatment | None = None
     bodies: tuple["Plan", ...] = ()
     forms: Forms = ()
+    group: str = ""
 
     def run(self, live: Arrays, constants: Arrays) -> list[jax.Array]:
         """Applies the operations to arrays, with JAX's own derivative."""
@@ -190,15 +192,14 @@ def _check_treatments(plan: Plan, composite: Composite) -> None:
             )
 
 
-def names_of(piece: Piece) -> set[str]:
+def names_of(piece: Piece) -> tuple[str, ...]:
     """The names under which a treatment for a piece is looked up."""
     if piece.layer is not None or piece.treatment is None:
-        return set()
-    names = {piece.kind} | ({piece.operations[0].name} if len(piece.operations) == 1 else set())
-    return names | {alias for alias, name in _ALIASES.items() if name in names}
-
-
-_ALIASES = {"max": "reduce_max"}
+        return ()
+    if piece.group:
+        return (piece.group,)
+    names = names_of_function(piece.kind, [operation.name for operation in piece.operations])
+    return (*names, "max") if "reduce_max" in names else names
 
 
 @dataclass(frozen=True)
@@ -238,16 +239,16 @@ class _Planner:
 
     def _treat(self, graph: Graph, piece: Piece, forms: dict[int, set[Form]], arriving: set[Form]) -> Piece:
         (operation, *_) = piece.operations
-        if operation.name == "scan" and operation.bodies:
+        treatments = self.composite.treatments
+        named = names_of(replace(piece, treatment=operations.structural))
+        chosen = next((treatments[name] for name in named if name in treatments), None)
+        if operation.name == "scan" and operation.bodies and chosen is None:
             return self._treat_scan(piece, forms)
-        if operation.bodies:
+        if operation.bodies and chosen is None:
             return self._treat_branches(piece, forms)
         if piece.layer is not None and piece.rule is not None:
             treatment = _layer_treatment(piece.layer, piece.rule)
         else:
-            treatments = self.composite.treatments
-            named = replace(piece, treatment=operations.structural)
-            chosen = next((treatments[name] for name in names_of(named) if name in treatments), None)
             treatment = chosen or piece.treatment or operations.treatment_of(graph, operation)
             if self.composite.constants == "pass" and chosen is None:
                 treatment = operations.passing_constants_on(treatment)
@@ -302,7 +303,8 @@ class _Cutter:
     def functions(self) -> Functions:
         layered = frozenset(value for value, tail in self.tails.items() if not tail.moves)
         ends = frozenset(value for value, _, _ in self.graph.marked(Mark.INPUT))
-        return Functions(self.graph, frozenset(self.softmaxes.derived), layered, ends)
+        treated = frozenset(self.composite.treatments)
+        return Functions(self.graph, frozenset(self.softmaxes.derived), layered, ends, treated)
 
     def cut(self) -> list[Piece]:
         """The pieces that the outputs and the operations with a side effect need, in the order in which they run."""
@@ -354,6 +356,9 @@ class _Cutter:
         operation = graph.producer[value]
         if not any(map(graph.is_live, operation.outputs)) or operation.equation.effects:
             return self._plain(operation)
+        group = self.softmaxes.groups.get(value)
+        if group is not None and group.kind in self.composite.treatments:
+            return self._group(group)
         tail = self.tails.get(value)
         if tail is not None and not tail.moves:
             return self._layer(tail.layer)
@@ -376,17 +381,39 @@ class _Cutter:
         kind = function.formula.name or f"function of {len(function.operations)} operations"
         return Piece(function.operations, (function.root,), constants, (function.output,), kind, treatment=treatment)
 
+    def _group(self, group: Group) -> Piece:
+        produced = {value for operation in group.operations for value in operation.outputs}
+        read = dict.fromkeys(value for operation in group.operations for value in operation.inputs)
+        constants = tuple(value for value in read if value not in produced and value not in group.operands)
+        return Piece(
+            group.operations,
+            group.operands,
+            constants,
+            (group.output,),
+            group.kind,
+            treatment=operations.smooth,
+            group=group.kind,
+        )
+
     def _single(self, operation: Operation) -> Piece:
         graph = self.graph
         live = tuple(dict.fromkeys(operation.inputs[i] for i in graph.live_inputs(operation)))
         treatment: Treatment | None = None
         kind = operation.name
+        group = ""
         if operation.bodies:
             pass
         elif operation.treatment is not None:
             live = tuple(operation.inputs[i] for i in graph.live_inputs(operation))
             treatment = operation.treatment
         elif id(operation) in self.softmaxes.derived:
+            group = self.softmaxes.kinds[id(operation)]
+            if group in self.composite.treatments:
+                raise SelectorError(
+                    f"The treatment for {group!r} cannot be applied to the operation {operation.name!r} at "
+                    f"{operation.location}: what it belongs to has more values than one, as attention whose sum is "
+                    "divided by last. Divide first, or give it a treatment with lrp_jax.mark.piece."
+                )
             part = self.softmaxes.halved.get(id(operation))
             treatment = operations.smooth if part is None else operations.smooth_quotient(part)
         elif operation.name in operations.PRODUCTS and len(graph.live_inputs(operation)) == 2:
@@ -396,7 +423,7 @@ class _Cutter:
                 live, kind = (operation.inputs[signal],), "gate"
                 treatment = operations.gated if operation.name in {"mul", "div"} else operations.proportional
         constants = tuple(dict.fromkeys(i for i in operation.inputs if i not in live))
-        return Piece((operation,), live, constants, operation.outputs, kind, treatment=treatment)
+        return Piece((operation,), live, constants, operation.outputs, kind, treatment=treatment, group=group)
 
 
 def _with_what_is_read(graph: Graph, pieces: Sequence[Piece]) -> list[Piece]:
