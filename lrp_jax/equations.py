@@ -1,9 +1,11 @@
 """What a single equation of a jaxpr is: a call, an elementwise operation, a step, a mark."""
 
 import enum
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend import core
 
@@ -155,3 +157,33 @@ def is_elementwise(equation: Any) -> bool:
     """Whether every element of the output depends on the operands' elements at the same place alone."""
     name = equation.primitive.name
     return name in ELEMENTWISE or (name in IDENTITIES and len(equation.invars) == 1)
+
+
+def evaluate(closed: core.ClosedJaxpr, atom: Any, arguments: Sequence[Any]) -> Any:
+    """The value of a variable of a program, of which no more is run than it takes.
+
+    Args:
+        closed: The program.
+        atom: The variable, or a number.
+        arguments: The program's arguments, which are no tracers.
+
+    Returns:
+        The value; None if it depends on a value that is not known.
+    """
+    jaxpr = closed.jaxpr
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *arguments), strict=True))
+    if isinstance(atom, core.Literal):
+        return atom.val
+    needed = {atom}
+    run_equations = []
+    for equation in reversed(jaxpr.eqns):
+        if needed.intersection(equation.outvars):
+            needed.update(variable for variable in equation.invars if not isinstance(variable, core.Literal))
+            run_equations.append(equation)
+    if any(isinstance(values.get(variable), jax.core.Tracer) for variable in needed):
+        return None
+    with jax.ensure_compile_time_eval():
+        for equation in reversed(run_equations):
+            operands = [v.val if isinstance(v, core.Literal) else values[v] for v in equation.invars]
+            values.update(zip(equation.outvars, run(equation, *operands), strict=True))
+    return values[atom]

@@ -231,12 +231,12 @@ class LinearMap:
     nonnegative: bool = False
     rectified: bool = False
 
-    @property
+    @functools.cached_property
     def x_positive(self) -> jax.Array:
         """x+ = max(x, 0)."""
         return self.x if self.nonnegative else positive(self.x)
 
-    @property
+    @functools.cached_property
     def x_negative(self) -> jax.Array | None:
         """x- = min(x, 0); None where x is known to be non-negative."""
         return None if self.nonnegative else negative(self.x)
