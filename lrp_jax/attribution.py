@@ -281,8 +281,8 @@ def explain_call(
 ) -> Explained:
     """The output, the relevance of x and of the named hidden values, and checks.
 
-    The program is compiled once for each text of the call. Rules and treatments of the user's own may read whatever they
-    like, so that they run at each call.
+    The program is compiled once for each text of the call. Rules and treatments of the user's own may read whatever
+    they like, so that they run at each call.
     """
     programs = [program for program in (call.text.program, call.text.target) if program is not None]
     if composite.is_built_in and all(is_built_in(program.treatments) for program in programs):

@@ -8,9 +8,10 @@ parameter, and where in the model it comes from.
 """
 
 import enum
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -485,19 +486,13 @@ class _Reader:
 
     def _read_scan(self, equation: Any, inputs: Sequence[int], caller: str) -> tuple[tuple[Graph, ...], list[Status]]:
         constants, carries = equations.scan_sizes(equation)
-        statuses = [self.graph.status[value] for value in inputs]
         carried = range(constants, constants + carries)
-        while True:
-            body = self._read_body(equation.params["jaxpr"], inputs, statuses, caller, carried)
-            out = [body.status[value] for value in body.outputs]
-            before = statuses[constants : constants + carries]
-            joined = [
-                _if_continuous(body.shapes[value], _join(pair))
-                for value, *pair in zip(body.outputs, before, out, strict=False)
-            ]
-            if joined == before:
-                return (body,), [*joined, *out[carries:]]
-            statuses[constants : constants + carries] = joined
+        statuses = [self.graph.status[value] for value in inputs]
+
+        def read(statuses: Sequence[Status]) -> Graph:
+            return self._read_body(equation.params["jaxpr"], inputs, statuses, caller, carried)
+
+        return _follow_scan(equation, statuses, read)
 
     def _read_branches(
         self, equation: Any, inputs: Sequence[int], caller: str
@@ -506,9 +501,68 @@ class _Reader:
         statuses = [self.graph.status[value] for value in operands]
         branches = equation.params["branches"]
         bodies = tuple(self._read_body(branch, operands, statuses, caller, range(0)) for branch in branches)
-        index = _if_continuous(self.graph.shapes[inputs[0]], self.graph.status[inputs[0]])
-        outs = zip(*([body.status[value] for value in body.outputs] for body in bodies), strict=True)
-        return bodies, [_join([index, *statuses]) for statuses in outs]
+        return bodies, _join_branches(self.graph, inputs[0], bodies)
+
+
+def with_marks(
+    graph: Graph, places: Mapping[tuple[int, int], Mapping[Mark, str]], statuses: Sequence[Status] = ()
+) -> Graph:
+    """A function with further marks.
+
+    Args:
+        graph: The function.
+        places: What is said of values, by the id of the graph that a value is in and by its number.
+        statuses: Those of its inputs, where they have changed.
+
+    Returns:
+        A copy, in which relevance ends where a value is held.
+    """
+    marks = {value: dict(found) for value, found in graph.marks.items()}
+    copy = replace(graph, operations=[], status=list(graph.status), producer={}, readers={}, marks=marks)
+    for value, status in zip(graph.inputs, statuses, strict=False):
+        copy.status[value] = status
+    for operation in graph.operations:
+        before = [copy.status[value] for value in operation.inputs]
+        bodies: tuple[Graph, ...] = ()
+        if not operation.bodies or not _is_followed(before):
+            out = [_status_after(operation.equation, before)] * len(operation.outputs)
+        elif operation.name == "scan":
+            read = functools.partial(with_marks, operation.bodies[0], places)
+            bodies, out = _follow_scan(operation.equation, before, read)
+        else:
+            bodies = tuple(with_marks(body, places, before[1:]) for body in operation.bodies)
+            out = _join_branches(copy, operation.inputs[0], bodies)
+        for value, status in zip(operation.outputs, out, strict=True):
+            said = places.get((id(graph), value), {})
+            copy.mark(value, said)
+            copy.status[value] = Status.HELD if Mark.HELD in said else _if_continuous(copy.shapes[value], status)
+        copy.add(replace(operation, bodies=bodies))
+    return copy
+
+
+def _follow_scan(
+    equation: Any, statuses: list[Status], read: Callable[[Sequence[Status]], Graph]
+) -> tuple[tuple[Graph, ...], list[Status]]:
+    """Reads the body of a scan until what it carries has the same status at both ends."""
+    constants, carries = equations.scan_sizes(equation)
+    while True:
+        body = read(statuses)
+        out = [body.status[value] for value in body.outputs]
+        before = statuses[constants : constants + carries]
+        joined = [
+            _if_continuous(body.shapes[value], _join(pair))
+            for value, *pair in zip(body.outputs, before, out, strict=False)
+        ]
+        if joined == before:
+            return (body,), [*joined, *out[carries:]]
+        statuses[constants : constants + carries] = joined
+
+
+def _join_branches(graph: Graph, index: int, bodies: Sequence[Graph]) -> list[Status]:
+    """The statuses of what branches return, one of which is chosen by a value."""
+    choice = _if_continuous(graph.shapes[index], graph.status[index])
+    outs = zip(*([body.status[value] for value in body.outputs] for body in bodies), strict=True)
+    return [_join([choice, *statuses]) for statuses in outs]
 
 
 def _equation_of(fun: Callable[[Any], Any], operand: jax.ShapeDtypeStruct) -> Any:

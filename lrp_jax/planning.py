@@ -1,6 +1,7 @@
 """The plan: which piece of the function gets which backward pass, and in which forms relevance travels between them."""
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -14,7 +15,7 @@ from lrp_jax.errors import ModelError, SelectorError
 from lrp_jax.factors import check_marks, signal_of
 from lrp_jax.forms import Form
 from lrp_jax.functions import Function, Functions, names_of_function
-from lrp_jax.graph import Checkpoint, Graph, Operation
+from lrp_jax.graph import Checkpoint, Graph, Operation, with_marks
 from lrp_jax.layers import (
     Layer,
     Tail,
@@ -142,6 +143,7 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
             treatment is given for something that there is not.
         ModelError: If a mark could have no effect, or its value is not what it says.
     """
+    graph = _with_marks_of(composite, graph)
     check_marks(graph)
     _check_pieces(graph)
     layers = find_layers(graph)
@@ -161,10 +163,41 @@ def _check_for_layers(graph: Graph, composite: Composite) -> None:
         (first, *_) = others
         place = "in the target" if first.is_of_target else "made by the function itself"
         raise SelectorError(
-            f"The function has no layer that rules could be for. The product at {first.location} is none, as its weight "
-            f"is no parameter: it is {place}. "
+            f"The function has no layer that rules could be for. The product at {first.location} is none, as its "
+            f"weight is no parameter: it is {place}. "
             "Pass the weight in as an argument, make it outside of the function, or mark the product with mark.layer."
         )
+
+
+def _with_marks_of(composite: Composite, graph: Graph) -> Graph:
+    """The function with the marks that a composite puts at named places.
+
+    Raises:
+        SelectorError: If there is no such place.
+    """
+    if not composite.marks:
+        return graph
+    layers = {id(layer.operations[0]): layer for layer in find_layers(graph)}
+    places: dict[tuple[int, int], dict[Mark, str]] = {}
+    names: dict[str, None] = {}
+    for inner, operation in graph.all_operations():
+        layer = layers.get(id(operation))
+        name = operation.equation.params["name"] if operation.name == "name" else layer.name if layer else ""
+        if not name:
+            continue
+        names[name] = None
+        for mark in (mark for place, mark in composite.marks if re.search(place, name)):
+            is_factor = layer is not None and mark in (Mark.GATE, Mark.SIGNAL)
+            values = find_tails(inner, {id(operation): layer}) if layer and is_factor else operation.outputs
+            for value in values:
+                places.setdefault((id(inner), value), {})[mark] = f"the place {name!r} of the composite"
+    for place, mark in composite.marks:
+        if not any(re.search(place, name) for name in names):
+            raise SelectorError(
+                f"with_mark({place!r}, mark.{mark.value}) matches no layer and no checkpoint_name. There are: "
+                f"{', '.join(names) or 'no names'}."
+            )
+    return with_marks(graph, places)
 
 
 def _check_pieces(graph: Graph) -> None:

@@ -107,7 +107,10 @@ def find_softmaxes(graph: Graph) -> Softmaxes:
                 found.weights.update(operation.outputs)
         if _is_linear_in(graph, operation, found.weights):
             found.weights.update(operation.outputs)
-    return replace(found, groups=_outermost(graph, found.groups))
+    groups = _outermost(graph, found.groups)
+    for group in groups.values():
+        found.kinds.update(dict.fromkeys(map(id, group.operations), group.kind))
+    return replace(found, groups=groups)
 
 
 def _group(graph: Graph, kind: str, output: int, terms: "_Terms") -> Group | None:

@@ -137,9 +137,15 @@ def _rebind(
             values.copies[i, form] = forms.convert(copies[given.index(wanted)], form, wanted)
     _run_all(plan, plan.pieces, values, observe, 0)
     return [
-        [values.copies[i, form] for form in arriving] if arriving else [values.plain[i]]
+        [values.copies[i, form] for form in arriving] if arriving else [_held(graph, i, values.plain[i])]
         for i, arriving in zip(graph.outputs, plan.output_forms, strict=True)
     ]
+
+
+def _held(graph: Graph, i: int, value: jax.Array) -> jax.Array:
+    """What is returned, through which no relevance flows back where it is held."""
+    is_held = graph.status[i] is Status.HELD and jnp.issubdtype(value.dtype, jnp.floating)
+    return forms.hold(value) if is_held else value
 
 
 def _run_all(plan: Plan, pieces: Sequence[Piece], values: _Values, observe: Observer | None, depth: int) -> None:

@@ -419,7 +419,7 @@ def test_bad_use_is_refused(name):
 
 
 def test_piece_without_jit_is_refused():
-    with jax.disable_jit(), pytest.raises(ModelError, match="taken apart, by jax.disable_jit"):
+    with jax.disable_jit(), pytest.raises(ModelError, match=r"taken apart, by jax\.disable_jit"):
         lrp(MARKED["piece"], rules.Zero())(jnp.asarray(X))
 
 
@@ -437,3 +437,74 @@ def test_marks_through_which_no_relevance_flows_do_nothing():
 def test_no_layer_leaves_rules_without_a_layer():
     with pytest.raises(SelectorError, match="dense matches no layer"):
         lrp(lambda x: mark.no_layer(x @ jnp.asarray(WEIGHT)), [(composites.dense, rules.Zero())])(jnp.asarray(X))
+
+
+# Marks that a composite puts at named places.
+
+PARAMETERS = {name: {"kernel": jnp.asarray(WEIGHT), "bias": jnp.array([0.5, -1.0])} for name in ("value", "switch")}
+
+
+def gated(parameters, x, y, *, marked=lambda name, value: value):
+    layer = lambda name, x: marked(name, x @ parameters[name]["kernel"] + parameters[name]["bias"])
+    return layer("value", x) * marked("named", checkpoint_name(jnp.tanh(layer("switch", y)), "named"))
+
+
+def placed(place, kind, *, scanned=False):
+    """The relevance with a mark that the composite puts at a place, and with one in the model."""
+
+    def run(rule, marked):
+        network = lambda parameters, x, y: gated(parameters, x, y, marked=marked)
+        one = lambda parameters, x, y: jax.lax.scan(lambda _, __: (None, network(parameters, x, y)), None, length=2)[1]
+        function = one if scanned else network
+        explained = lrp(lambda *operands: function(*operands).sum(), rule, argnums=(1, 2))
+        return jax.grad(explained, argnums=(1, 2))({**PARAMETERS}, jnp.asarray(X), jnp.asarray(Y))
+
+    by_model = lambda name, value: kind(value) if name == place else value
+    rule = rules.Flat(0.0) if kind is mark.no_layer else rules.Zero()
+    return (
+        run(composites.with_mark(rule, f"^{place}$", kind), lambda _, value: value),
+        run(rule, by_model),
+        run(rule, lambda _, value: value),
+    )
+
+
+@pytest.mark.parametrize("scanned", [False, True], ids=["plain", "scan"])
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [
+        ("named", mark.gate),
+        ("named", mark.held),
+        ("value", mark.gate),
+        ("value", mark.held),
+        ("switch", mark.held),
+        ("value", mark.no_layer),
+    ],
+    ids=["gate", "held", "layer as a gate", "held layer", "held layer below", "no layer"],
+)
+def test_mark_at_a_named_place_is_that_in_the_model(place, kind, scanned):
+    by_composite, by_model, unmarked = placed(place, kind, scanned=scanned)
+    for found, expected in zip(by_composite, by_model, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert not all(np.allclose(*pair) for pair in zip(by_composite, unmarked, strict=True))
+
+
+def test_place_that_there_is_not_lists_those_that_there_are():
+    rule = composites.with_mark(rules.Zero(), "head", mark.gate)
+    with pytest.raises(SelectorError, match=r"with_mark\('head', mark.gate\) matches no .*: value, switch, named\."):
+        lrp(gated, rule, argnums=(1, 2))(PARAMETERS, jnp.asarray(X), jnp.asarray(Y))
+
+
+def test_mark_without_effect_at_a_place_is_refused():
+    rule = composites.with_mark(rules.Zero(), "named", mark.layer)
+    with pytest.raises(ModelError, match=r"mark.layer at the place 'named' of the composite has no effect"):
+        lrp(gated, rule, argnums=(1, 2))(PARAMETERS, jnp.asarray(X), jnp.asarray(Y))
+
+
+@pytest.mark.parametrize(
+    ("place", "kind", "message"),
+    [("(", mark.gate, "no regular expression"), ("a", mark.piece, "no mark"), ("a", "gate", "no mark")],
+    ids=["pattern", "piece", "name of a mark"],
+)
+def test_bad_place_is_refused(place, kind, message):
+    with pytest.raises(SelectorError, match=message):
+        composites.with_mark(rules.Zero(), place, kind)
