@@ -3,7 +3,7 @@
 `lrp(fun, rules)` has the value of `fun`, and its vector-Jacobian product is relevance propagation.
 """
 
-from lrp_jax import composites, operations, rules
+from lrp_jax import composites, mark, operations, rules
 from lrp_jax.attribution import Explanation, relevance
 from lrp_jax.errors import LRPError
 from lrp_jax.inspection import Ledger, ledger, plan
@@ -16,6 +16,7 @@ __all__ = [
     "composites",
     "ledger",
     "lrp",
+    "mark",
     "operations",
     "plan",
     "relevance",

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from lrp_jax.accounts import keep_account, path_of
 from lrp_jax.checks import MOST_GROWTH, Checks, check, growth_of, number_of_samples, report
-from lrp_jax.composites import Composite, Rules, as_composite
+from lrp_jax.composites import Composite, Rules, as_composite, is_built_in
 from lrp_jax.equations import IDENTITIES
 from lrp_jax.errors import InputError, LRPError, LRPWarning, ModelError, import_extra
 from lrp_jax.forms import Form
@@ -333,10 +333,11 @@ def explain_call(
 ) -> Explained:
     """The output, the relevance of x and of the named hidden values, and checks.
 
-    The program is compiled once for each text of the call. Rules of the user's own may read whatever they like, so that
-    they run at each call.
+    The program is compiled once for each text of the call. Rules and treatments of the user's own may read whatever
+    they like, so that they run at each call.
     """
-    if composite.is_built_in:
+    programs = [program for program in (call.text.program, call.text.target) if program is not None]
+    if composite.is_built_in and all(is_built_in(program.treatments) for program in programs):
         return explain_arrays(composite, request, kind, call, values, masks)
     explain = functools.partial(explain_in_trace, composite, request, kind)
     return run_compiled(explain, call, values, masks)

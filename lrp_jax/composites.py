@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeAlias
 
+from lrp_jax import mark as marks_of_values
 from lrp_jax import operations
+from lrp_jax.equations import Mark
 from lrp_jax.errors import SelectorError
 from lrp_jax.forms import Form
 from lrp_jax.layers import Layer
@@ -43,6 +45,7 @@ __all__ = [
     "index",
     "last",
     "name",
+    "with_mark",
     "with_treatment",
 ]
 
@@ -216,6 +219,7 @@ class Composite:
         constants: What happens to the share of constants outside of layers, such as the shift of a normalisation or the
             value of a sigmoid at zero: "absorb", they keep it; "pass", all relevance is passed on one to one, as
             zennit's Pass does, and explodes where a value is near zero.
+        marks: Pairs of a regular expression and a mark, which is put at the values with such names; see `with_mark`.
 
     Raises:
         SelectorError: (when applied) if a selector matches no layer, a layer has no rule, or a treatment matches no
@@ -231,6 +235,7 @@ class Composite:
     input_form: Form = Form.RELEVANCE
     strict: bool = True
     constants: Literal["absorb", "pass"] = "absorb"
+    marks: Sequence[tuple[str, Mark]] = ()
     _added: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -239,7 +244,7 @@ class Composite:
             raise SelectorError(f"constants={self.constants!r}: it must be 'absorb' or 'pass'.")
 
     def __hash__(self) -> int:
-        options = self.holds_attention, self.input_form, self.strict, self.constants
+        options = self.holds_attention, self.input_form, self.strict, self.constants, tuple(self.marks)
         return hash((self.rules, tuple(self.treatments), options))
 
     @property
@@ -250,7 +255,7 @@ class Composite:
     @property
     def is_built_in(self) -> bool:
         """Whether all of it was written here, so that it reads nothing but its fields."""
-        return all(map(_is_built_in, (self.rules, dict(self.treatments))))
+        return all(map(is_built_in, (self.rules, dict(self.treatments))))
 
     def assign(self, layers: Sequence[Layer]) -> list[Rule]:
         """Gives every layer its rule.
@@ -312,17 +317,29 @@ def as_composite(rules: Rules | None) -> Composite:
     raise SelectorError(f"rules must be a rule, a Composite or a list of (selector, rule) pairs, not {rules!r}.{hint}")
 
 
-def with_treatment(rules: Rules, primitive: str, treatment: Treatment) -> Composite:
+def with_treatment(rules: Rules, key: str, treatment: Treatment) -> Composite:
     """Says what happens to relevance at an operation: at one that has no treatment, or instead of the usual one.
 
     Args:
         rules: The rules of the layers.
-        primitive: The name of the primitive, as an error message or `plan` gives it, or of a function that is known by
-            its values, however it is spelled: "relu".
+        key: What it is for, also within a scan or a branch:
+
+            - A function of one value by its name in `lrp_jax.functions.KNOWN`, such as "relu", "gelu", "silu",
+              "sigmoid", "softplus": it matches by value, however it is written, also as a part of another function,
+              such as the relu in 2 relu(x).
+            - "softmax", "log_softmax" or "logsumexp": all of its operations as one.
+            - "max": maxima along axes, and of two values, but neither a relu nor a pooling, which is
+              "reduce_window_max".
+            - "scan": a whole `jax.lax.scan`, which then is not looked into.
+            - "gate": a product of which one factor is held.
+            - The name of a primitive, as an error message or `plan` gives it.
         treatment: One of those in `lrp_jax.operations`, or your own.
 
     Returns:
         A composite with the same rules.
+
+    Raises:
+        SelectorError: (when applied) if the key matches nothing; it lists what there is.
 
     Example:
         Max pooling that splits relevance in proportion:
@@ -333,21 +350,57 @@ def with_treatment(rules: Rules, primitive: str, treatment: Treatment) -> Compos
         'split in proportion over the window'
     """
     composite = as_composite(rules)
-    treatments = {**composite.treatments, primitive: treatment}
-    return replace(composite, treatments=treatments, _added=composite._added | {primitive})
+    treatments = {**composite.treatments, key: treatment}
+    return replace(composite, treatments=treatments, _added=composite._added | {key})
 
 
-def _is_built_in(part: Any) -> bool:
+def with_mark(rules: Rules, place: str, mark: Callable[[Any], Any]) -> Composite:
+    """Puts a mark at a named place of a function that cannot be changed.
+
+    Args:
+        rules: The rules of the layers.
+        place: A regular expression; `re.search` looks for it in the names of the layers, whose outputs are meant, and
+            in the names that `jax.ad_checkpoint.checkpoint_name` gives. All values that it is found in are marked.
+        mark: One of the functions in `lrp_jax.mark`, but for `piece`.
+
+    Returns:
+        A composite with the same rules.
+
+    Raises:
+        SelectorError: If the place is no regular expression, or the mark is none; (when applied) if there is no such
+            place: it lists the names that there are.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from lrp_jax import lrp, mark
+        >>> weights = {"a": {"weight": jnp.eye(2)}, "b": {"weight": jnp.eye(2)}}
+        >>> model = lambda weights, x: (x @ weights["a"]["weight"]) * (x @ weights["b"]["weight"])
+        >>> rules = with_mark(Epsilon(0.0), "^b$", mark.gate)
+        >>> [layer] = [layer for layer, _ in rules.marks]
+        >>> layer
+        '^b$'
+    """
+    kinds = [kind for kind in Mark if kind is not Mark.PIECE and getattr(marks_of_values, kind.value) is mark]
+    if not kinds:
+        names = ", ".join(f"mark.{kind.value}" for kind in Mark if kind is not Mark.PIECE)
+        raise SelectorError(f"with_mark({place!r}, {mark!r}): this is no mark that has a place. There are: {names}.")
+    name(place)
+    composite = as_composite(rules)
+    return replace(composite, marks=(*composite.marks, (place, kinds[0])))
+
+
+def is_built_in(part: Any) -> bool:
+    """Whether a rule, a treatment or a part of one was written here, so that it reads nothing but its fields."""
     if isinstance(part, tuple | list):
-        return all(map(_is_built_in, part))
+        return all(map(is_built_in, part))
     if isinstance(part, Mapping):
-        return all(map(_is_built_in, part.values()))
+        return all(map(is_built_in, part.values()))
     if isinstance(part, functools.partial):
-        return all(map(_is_built_in, (part.func, part.args, part.keywords)))
+        return all(map(is_built_in, (part.func, part.args, part.keywords)))
     if inspect.isfunction(part) or isinstance(part, type):
         return (part.__module__ or "").partition(".")[0] == __name__.partition(".")[0]
     if is_dataclass(part):
-        return _is_built_in(type(part)) and all(_is_built_in(getattr(part, field.name)) for field in fields(part))
+        return is_built_in(type(part)) and all(is_built_in(getattr(part, field.name)) for field in fields(part))
     return not callable(part)
 
 

@@ -1,9 +1,12 @@
-"""What a single equation of a jaxpr is: a call, an elementwise operation, a step."""
+"""What a single equation of a jaxpr is: a call, an elementwise operation, a step, a mark."""
 
+import enum
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend import core
 
@@ -39,7 +42,61 @@ STEPS = frozenset("ceil floor round sign stop_gradient".split())
 
 _CHECKPOINTS = {"remat2", "checkpoint"}
 _BODIES = {"cond", "scan", "while"}
-_TRACING = {"attribution", "graph", "inspection", "tracing", "transform"}
+_TRACING = {"attribution", "graph", "inspection", "mark", "tracing", "transform"}
+
+
+_MARK = "lrp_jax.mark."
+
+
+class Mark(enum.Enum):
+    """What a user says of a value, with the functions of `lrp_jax.mark`. In a program it is the name of the value."""
+
+    GATE = "gate"
+    SIGNAL = "signal"
+    HELD = "held"
+    LAYER = "layer"
+    NO_LAYER = "no_layer"
+    INPUT = "input"
+    PIECE = "piece"
+
+    @property
+    def name_of_value(self) -> str:
+        """The name under which a value with this mark stands in a program."""
+        return _MARK + self.value
+
+
+class PieceName(str):
+    """The name of what a function under `lrp_jax.mark.piece` returns.
+
+    Attributes:
+        treatment: The treatment of the piece.
+    """
+
+    treatment: Any
+
+    def __new__(cls, treatment: Any) -> "PieceName":
+        name = super().__new__(cls, Mark.PIECE.name_of_value)
+        name.treatment = treatment
+        return name
+
+
+def mark_of(equation: Any) -> Mark | None:
+    """What an equation says of its value; None if it is no mark."""
+    name = equation.params["name"] if equation.primitive.name == "name" else ""
+    return Mark(name.removeprefix(_MARK)) if name.startswith(_MARK) else None
+
+
+def is_held(equation: Any) -> bool:
+    """Whether an equation in a graph is that of `lrp_jax.forms.hold`, as all other calls are looked into."""
+    return equation.primitive.name == "custom_vjp_call"
+
+
+def treatment_of_call(called: core.ClosedJaxpr) -> Any:
+    """The treatment of a call that `lrp_jax.mark.piece` has made; None for every other one."""
+    names = {equation.outvars[0]: equation.params["name"] for equation in called.jaxpr.eqns if mark_of(equation)}
+    found = [None if isinstance(atom, core.Literal) else names.get(atom) for atom in called.jaxpr.outvars]
+    first = found[0] if found else None
+    return first.treatment if isinstance(first, PieceName) and all(name is first for name in found) else None
 
 
 def is_checkpoint(equation: Any) -> bool:
@@ -102,3 +159,33 @@ def is_elementwise(equation: Any) -> bool:
     """Whether every element of the output depends on the operands' elements at the same place alone."""
     name = equation.primitive.name
     return name in ELEMENTWISE or (name in IDENTITIES and len(equation.invars) == 1)
+
+
+def evaluate(closed: core.ClosedJaxpr, atom: Any, arguments: Sequence[Any]) -> Any:
+    """The value of a variable of a program, of which no more is run than it takes.
+
+    Args:
+        closed: The program.
+        atom: The variable, or a number.
+        arguments: The program's arguments, which are no tracers.
+
+    Returns:
+        The value; None if it depends on a value that is not known.
+    """
+    jaxpr = closed.jaxpr
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *arguments), strict=True))
+    if isinstance(atom, core.Literal):
+        return atom.val
+    needed = {atom}
+    run_equations = []
+    for equation in reversed(jaxpr.eqns):
+        if needed.intersection(equation.outvars):
+            needed.update(variable for variable in equation.invars if not isinstance(variable, core.Literal))
+            run_equations.append(equation)
+    if any(isinstance(values.get(variable), jax.core.Tracer) for variable in needed):
+        return None
+    with jax.ensure_compile_time_eval():
+        for equation in reversed(run_equations):
+            operands = [v.val if isinstance(v, core.Literal) else values[v] for v in equation.invars]
+            values.update(zip(equation.outvars, run(equation, *operands), strict=True))
+    return values[atom]

@@ -6,6 +6,9 @@ What a factor is is decided by its values, as a function of one value, and by th
   rsqrt(v + e), 1 / sqrt(v), v**-0.5, exp(-log(v) / 2), 1 / (1 + sum).
 - A *gate* is bounded, nowhere negative and not zero at zero: sigmoid, 1 + tanh, 1 + erf, hard sigmoid.
 - Everything else is a signal; relu6 is one, as it is zero at zero.
+
+A mark overrules that: `mark.gate` and `mark.signal` say what a value is as a factor, and what it is with constants
+added to it or multiplied with it.
 """
 
 import enum
@@ -15,11 +18,15 @@ from typing import TypeAlias
 import numpy as np
 
 from lrp_jax import equations
-from lrp_jax.functions import POSITIVE, Formula, Functions
+from lrp_jax.equations import Mark
+from lrp_jax.errors import ModelError
+from lrp_jax.functions import POSITIVE, Formula, Function, Functions
 from lrp_jax.graph import Graph, Operation
 from lrp_jax.softmax import MOVES
 
 _WIDE = np.concatenate([-np.geomspace(1e-2, 1e4, 25)[::-1], np.geomspace(1e-2, 1e4, 25)])
+_AFFINE = frozenset("add add_any div mul neg select_n sub".split())
+_PRODUCTS = frozenset("conv_general_dilated div dot_general mul".split())
 _Values: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 
@@ -60,9 +67,15 @@ def rank_of(functions: Functions, value: int, held: Set[int] = frozenset(), *, d
     """
     graph = functions.graph
     while True:
+        marked = _marked(graph, value)
+        if marked is not None:
+            return marked
         if value in held:
             return Rank.NORMALISER
         function = functions.whole(value)
+        marked = None if function is None else _marked_within(functions, function)
+        if marked is not None:
+            return marked
         root = value if function is None else function.root
         values = _values(None if function is None else function.formula, divides)
         if _falls(values) and (graph.is_nonnegative(root) or _needs_positive(values) or _is_even(values)):
@@ -95,6 +108,68 @@ def rank_of(functions: Functions, value: int, held: Set[int] = frozenset(), *, d
         elif before.name not in MOVES | equations.IDENTITIES | {"mul", "div", "neg", "select_n"}:
             return Rank.SIGNAL
         value = before.inputs[live[0]]
+
+
+def check_marks(graph: Graph, said_outside: Set[int] = frozenset()) -> None:
+    """Refuses a mark that says what a value is as a factor, where it is none.
+
+    Args:
+        graph: The function.
+        said_outside: Its inputs of which this is said where they come from.
+
+    Raises:
+        ModelError: If there is such a mark, also within a scan or a branch.
+    """
+    loops = [operation for operation in graph.operations if operation.bodies]
+    said_within = {value for operation in loops for value in operation.outputs}
+    for value, mark, where in graph.marked(Mark.GATE, Mark.SIGNAL):
+        if value not in said_outside | said_within and not _is_factor(graph, value):
+            raise ModelError(
+                f"mark.{mark.value} at {where} has no effect: its value is no factor of a product with another value "
+                "through which relevance flows. Put it around the factor itself, or leave it out."
+            )
+    for operation in loops:
+        for body in operation.bodies:
+            operands = operation.inputs[len(operation.inputs) - len(body.inputs) :]
+            pairs = zip(body.inputs, operands, strict=True)
+            check_marks(body, {inner for inner, outer in pairs if outer in graph.marks})
+
+
+def _is_factor(graph: Graph, value: int) -> bool:
+    """Whether a product reads a value, also behind moves and constants that scale it or are added to it."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        for operation in graph.readers.get(value, []):
+            number = len(graph.live_inputs(operation))
+            if (operation.name in _PRODUCTS and number == 2) or operation.bodies:
+                return True
+            if operation.name in MOVES | equations.IDENTITIES or (operation.name in _AFFINE and number == 1):
+                waiting.extend(operation.outputs)
+        if value in graph.outputs and graph.is_inner:
+            return True
+    return False
+
+
+def _marked(graph: Graph, value: int) -> Rank | None:
+    """What a mark says that a value is as a factor."""
+    marks = graph.marks.get(value, {})
+    return Rank.SIGNAL if Mark.SIGNAL in marks else Rank.GATE if Mark.GATE in marks else None
+
+
+def _marked_within(functions: Functions, function: Function) -> Rank | None:
+    """What a mark says of a value that is scaled, or to which a number is added, on the only way to a value."""
+    for operation in reversed(function.operations[:-1]):
+        (inner,) = operation.outputs
+        marked = _marked(functions.graph, inner)
+        behind = None if marked is None else functions.behind(function, inner)
+        if behind is not None and behind.formula.is_affine:
+            return marked
+    return _marked(functions.graph, function.root) if function.formula.is_affine else None
 
 
 def _values(formula: Formula | None, divides: bool) -> _Values:

@@ -25,6 +25,7 @@ GRID = np.concatenate([-_LARGE[::-1], -_SMALL[::-1], np.linspace(-4, 4, 33), _SM
 POSITIVE = np.geomspace(1e-4, 1e4, 33)
 """Positive numbers, in rising order."""
 
+_OVERFLOW = 1e3  # a number from which exp is infinite
 _STEP = 1e-3  # of differences in place of derivatives, in double precision
 _SUMS = frozenset("add add_any sub".split())
 _AFFINE = _SUMS | frozenset("div mul neg".split())
@@ -60,6 +61,8 @@ KNOWN: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "square": np.square,
 }
 """Functions that have a name, under which a treatment of one's own is given, by their values."""
+
+_NAMES = frozenset(name.partition(" ")[0] for name in KNOWN)
 
 # What each elementwise primitive computes, in double precision.
 _IN_NUMPY: Mapping[str, Callable[..., np.ndarray]] = {
@@ -280,6 +283,8 @@ def _is_affine(equation: Any, varies: Sequence[bool]) -> bool:
 
 def _agree(found: np.ndarray, expected: np.ndarray) -> bool:
     known = np.isfinite(expected)
+    has_overflown = known & ~np.isfinite(found) & (np.abs(GRID) >= _OVERFLOW)  # as exp does within log(1 + exp(x))
+    known &= ~has_overflown
     if not np.array_equal(known, np.isfinite(found)):
         return False
     found, expected, grid = found[known], expected[known], GRID[known]
@@ -311,6 +316,16 @@ class Function:
     operations: tuple[Operation, ...]
     formula: Formula
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names under which a treatment for it is looked up: that of f, then that of a single operation."""
+        return names_of_function(self.formula.name, [operation.name for operation in self.operations])
+
+
+def names_of_function(name: str, operations: Sequence[str]) -> tuple[str, ...]:
+    """The names of a function of one value: its own, and that of its operation; a relu is no maximum of two values."""
+    return (name, *operations) if len(operations) == 1 and name != "relu" else (name,)
+
 
 @dataclass
 class Functions:
@@ -320,11 +335,15 @@ class Functions:
         graph: The graph.
         apart: The ids of operations that are treated by themselves.
         layered: The values that a layer and affine operations behind it return: what is added to them is a bias.
+        ends: Values at which a function ends: what reads them is a function of them.
+        treated: The names of functions for which there is a treatment, also as a part of others.
     """
 
     graph: Graph
     apart: frozenset[int] = frozenset()
     layered: frozenset[int] = frozenset()
+    ends: frozenset[int] = frozenset()
+    treated: frozenset[str] = frozenset()
     _roots: dict[int, int] = field(default_factory=dict)
     _formulas: dict[Any, Formula] = field(default_factory=dict)
 
@@ -346,7 +365,7 @@ class Functions:
             return None
         if any(jnp.iscomplexobj(graph.shapes[value]) for value in (*varying, *operation.outputs)):
             return None
-        roots = {self.root(value) for value in varying}
+        roots = {value if value in self.ends else self.root(value) for value in varying}
         return root if len(roots) == 1 and graph.is_live(root := roots.pop()) else None
 
     def root(self, value: int) -> int:
@@ -363,6 +382,8 @@ class Functions:
         function = self.whole(value)
         if function is None or function.formula.is_sum:
             return None
+        if self.treated and (part := self._around_what_is_treated(function)) is not None:
+            return part
         if function.formula.name == "relu":
             return function
         for operation in reversed(function.operations[:-1]):
@@ -379,6 +400,22 @@ class Functions:
 
     def _is_cut(self, operation: Operation) -> bool:
         return operation.name in _AFFINE and self.graph.is_live(operation.outputs[0])
+
+    def _around_what_is_treated(self, function: Function) -> Function | None:
+        """The last part of a function that has a treatment, or what comes behind it; a known function has no parts."""
+        value = function.output
+        while value != function.root:
+            before = self.between(function.root, value)
+            if before is None:
+                return None
+            inner = [operation.outputs[0] for operation in before.operations[:-1]]
+            behind = [before, *filter(None, (self.behind(before, i) for i in inner))]
+            treated = next((part for part in behind if self.treated.intersection(part.names)), None)
+            known = next((part for part in behind if part.formula.name in _NAMES), None)
+            if treated is not None and (known is None or len(treated.operations) >= len(known.operations)):
+                return treated if value == function.output else self.behind(function, value)
+            value = (known or behind[-1]).root
+        return None
 
     def _adds_a_number(self, operation: Operation) -> bool:
         return operation.name in _SUMS and any(self.graph.number(value) is not None for value in operation.inputs)

@@ -8,18 +8,21 @@ parameter, and where in the model it comes from.
 """
 
 import enum
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
-from lrp_jax import equations, tokens
+from lrp_jax import equations, forms, tokens
+from lrp_jax.equations import Mark
 from lrp_jax.ranges import FREE, Range, range_of_dtype, range_of_number, range_of_output
 
 
@@ -72,6 +75,7 @@ class Operation:
         bodies: The functions that it runs: the body of a scan, the branches of a cond.
         checkpoints: The calls under `jax.checkpoint` that it is a part of, the outermost first.
         is_of_target: Whether it belongs to the function that says what is explained, and not to the model.
+        treatment: Its backward pass, where it is a piece that `lrp_jax.mark.piece` has made.
     """
 
     equation: Any
@@ -81,11 +85,12 @@ class Operation:
     bodies: tuple["Graph", ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
     is_of_target: bool = False
+    treatment: Any = None
 
     @property
     def name(self) -> str:
-        """The name of the primitive."""
-        return self.equation.primitive.name
+        """The name of the primitive; "piece" for a piece that the user has made."""
+        return self.equation.primitive.name if self.treatment is None else Mark.PIECE.value
 
     @property
     def module(self) -> str:
@@ -116,6 +121,8 @@ class Graph:
         embeddings: The values that are looked up with explained integers, to which their relevance goes.
         codes: The values of which every entry is looked up with one explained integer, but that are no live ones.
         lost_tokens: The values that are made of explained integers in a way that cannot be followed.
+        marks: What the user says of values, by number, with the lines that say it.
+        is_inner: Whether it is the body of a loop or a branch.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -132,6 +139,8 @@ class Graph:
     embeddings: list[int] = field(default_factory=list)
     codes: dict[int, tokens.Code] = field(default_factory=dict)
     lost_tokens: set[int] = field(default_factory=set)
+    marks: dict[int, dict[Mark, str]] = field(default_factory=dict)
+    is_inner: bool = False
     _numbers: dict[int, np.ndarray | None] = field(default_factory=dict)
 
     def new_value(self, aval: Any, status: Status, bounds: Range | None = None) -> int:
@@ -152,6 +161,17 @@ class Graph:
             self.parameters.add(value)
         return value
 
+    def mark(self, value: int, marks: Mapping[Mark, str]) -> None:
+        """Notes what the user says of a value, and where."""
+        if marks:
+            self.marks[value] = {**marks, **self.marks.get(value, {})}
+
+    def marked(self, *marks: Mark) -> Iterator[tuple[int, Mark, str]]:
+        """The values through which relevance flows with one of some marks, and the line that says it."""
+        for value, found in self.marks.items():
+            if self.is_live(value):
+                yield from ((value, mark, where) for mark, where in found.items() if mark in marks)
+
     def add(self, operation: Operation) -> None:
         """Appends an operation."""
         self.operations.append(operation)
@@ -168,6 +188,7 @@ class Graph:
                 used.update(operation.inputs)
                 kept.append(operation)
         self.operations = kept[::-1]
+        self.marks = {value: marks for value, marks in self.marks.items() if value in used}
         ids = set(map(id, kept))
         self.readers = {
             value: [operation for operation in readers if id(operation) in ids]
@@ -282,6 +303,7 @@ class _Input:
     bounds: Range | None = None
     number: np.ndarray | None = None
     code: tokens.Code | None = None
+    marks: Mapping[Mark, str] = field(default_factory=dict)
 
 
 def _read(
@@ -305,6 +327,7 @@ def _read(
             graph.note_number(value, known.number)
         if known.code is not None:
             graph.codes[value] = known.code
+        graph.mark(value, known.marks)
     reader = _Reader(graph, hold, is_of_target)
     graph.outputs = reader.live(reader.read(closed_jaxpr, graph.inputs, caller, ()), caller)
     if then is not None:
@@ -337,8 +360,14 @@ class _Reader:
             inputs = tuple(self._number(atom, numbers) for atom in equation.invars)
             location = equations.location(equation) or caller
             called = equations.called_jaxpr(equation)
-            if called is None:
+            mark = equations.mark_of(equation)
+            treatment = None if called is None else equations.treatment_of_call(called)
+            if mark is not None:
+                outputs = [self._mark(mark, inputs[0], location, checkpoints)]
+            elif called is None:
                 outputs = self._add(equation, inputs, location, checkpoints)
+            elif treatment is not None:
+                outputs = self._add_piece(equation, inputs, location, checkpoints, treatment)
             elif equations.is_checkpoint(equation):
                 checkpoint = Checkpoint(equation.params["prevent_cse"], equation.params["policy"])
                 outputs = self.read(called, inputs, location, (*checkpoints, checkpoint))
@@ -364,19 +393,57 @@ class _Reader:
             self.seen[key] = [value]
         return self.seen[key][0]
 
-    def _add(
-        self, equation: Any, inputs: tuple[int, ...], location: str, checkpoints: tuple[Checkpoint, ...]
+    def _mark(self, mark: Mark, value: int, location: str, checkpoints: tuple[Checkpoint, ...]) -> int:
+        """Notes a mark, which is no operation; where relevance ends, the rest of the function reads another value."""
+        if mark is not Mark.HELD:
+            self.graph.mark(value, {mark: location})
+            return value
+        if self.graph.status[value] in (Status.CONSTANT, Status.HELD):
+            return value
+        return self._add(_equation_of(forms.hold, self.graph.shapes[value]), (value,), location, checkpoints)[0]
+
+    def _add_piece(
+        self, equation: Any, inputs: tuple[int, ...], location: str, checkpoints: tuple[Checkpoint, ...], treatment: Any
     ) -> list[int]:
-        graph = self.graph
+        """Appends a call as one operation. A value that it takes twice becomes two operands."""
+        distinct: list[int] = []
+        for value in inputs:
+            if value in distinct and self.graph.is_live(value):
+                copy = _equation_of(lambda x: checkpoint_name(x, ""), self.graph.shapes[value])
+                (value,) = self._append(copy, (value,), location, checkpoints)
+            distinct.append(value)
+        return self._add(equation, tuple(distinct), location, checkpoints, treatment)
+
+    def _add(
+        self,
+        equation: Any,
+        inputs: tuple[int, ...],
+        location: str,
+        checkpoints: tuple[Checkpoint, ...],
+        treatment: Any = None,
+    ) -> list[int]:
         if equations.is_elementwise(equation):
             shape = equation.outvars[0].aval.shape
             inputs = tuple(self._broadcast(value, shape, location, checkpoints) for value in inputs)
-        if used := tokens.becomes_live(graph, equation, inputs):
+        if used := tokens.becomes_live(self.graph, equation, inputs):
             live = dict(zip(used, self.live(used, location, checkpoints), strict=True))
             inputs = tuple(live.get(value, value) for value in inputs)
         key = _key(equation, inputs)
-        if key is not None and key in self.seen:
-            return self.seen[key]
+        if key is None:
+            return self._append(equation, inputs, location, checkpoints, treatment)
+        if key not in self.seen:
+            self.seen[key] = self._append(equation, inputs, location, checkpoints, treatment)
+        return self.seen[key]
+
+    def _append(
+        self,
+        equation: Any,
+        inputs: tuple[int, ...],
+        location: str,
+        checkpoints: tuple[Checkpoint, ...],
+        treatment: Any = None,
+    ) -> list[int]:
+        graph = self.graph
         statuses = [graph.status[value] for value in inputs]
         bodies: tuple[Graph, ...] = ()
         followed: list[tokens.Followed] = []
@@ -398,11 +465,13 @@ class _Reader:
         ]
         if is_parameter:
             graph.parameters.update(outputs)
-        graph.add(Operation(equation, inputs, tuple(outputs), location, bodies, checkpoints, self.is_of_target))
+        graph.add(
+            Operation(equation, inputs, tuple(outputs), location, bodies, checkpoints, self.is_of_target, treatment)
+        )
         for value, found in zip(outputs, followed, strict=False):
             self._note(value, found)
-        if key is not None:
-            self.seen[key] = outputs
+        for output, *inner in zip(outputs, *(body.outputs for body in bodies), strict=True):
+            graph.mark(output, _shared_marks([body.marks.get(i, {}) for body, i in zip(bodies, inner, strict=True)]))
         return outputs
 
     def _follow_tokens(self, equation: Any, inputs: Sequence[int]) -> list[tokens.Followed]:
@@ -445,8 +514,8 @@ class _Reader:
         if there.shape == shape or self.graph.status[value] is Status.CONSTANT:
             return value
         dimensions = tuple(range(len(shape) - len(there.shape), len(shape)))
-        traced = jax.make_jaxpr(lambda x: lax.broadcast_in_dim(x, shape, dimensions))(there)
-        return self._add(traced.jaxpr.eqns[0], (value,), location, checkpoints)[0]
+        broadcast = _equation_of(lambda x: lax.broadcast_in_dim(x, shape, dimensions), there)
+        return self._add(broadcast, (value,), location, checkpoints)[0]
 
     def _ranges(self, equation: Any, inputs: Sequence[int], bodies: Sequence[Graph]) -> list[Range]:
         """The ranges of an equation's outputs."""
@@ -456,7 +525,7 @@ class _Reader:
             return []
         if bodies or (number > 1 and name not in {"sort", "optimization_barrier", "split", "unstack", "top_k"}):
             return [range_of_dtype(variable.aval.dtype) for variable in equation.outvars]
-        if name in {"sort", "optimization_barrier"}:
+        if name in {"sort", "optimization_barrier"} or equations.is_held(equation):
             return known
         is_square = len(inputs) == 2 and inputs[0] == inputs[1]
         bounds = [range_of_output(equation, known, is_square=is_square)] * number
@@ -480,27 +549,24 @@ class _Reader:
                 FREE if i in carried else graph.ranges[value],
                 None if i in carried or status is not Status.CONSTANT else graph.number(value),
                 None if i in carried else tokens.sliced(graph.codes.get(value), is_stacked=i in stacked),
+                {} if i in carried else _shared_marks([graph.marks.get(value, {})]),
             )
             for i, (value, status) in enumerate(zip(operands, statuses, strict=True))
         ]
-        return _read(closed, inputs, self.hold, None, caller, is_of_target=self.is_of_target)
+        body = _read(closed, inputs, self.hold, None, caller, is_of_target=self.is_of_target)
+        body.is_inner = True
+        return body
 
     def _read_scan(self, equation: Any, inputs: Sequence[int], caller: str) -> tuple[tuple[Graph, ...], list[Status]]:
         constants, carries = equations.scan_sizes(equation)
-        statuses = [self.graph.status[value] for value in inputs]
         carried = range(constants, constants + carries)
+        statuses = [self.graph.status[value] for value in inputs]
         stacked = range(constants + carries, len(inputs))
-        while True:
-            body = self._read_body(equation.params["jaxpr"], inputs, statuses, caller, carried, stacked)
-            out = [_status_outside(body, value) for value in body.outputs]
-            before = statuses[constants : constants + carries]
-            joined = [
-                _if_continuous(body.shapes[value], _join(pair))
-                for value, *pair in zip(body.outputs, before, out, strict=False)
-            ]
-            if joined == before:
-                return (body,), [*joined, *out[carries:]]
-            statuses[constants : constants + carries] = joined
+
+        def read(statuses: Sequence[Status]) -> Graph:
+            return self._read_body(equation.params["jaxpr"], inputs, statuses, caller, carried, stacked)
+
+        return _follow_scan(equation, statuses, read)
 
     def _read_branches(
         self, equation: Any, inputs: Sequence[int], caller: str
@@ -509,9 +575,82 @@ class _Reader:
         statuses = [self.graph.status[value] for value in operands]
         branches = equation.params["branches"]
         bodies = tuple(self._read_body(branch, operands, statuses, caller, range(0)) for branch in branches)
-        index = Status.CONSTANT if self.graph.is_constant(inputs[0]) else Status.HELD
-        outs = zip(*([_status_outside(body, value) for value in body.outputs] for body in bodies), strict=True)
-        return bodies, [_join([index, *statuses]) for statuses in outs]
+        return bodies, _join_branches(self.graph, inputs[0], bodies)
+
+
+def with_marks(
+    graph: Graph, places: Mapping[tuple[int, int], Mapping[Mark, str]], statuses: Sequence[Status] = ()
+) -> Graph:
+    """A function with further marks.
+
+    Args:
+        graph: The function.
+        places: What is said of values, by the id of the graph that a value is in and by its number.
+        statuses: Those of its inputs, where they have changed.
+
+    Returns:
+        A copy, in which relevance ends where a value is held.
+    """
+    marks = {value: dict(found) for value, found in graph.marks.items()}
+    copy = replace(graph, operations=[], status=list(graph.status), producer={}, readers={}, marks=marks)
+    for value, status in zip(graph.inputs, statuses, strict=False):
+        copy.status[value] = status
+    for operation in graph.operations:
+        before = [copy.status[value] for value in operation.inputs]
+        bodies: tuple[Graph, ...] = ()
+        if before == [graph.status[value] for value in operation.inputs] and not operation.bodies:
+            out = [graph.status[value] for value in operation.outputs]
+        elif not operation.bodies or not _is_followed(before):
+            out = [_status_after(operation.equation, before)] * len(operation.outputs)
+        elif operation.name == "scan":
+            read = functools.partial(with_marks, operation.bodies[0], places)
+            bodies, out = _follow_scan(operation.equation, before, read)
+        else:
+            bodies = tuple(with_marks(body, places, before[1:]) for body in operation.bodies)
+            out = _join_branches(copy, operation.inputs[0], bodies)
+        for value, status in zip(operation.outputs, out, strict=True):
+            said = places.get((id(graph), value), {})
+            copy.mark(value, said)
+            copy.status[value] = Status.HELD if Mark.HELD in said else _if_continuous(copy.shapes[value], status)
+        copy.add(replace(operation, bodies=bodies))
+    return copy
+
+
+def _follow_scan(
+    equation: Any, statuses: list[Status], read: Callable[[Sequence[Status]], Graph]
+) -> tuple[tuple[Graph, ...], list[Status]]:
+    """Reads the body of a scan until what it carries has the same status at both ends."""
+    constants, carries = equations.scan_sizes(equation)
+    while True:
+        body = read(statuses)
+        out = [_status_outside(body, value) for value in body.outputs]
+        before = statuses[constants : constants + carries]
+        joined = [
+            _if_continuous(body.shapes[value], _join(pair))
+            for value, *pair in zip(body.outputs, before, out, strict=False)
+        ]
+        if joined == before:
+            return (body,), [*joined, *out[carries:]]
+        statuses[constants : constants + carries] = joined
+
+
+def _join_branches(graph: Graph, index: int, bodies: Sequence[Graph]) -> list[Status]:
+    """The statuses of what branches return, one of which is chosen by a value."""
+    choice = Status.CONSTANT if graph.is_constant(index) else Status.HELD
+    outs = zip(*([_status_outside(body, value) for value in body.outputs] for body in bodies), strict=True)
+    return [_join([choice, *statuses]) for statuses in outs]
+
+
+def _equation_of(fun: Callable[[Any], Any], operand: jax.ShapeDtypeStruct) -> Any:
+    """The equation that a function of one operation is."""
+    (equation,) = jax.make_jaxpr(fun)(operand).jaxpr.eqns
+    return equation
+
+
+def _shared_marks(marks: Sequence[Mapping[Mark, str]]) -> dict[Mark, str]:
+    """What is said of factors of a value that enters or leaves a loop or a branch, in all of them."""
+    shared = {Mark.GATE, Mark.SIGNAL}.intersection(*marks) if marks else set()
+    return {mark: marks[0][mark] for mark in Mark if mark in shared}
 
 
 def _key(equation: Any, inputs: Sequence[int]) -> Any:
@@ -542,6 +681,8 @@ def _is_followed(statuses: Sequence[Status]) -> bool:
 def _status_after(equation: Any, statuses: Sequence[Status]) -> Status:
     name = equation.primitive.name
     joined = _join(statuses)
+    if equations.is_held(equation):
+        return Status.HELD
     return Status.HELD if joined is Status.LIVE and name in equations.STEPS else joined
 
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from lrp_jax import equations
+from lrp_jax.equations import Mark
+from lrp_jax.errors import ModelError
 from lrp_jax.graph import Graph, Operation, Status
 from lrp_jax.windows import is_depthwise, shifted_products, transposed_products
 
@@ -229,12 +231,12 @@ class LinearMap:
     nonnegative: bool = False
     rectified: bool = False
 
-    @property
+    @functools.cached_property
     def x_positive(self) -> jax.Array:
         """x+ = max(x, 0)."""
         return self.x if self.nonnegative else positive(self.x)
 
-    @property
+    @functools.cached_property
     def x_negative(self) -> jax.Array | None:
         """x- = min(x, 0); None where x is known to be non-negative."""
         return None if self.nonnegative else negative(self.x)
@@ -296,7 +298,10 @@ def find_layers(graph: Graph) -> list[Layer]:
     """Finds the layers of a function, in the order in which it runs them, with those inside of scans and branches.
 
     A layer is a linear operation of one live value whose other operand is a parameter: an array that was there before
-    the function was called, or is computed from one. What follows it is found by `find_tails`.
+    the function was called, or is computed from one. A mark overrules that. What follows it is found by `find_tails`.
+
+    Raises:
+        ModelError: If a value is marked as that of a layer, or of none, that is no output of a linear operation.
     """
     near_input = {value for value in (*graph.inputs, *graph.embeddings) if graph.is_live(value)}
     found = list(_find_heads(graph, near_input))
@@ -334,8 +339,48 @@ def linear_operations_without_parameter(graph: Graph) -> list[Operation]:
     return [
         operation
         for inner, operation in graph.all_operations()
-        if _constant_of(inner, operation) is not None and _weight_of(inner, operation) is None
+        if _constant_of(inner, operation) is not None and _weight_of(inner, operation, _overruled(inner)) is None
     ]
+
+
+def is_marked_as_none(graph: Graph, operation: Operation) -> bool:
+    """Whether a mark says that a linear operation, also one within a scan or a branch, is no layer."""
+    return any(_overruled(inner).get(id(operation)) is Mark.NO_LAYER for inner, _ in graph.all_operations())
+
+
+def _overruled(graph: Graph) -> dict[int, Mark]:
+    """What marks say of linear operations, by the id of the operation."""
+    found: dict[int, Mark] = {}
+    for value, mark, where in graph.marked(Mark.LAYER, Mark.NO_LAYER):
+        head = linear_operation_behind(graph, value)
+        if head is None:
+            operation = graph.producer.get(value)
+            what = f"what {operation.name!r} at {operation.location} returns" if operation else "an input"
+            raise ModelError(
+                f"mark.{mark.value} at {where} has no effect: its value is {what}, and no output of a linear "
+                "operation, which is a product of one value with a constant, or a convolution with one. Put it around "
+                "that, or leave it out."
+            )
+        if found.setdefault(id(head), mark) is not mark:
+            raise ModelError(
+                f"The linear operation at {head.location} is marked with mark.layer and with mark.no_layer; one of "
+                f"them stands at {where}. Leave one out."
+            )
+    return found
+
+
+def linear_operation_behind(graph: Graph, value: int) -> Operation | None:
+    """The linear operation that a value is the output of, also with a bias, a scale or moves behind it."""
+    while (operation := graph.producer.get(value)) is not None:
+        if _constant_of(graph, operation) is not None:
+            return operation
+        live = graph.live_inputs(operation)
+        others = [i for i in operation.inputs if not graph.is_live(i)]
+        is_passed = operation.name in _AFFINE | _MOVES or operation.name == "broadcast_in_dim"
+        if len(live) != 1 or not is_passed or any(graph.status[i] is not Status.CONSTANT for i in others):
+            return None
+        value = operation.inputs[live[0]]
+    return None
 
 
 def _find_heads(graph: Graph, near: set[int]) -> Iterator[tuple[Graph, Operation, int, bool]]:
@@ -344,8 +389,9 @@ def _find_heads(graph: Graph, near: set[int]) -> Iterator[tuple[Graph, Operation
     `near` holds the values that depend on the explained input along a path on which there is no layer; it grows on the
     way, and ends with those of the whole graph.
     """
+    overruled = _overruled(graph)
     for operation in graph.operations:
-        weight = _weight_of(graph, operation)
+        weight = _weight_of(graph, operation, overruled)
         if weight is not None:
             yield graph, operation, weight, bool(near.intersection(operation.inputs))
             continue
@@ -370,8 +416,11 @@ def _constant_of(graph: Graph, operation: Operation) -> int | None:
     return constant if graph.status[constant] is Status.CONSTANT else None
 
 
-def _weight_of(graph: Graph, operation: Operation) -> int | None:
-    weight = None if operation.is_of_target else _constant_of(graph, operation)
+def _weight_of(graph: Graph, operation: Operation, overruled: Mapping[int, Mark]) -> int | None:
+    mark = overruled.get(id(operation))
+    if mark is Mark.LAYER:
+        return _constant_of(graph, operation)
+    weight = None if operation.is_of_target or mark is Mark.NO_LAYER else _constant_of(graph, operation)
     return weight if weight in graph.parameters else None
 
 

@@ -218,6 +218,11 @@ one_to_one = Treatment("passed one to one", {Form.RELEVANCE: _pass_relevance, Fo
 rectified = Treatment("passed one to one", {Form.RELEVANCE: _pass_relevance, Form.RATIO: _pass_ratio_where_positive})
 """For max(x, 0)."""
 
+in_other_units = Treatment(
+    "passed one to one: the input in other units", {Form.RELEVANCE: _pass_relevance}, Form.RELEVANCE, Form.RELEVANCE
+)
+"""For elementwise operations between the input and a value that `lrp_jax.mark.input` marks."""
+
 halved = Treatment("half to each factor", {Form.RATIO: _halves}, Form.RATIO, Form.RATIO, "not conserved")
 """For products of two live values (Achtibat et al. 2024, equation 14)."""
 

@@ -1,6 +1,7 @@
 """The plan: which piece of the function gets which backward pass, and in which forms relevance travels between them."""
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -9,15 +10,24 @@ import jax
 
 from lrp_jax import equations, operations
 from lrp_jax.composites import Composite
-from lrp_jax.errors import SelectorError
-from lrp_jax.factors import signal_of
+from lrp_jax.equations import Mark
+from lrp_jax.errors import ModelError, SelectorError
+from lrp_jax.factors import check_marks, signal_of
 from lrp_jax.forms import Form
-from lrp_jax.functions import Function, Functions
-from lrp_jax.graph import Checkpoint, Graph, Operation
-from lrp_jax.layers import Layer, Tail, find_layers, find_tails, linear_operations_without_parameter, product
+from lrp_jax.functions import Function, Functions, names_of_function
+from lrp_jax.graph import Checkpoint, Graph, Operation, with_marks
+from lrp_jax.layers import (
+    Layer,
+    Tail,
+    find_layers,
+    find_tails,
+    is_marked_as_none,
+    linear_operations_without_parameter,
+    product,
+)
 from lrp_jax.operations import Arrays, Call, Treatment
 from lrp_jax.rules import Epsilon, Gradient, Norm, Rule, Zero
-from lrp_jax.softmax import Softmaxes, find_softmaxes
+from lrp_jax.softmax import MOVES, Group, Softmaxes, find_softmaxes
 
 Forms: TypeAlias = tuple[Form, ...]
 
@@ -37,6 +47,7 @@ class Piece:
         treatment: The backward pass; None where no relevance arrives.
         bodies: The plans of the functions that the operation runs (scan, cond).
         forms: The forms in which the cotangents of the outputs are taken; the piece runs once for each.
+        group: "softmax", "log_softmax" or "logsumexp" where it is an operation of such.
     """
 
     operations: tuple[Operation, ...]
@@ -49,6 +60,7 @@ class Piece:
     treatment: Treatment | None = None
     bodies: tuple["Plan", ...] = ()
     forms: Forms = ()
+    group: str = ""
 
     def run(self, live: Arrays, constants: Arrays) -> list[jax.Array]:
         """Applies the operations to arrays, with JAX's own derivative."""
@@ -129,7 +141,11 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
         UnsupportedOperationError: If relevance reaches an operation that has no treatment.
         SelectorError: If a selector matches no layer, a layer has no rule, there is no layer for the rules, or a
             treatment is given for something that there is not.
+        ModelError: If a mark could have no effect, or its value is not what it says.
     """
+    graph = _with_marks_of(composite, graph)
+    check_marks(graph)
+    _check_pieces(graph)
     layers = find_layers(graph)
     if not layers:
         _check_for_layers(graph, composite)
@@ -143,16 +159,67 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
 
 def _check_for_layers(graph: Graph, composite: Composite) -> None:
     derived = {place for inner in graph.all_graphs() for place in find_softmaxes(inner).derived}
-    others = [operation for operation in linear_operations_without_parameter(graph) if id(operation) not in derived]
+    others = [
+        operation
+        for operation in linear_operations_without_parameter(graph)
+        if id(operation) not in derived and not is_marked_as_none(graph, operation)
+    ]
     is_needed = any(not isinstance(rule, Zero | Epsilon | Norm | Gradient) for _, rule in composite.rules)
     if others and is_needed:  # those that split in proportion say what happens there anyway
         (first, *_) = others
         place = "in the target" if first.is_of_target else "made by the function itself"
         raise SelectorError(
             f"The function has no layer that rules could be for. The product at {first.location} is none, as its "
-            f"weight is no parameter: it is {place}. Pass the weight in as an argument, or make it outside of the "
-            "function."
+            f"weight is no parameter: it is {place}. "
+            "Pass the weight in as an argument, make it outside of the function, or mark the product with mark.layer."
         )
+
+
+def _with_marks_of(composite: Composite, graph: Graph) -> Graph:
+    """The function with the marks that a composite puts at named places.
+
+    Raises:
+        SelectorError: If there is no such place.
+    """
+    if not composite.marks:
+        return graph
+    layers = {id(layer.operations[0]): layer for layer in find_layers(graph)}
+    places: dict[tuple[int, int], dict[Mark, str]] = {}
+    names: dict[str, None] = {}
+    for inner, operation in graph.all_operations():
+        layer = layers.get(id(operation))
+        name = operation.equation.params["name"] if operation.name == "name" else layer.name if layer else ""
+        if not name:
+            continue
+        names[name] = None
+        for mark in (mark for place, mark in composite.marks if re.search(place, name)):
+            is_factor = layer is not None and mark in (Mark.GATE, Mark.SIGNAL)
+            values = find_tails(inner, {id(operation): layer}) if layer and is_factor else operation.outputs
+            for value in values:
+                places.setdefault((id(inner), value), {})[mark] = f"the place {name!r} of the composite"
+    for place, mark in composite.marks:
+        if not any(re.search(place, name) for name in names):
+            raise SelectorError(
+                f"with_mark({place!r}, mark.{mark.value}) matches no layer and no checkpoint_name. There are: "
+                f"{', '.join(names) or 'no names'}."
+            )
+    return with_marks(graph, places)
+
+
+def _check_pieces(graph: Graph) -> None:
+    """Refuses a function in which pieces of the user's own are no longer whole, and marks that make no sense there."""
+    for inner in {id(inner): inner for inner, _ in graph.all_operations()}.values():
+        for _, _, where in inner.marked(Mark.PIECE):
+            raise ModelError(
+                f"The piece that mark.piece makes at {where} was taken apart, by jax.disable_jit or by a derivative "
+                "within the explained function, so that its treatment cannot be applied. Leave that out, or the mark."
+            )
+        for _, _, where in inner.marked(Mark.INPUT):
+            if inner.is_inner:
+                raise ModelError(
+                    f"mark.input at {where} is inside a scan or a cond, whose operands are not the explained input. "
+                    "Put it in front of that."
+                )
 
 
 def _check_treatments(plan: Plan, composite: Composite) -> None:
@@ -164,15 +231,14 @@ def _check_treatments(plan: Plan, composite: Composite) -> None:
             )
 
 
-def names_of(piece: Piece) -> set[str]:
+def names_of(piece: Piece) -> tuple[str, ...]:
     """The names under which a treatment for a piece is looked up."""
     if piece.layer is not None or piece.treatment is None:
-        return set()
-    names = {piece.kind} | ({piece.operations[0].name} if len(piece.operations) == 1 else set())
-    return names | {alias for alias, name in _ALIASES.items() if name in names}
-
-
-_ALIASES = {"max": "reduce_max"}
+        return ()
+    if piece.group:
+        return (piece.group,)
+    names = names_of_function(piece.kind, [operation.name for operation in piece.operations])
+    return (*names, "max") if "reduce_max" in names else names
 
 
 @dataclass(frozen=True)
@@ -187,11 +253,15 @@ class _Planner:
             if graph.is_live(value):
                 forms.setdefault(value, set()).update(wanted)
         pieces = []
-        cut = _Cutter(graph, self.composite, self.layers, self.rules).cut()
+        cutter = _Cutter(graph, self.composite, self.layers, self.rules)
+        cut = cutter.cut()
+        below = cutter.below_marked_inputs() if input_form is Form.RELEVANCE else set()
         for piece in reversed(cut):
             arriving = {form for value in piece.outputs for form in forms.get(value, ())}
             if arriving or (piece.operations[0].bodies and any(map(graph.is_token, piece.outputs))):
-                piece = self._treat(graph, piece, forms, arriving)
+                is_unit = id(piece) in below and equations.is_elementwise(piece.operations[-1].equation)
+                given = replace(piece, treatment=operations.in_other_units) if is_unit else piece
+                piece = self._treat(graph, given, forms, arriving)
                 if not piece.bodies:
                     for value in piece.live:
                         forms.setdefault(value, set()).update(map(piece.returned, piece.forms))
@@ -208,17 +278,16 @@ class _Planner:
 
     def _treat(self, graph: Graph, piece: Piece, forms: dict[int, set[Form]], arriving: set[Form]) -> Piece:
         (operation, *_) = piece.operations
-        if operation.name == "scan" and operation.bodies:
+        treatments = self.composite.treatments
+        named = names_of(replace(piece, treatment=operations.structural)) if piece.live else ()
+        chosen = next((treatments[name] for name in named if name in treatments), None)
+        if operation.name == "scan" and operation.bodies and chosen is None:
             return self._treat_scan(piece, forms)
-        if operation.bodies:
+        if operation.bodies and chosen is None:
             return self._treat_branches(piece, forms)
         if piece.layer is not None and piece.rule is not None:
             treatment = _layer_treatment(piece.layer, piece.rule)
         else:
-            treatments = self.composite.treatments
-            named = replace(piece, treatment=operations.structural)
-            names = names_of(named) if piece.live else ()
-            chosen = next((treatments[name] for name in names if name in treatments), None)
             treatment = chosen or piece.treatment or operations.treatment_of(graph, operation)
             if self.composite.constants == "pass" and chosen is None:
                 treatment = operations.passing_constants_on(treatment)
@@ -272,7 +341,9 @@ class _Cutter:
     @functools.cached_property
     def functions(self) -> Functions:
         layered = frozenset(value for value, tail in self.tails.items() if not tail.moves)
-        return Functions(self.graph, frozenset(self.softmaxes.derived), layered)
+        ends = frozenset(value for value, _, _ in self.graph.marked(Mark.INPUT))
+        treated = frozenset(self.composite.treatments)
+        return Functions(self.graph, frozenset(self.softmaxes.derived), layered, ends, treated)
 
     def cut(self) -> list[Piece]:
         """The pieces that the outputs and the operations with a side effect need, in the order in which they run."""
@@ -290,11 +361,43 @@ class _Cutter:
         found = {id(piece): piece for piece in (*self.pieces.values(), *effects)}
         return sorted(found.values(), key=lambda piece: place[id(piece.operations[-1])])
 
+    def below_marked_inputs(self) -> set[int]:
+        """The ids of the pieces between the explained input and values that are this input in other units.
+
+        Raises:
+            ModelError: If there is something else than elementwise operations and moves.
+        """
+        graph = self.graph
+        ends = {*graph.inputs, *graph.embeddings}
+        found: set[int] = set()
+        for marked, _, where in graph.marked(Mark.INPUT):
+            waiting = [marked]
+            while waiting:
+                value = waiting.pop()
+                if value in ends:
+                    continue
+                piece = self.pieces[value]
+                operation = piece.operations[-1]
+                is_elementwise = equations.is_elementwise(operation.equation) and len(piece.live) == 1
+                if piece.layer is not None or not (is_elementwise or operation.name in MOVES | {"stack"}):
+                    what = f"the layer {piece.layer.name!r}" if piece.layer is not None else repr(operation.name)
+                    raise ModelError(
+                        f"The value that mark.input marks at {where} is not the input in other units: it is computed "
+                        f"by {what} at {operation.location}. Between it and the input there may be elementwise "
+                        "operations with constants and moves alone."
+                    )
+                found.add(id(piece))
+                waiting.extend(piece.live)
+        return found
+
     def _piece(self, value: int) -> Piece:
         graph = self.graph
         operation = graph.producer[value]
         if not any(map(graph.is_live, operation.outputs)) or operation.equation.effects:
             return self._plain(operation)
+        group = self.softmaxes.groups.get(value)
+        if group is not None and group.kind in self.composite.treatments:
+            return self._group(group)
         tail = self.tails.get(value)
         if tail is not None and not tail.moves:
             return self._layer(tail.layer)
@@ -317,16 +420,41 @@ class _Cutter:
         kind = function.formula.name or f"function of {len(function.operations)} operations"
         return Piece(function.operations, (function.root,), constants, (function.output,), kind, treatment=treatment)
 
+    def _group(self, group: Group) -> Piece:
+        produced = {value for operation in group.operations for value in operation.outputs}
+        read = dict.fromkeys(value for operation in group.operations for value in operation.inputs)
+        constants = tuple(value for value in read if value not in produced and value not in group.operands)
+        return Piece(
+            group.operations,
+            group.operands,
+            constants,
+            (group.output,),
+            group.kind,
+            treatment=operations.smooth,
+            group=group.kind,
+        )
+
     def _single(self, operation: Operation) -> Piece:
         graph = self.graph
         live = tuple(dict.fromkeys(operation.inputs[i] for i in graph.live_inputs(operation)))
         treatment: Treatment | None = None
         kind = operation.name
+        group = ""
         if operation.bodies:
             pass
-        elif not live:
+        elif not live and operation.treatment is None:
             treatment = operations.looked_up
+        elif operation.treatment is not None:
+            live = tuple(operation.inputs[i] for i in graph.live_inputs(operation))
+            treatment = operation.treatment
         elif id(operation) in self.softmaxes.derived:
+            group = self.softmaxes.kinds[id(operation)]
+            if group in self.composite.treatments:
+                raise SelectorError(
+                    f"The treatment for {group!r} cannot be applied to the operation {operation.name!r} at "
+                    f"{operation.location}: what it belongs to has more values than one, as attention whose sum is "
+                    "divided by last. Divide first, or give it a treatment with lrp_jax.mark.piece."
+                )
             part = self.softmaxes.halved.get(id(operation))
             treatment = operations.smooth if part is None else operations.smooth_quotient(part)
         elif operation.name in operations.PRODUCTS and len(graph.live_inputs(operation)) == 2:
@@ -340,7 +468,7 @@ class _Cutter:
         ):
             treatment = operations.of_target if operation.is_of_target else operations.without_parameter
         constants = tuple(dict.fromkeys(i for i in operation.inputs if i not in live))
-        return Piece((operation,), live, constants, operation.outputs, kind, treatment=treatment)
+        return Piece((operation,), live, constants, operation.outputs, kind, treatment=treatment, group=group)
 
 
 def _with_what_is_read(graph: Graph, pieces: Sequence[Piece]) -> list[Piece]:

@@ -11,7 +11,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 from jax.sharding import PartitionSpec
+
+from lrp_jax.equations import PieceName
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class Program:
     Attributes:
         jaxpr: What it computes. The arrays that it holds are its constants; programs within it hold none.
         text: What it says.
+        treatments: Those that `lrp_jax.mark.piece` has put into it.
     """
 
     jaxpr: Jaxpr = field(compare=False, repr=False)
     text: "Text"
+    treatments: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     def closed(self, arrays: Sequence[Any]) -> ClosedJaxpr:
         """The program with arrays in place of those that it held."""
@@ -85,7 +89,8 @@ def take_apart(closed: ClosedJaxpr) -> tuple[Program, list[Any]]:
     lifter = _Lifter()
     jaxpr = lifter.lift(closed)
     arrays = [lifter.arrays[identity] for identity in lifter.order]
-    return Program(jaxpr, Text(_Writer().words(jaxpr))), arrays
+    writer = _Writer()
+    return Program(jaxpr, Text(writer.words(jaxpr)), tuple(writer.treatments)), arrays
 
 
 @dataclass(frozen=True)
@@ -346,6 +351,7 @@ class _Same:
 
 class _Writer:
     def __init__(self) -> None:
+        self.treatments: list[Any] = []
         self._known: dict[int, tuple[Any, Any]] = {}
         self._stacks: dict[int, tuple[Any, str]] = {}
 
@@ -387,6 +393,9 @@ class _Writer:
         return self._stacks[id(stack)][1]
 
     def _value(self, value: Any) -> Any:
+        if isinstance(value, PieceName):
+            self.treatments.append(value.treatment)
+            return str(value), *(self._value(getattr(value.treatment, part.name)) for part in fields(value.treatment))
         if value is None or isinstance(value, str | bytes):
             return value
         if isinstance(value, bool | int | float | complex):

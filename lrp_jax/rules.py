@@ -18,7 +18,7 @@ Every rule has a field `bias`:
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, ClassVar, Literal, get_args
@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrp_jax import equations
 from lrp_jax.errors import RuleError
 from lrp_jax.forms import RELATIVE_STABILIZER, Form, divide, stabilize
 from lrp_jax.layers import LinearMap, negative, positive
@@ -81,7 +82,8 @@ class Rule:
 
     Attributes:
         form: `Form.RATIO` if every x of the shares is the layer's input or zero, element by element: then the rule
-            returns R / x, and the factor x, which may be zero, is left to the layer below. `Form.RELEVANCE` otherwise.
+            returns R / x, and the factor x, which may be zero, is left to the layer below. `Form.RELEVANCE` otherwise;
+            a rule that needs it and does not say so is refused.
         bias: What happens to the share of the bias: "absorb", "ignore" or "distribute".
 
     Example:
@@ -126,10 +128,15 @@ class Rule:
 
         Returns:
             Array of the shape of `layer.x`, in the form `self.form`.
+
+        Raises:
+            RuleError: If this is `Form.RATIO`, and a share has another x than the layer's input.
         """
         relevance = cotangent * layer.z if arriving is Form.RATIO else cotangent
         layer = self._with_bias(layer)
         shares = [share for share in self.shares(layer, relevance) if share.x is not None]
+        if self.form is Form.RATIO:
+            _check_form(self, layer, shares, relevance)
         parts = list(map(functools.partial(self._in_form, layer), shares, _transposed(layer, shares)))
         if self.bias == "distribute":
             parts += [self._spread(layer, share) for share in shares]
@@ -589,6 +596,42 @@ def _transposed(layer: LinearMap, shares: Sequence[Share]) -> list[jax.Array]:
             joined = jax.vmap(layer.transpose, (0, None))(jnp.stack([share.w for share in same]), first.s)
             products.update(zip(map(id, same), joined, strict=True))
     return [products[id(share)] for share in shares]
+
+
+def _check_form(rule: Rule, layer: LinearMap, shares: Sequence[Share], relevance: jax.Array) -> None:
+    """Refuses a rule in ratio form that has shares with another x than the layer's input, or zero in its place."""
+    known = {id(layer.x), *(id(vars(layer).get(name)) for name in ("x_positive", "x_negative"))}
+    if all(id(share.x) in known for share in shares):
+        return
+    for x, found in _evaluated(rule, layer, relevance):
+        if found.shape != x.shape or not np.all((found == x) | (found == 0)):
+            name = type(rule).__name__
+            raise RuleError(
+                f"{name} returns a share whose x is not the layer's input. It gives relevance to inputs whatever their "
+                f"value is, and has to say so: write 'form = Form.RELEVANCE' in the class {name} (Form is in "
+                "lrp_jax.rules)."
+            )
+
+
+def _evaluated(rule: Rule, layer: LinearMap, relevance: jax.Array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For numbers in place of the layer's input: these, and each x of the shares, where it depends on nothing else."""
+
+    def parts(x: jax.Array, w: jax.Array, b: jax.Array, z: jax.Array, relevance: jax.Array) -> list[jax.Array]:
+        shares = rule.shares(replace(layer, x=x, w=w, b=b, z=z), relevance)
+        return [jnp.asarray(share.x) for share in shares if share.x is not None]
+
+    operands = (layer.x, layer.w, layer.b, layer.z, relevance)
+    shapes = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands]
+    closed = jax.make_jaxpr(parts)(*shapes)
+    generator = np.random.default_rng(0)
+    numbers = [generator.uniform(0.5, 1.5, shape.shape) for shape in shapes]
+    for sign in (1,) if layer.nonnegative else (1, -1):
+        numbers[0] = sign * np.abs(numbers[0])
+        arrays = [np.asarray(array, shape.dtype) for array, shape in zip(numbers, shapes, strict=True)]
+        for atom in closed.jaxpr.outvars:
+            found = equations.evaluate(closed, atom, arrays)
+            if found is not None:
+                yield arrays[0], np.asarray(found)
 
 
 def _check(rule: Rule, *names: str) -> None:

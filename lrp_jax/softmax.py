@@ -5,8 +5,8 @@ linear operations, plus a constant, by a reciprocal, or by exp(x - logsumexp(x))
 derivatives, which together are its Jacobian.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from lrp_jax import equations
 from lrp_jax.graph import Graph, Operation, Status
@@ -26,6 +26,23 @@ _LINEAR = MOVES | equations.IDENTITIES | _SUMS | frozenset("abs add add_any div 
 
 
 @dataclass(frozen=True)
+class Group:
+    """The operations of a softmax, of its logarithm or of the logarithm of a sum of exponentials.
+
+    Attributes:
+        kind: "softmax", "log_softmax" or "logsumexp".
+        operations: In the order in which they run.
+        operands: The values of which it is a function; a maximum that is subtracted for precision is held.
+        output: Its value.
+    """
+
+    kind: str
+    operations: tuple[Operation, ...]
+    operands: tuple[int, ...]
+    output: int
+
+
+@dataclass(frozen=True)
 class Softmaxes:
     """What is found of softmaxes in a function.
 
@@ -34,38 +51,126 @@ class Softmaxes:
         weights: The values that are a softmax, or linear in one alone: attention weights.
         halved: For the ids of quotients, the part of relevance that the denominator takes, where the numerator is a
             product with another live value: as much as the exponentials take of that product.
+        kinds: For the ids of operations that keep their own derivatives, the kind of the group that they belong to.
+        groups: The groups that have one value, by its number.
     """
 
     derived: set[int] = field(default_factory=set)
     weights: set[int] = field(default_factory=set)
     halved: dict[int, float] = field(default_factory=dict)
+    kinds: dict[int, str] = field(default_factory=dict)
+    groups: dict[int, Group] = field(default_factory=dict)
+
+    def add(self, graph: Graph, kind: str, output: int, terms: "_Terms", operations: Iterable[Operation]) -> None:
+        """Notes a group and its operations, which keep their own derivatives."""
+        own = list(operations)
+        self.derived.update(map(id, own))
+        self.kinds.update(dict.fromkeys(map(id, own), kind))
+        group = _group(graph, kind, output, terms)
+        if group is not None:
+            self.groups[output] = group
 
 
 def find_softmaxes(graph: Graph) -> Softmaxes:
     """Finds every softmax and every logarithm of a sum of exponentials in a function."""
     found = Softmaxes()
-    logarithms: set[int] = set()
+    logarithms: dict[int, _Terms] = {}
     for operation in graph.operations:
         for numerator, denominator, between in _quotients(graph, operation):
             terms = _terms(graph, denominator, found.weights)
             products = None if terms is None else _products_on_the_way(graph, numerator, terms.leaves)
             if terms is None or products is None:
                 continue
-            found.derived.update(map(id, [operation, *between, *terms.between, *terms.leaves.values()]))
+            operations = [operation, *between, *terms.between, *terms.leaves.values()]
             if products:
+                found.derived.update(map(id, operations))
+                found.kinds.update(dict.fromkeys(map(id, operations), "softmax"))
                 found.halved[id(operation)] = 0.5**products
                 found.weights.update(terms.leaves)
             else:
+                found.add(graph, "softmax", operation.outputs[0], terms, operations)
                 found.weights.update(operation.outputs)
         if operation.name in {"log", "log1p"} and (terms := _terms(graph, operation.inputs[0], found.weights)):
-            found.derived.update(map(id, [operation, *terms.between, *terms.leaves.values()]))
-            logarithms.update(operation.outputs)
-        if operation.name in _EXPONENTIALS and _subtracts(graph, operation.inputs[0], logarithms):
-            found.derived.add(id(operation))
-            found.weights.update(operation.outputs)
+            output = _with_shift(graph, operation.outputs[0])
+            found.add(graph, "logsumexp", output, terms, [operation, *terms.between, *terms.leaves.values()])
+            logarithms.update(dict.fromkeys(operation.outputs, terms))
+        if logarithms and operation.name in {"add", "sub"} and len(graph.live_inputs(operation)) == 2:
+            logarithm = _subtracted(graph, operation.outputs[0], logarithms)
+            terms = None if logarithm is None else logarithms[logarithm]
+            group = None if terms is None else _group(graph, "log_softmax", operation.outputs[0], terms)
+            if group is not None:
+                found.groups[group.output] = group
+        if operation.name in _EXPONENTIALS:
+            logarithm = _subtracted(graph, operation.inputs[0], logarithms)
+            if logarithm is not None:
+                found.add(graph, "softmax", operation.outputs[0], logarithms[logarithm], [operation])
+                found.weights.update(operation.outputs)
         if _is_linear_in(graph, operation, found.weights):
             found.weights.update(operation.outputs)
-    return found
+    groups = _outermost(graph, found.groups)
+    for group in groups.values():
+        found.kinds.update(dict.fromkeys(map(id, group.operations), group.kind))
+    return replace(found, groups=groups)
+
+
+def _group(graph: Graph, kind: str, output: int, terms: "_Terms") -> Group | None:
+    """The operations between the operands of exponentials and a value; None if it depends on something else."""
+    operands = {_without_shift(graph, i) for leaf in terms.leaves.values() for i in leaf.inputs if graph.is_live(i)}
+    operations: dict[int, Operation] = {}
+    waiting = [output]
+    while waiting:
+        value = waiting.pop()
+        if value in operands or value in operations or not graph.is_live(value):
+            continue
+        operation = graph.producer.get(value)
+        if operation is None or operation.bodies or len(operation.outputs) != 1:
+            return None
+        operations[value] = operation
+        waiting.extend(operation.inputs)
+    ordered = tuple(operations[value] for value in sorted(operations))
+    return Group(kind, ordered, tuple(sorted(operands)), output) if ordered else None
+
+
+def _without_shift(graph: Graph, value: int) -> int:
+    """The value from which one is computed by subtracting its own maximum, held or not; else itself."""
+    operation = graph.producer.get(value)
+    if operation is None or operation.name not in {"add", "sub"}:
+        return value
+    live = graph.live_inputs(operation)
+    if len(live) == 1:
+        return operation.inputs[live[0]] if graph.status[operation.inputs[1 - live[0]]] is Status.HELD else value
+    shift = graph.producer.get(operation.inputs[1]) if operation.name == "sub" and len(live) == 2 else None
+    while shift is not None and shift.name in MOVES | equations.IDENTITIES:
+        shift = graph.producer.get(shift.inputs[0])
+    is_own = shift is not None and shift.name == "reduce_max" and shift.inputs[0] == operation.inputs[0]
+    return operation.inputs[0] if is_own else value
+
+
+def _with_shift(graph: Graph, value: int) -> int:
+    """The value to which the maximum is added that was subtracted before, if nothing else reads what is between."""
+    there = value
+    while there not in graph.outputs and len(graph.readers.get(there, [])) == 1:
+        (reader,) = graph.readers[there]
+        if reader.name in {"add", "sub"} and len(graph.live_inputs(reader)) == 1:
+            is_shift = any(graph.status[i] is Status.HELD for i in reader.inputs)
+            return reader.outputs[0] if is_shift else value
+        if reader.name not in MOVES | equations.IDENTITIES or len(reader.outputs) != 1:
+            break
+        (there,) = reader.outputs
+    return value
+
+
+def _outermost(graph: Graph, groups: dict[int, Group]) -> dict[int, Group]:
+    """The groups that are no part of another one."""
+    inner: set[int] = set()
+    for group in groups.values():
+        own = set(map(id, group.operations))
+        for operation in group.operations:
+            (value,) = operation.outputs
+            readers = graph.readers.get(value, [])
+            if value != group.output and value not in graph.outputs and own.issuperset(map(id, readers)):
+                inner.add(value)
+    return {value: group for value, group in groups.items() if value not in inner}
 
 
 @dataclass(frozen=True)
@@ -142,12 +247,16 @@ def _products_on_the_way(graph: Graph, value: int, leaves: dict[int, Operation])
     return max(counted) + is_product
 
 
-def _subtracts(graph: Graph, value: int, logarithms: set[int]) -> bool:
-    """Whether one of the logarithms of a sum is subtracted on the way to a value."""
+def _subtracted(graph: Graph, value: int, logarithms: Mapping[int, "_Terms"]) -> int | None:
+    """Which of the logarithms of a sum is subtracted on the way to a value; None if it is none."""
     operation = graph.producer.get(value)
     if operation is None or not graph.is_live(value) or operation.name in _SUMS or operation.name not in _LINEAR:
-        return False
-    return any(i in logarithms or _subtracts(graph, i, logarithms) for i in operation.inputs)
+        return None
+    for i in operation.inputs:
+        found = i if i in logarithms else _subtracted(graph, i, logarithms)
+        if found is not None:
+            return found
+    return None
 
 
 def _is_linear_in(graph: Graph, operation: Operation, weights: set[int]) -> bool:

@@ -129,7 +129,7 @@ def _looked_up(graph: "Graph", equation: Any, inputs: Sequence[int], data: Seque
     if name not in known or dtype == jnp.bool_ or not all(map(graph.is_constant, data)):
         return _HELD
     code = graph.codes.get(inputs[0])
-    window = equation.params["dimension_numbers"].offset_dims if name == "gather" else ()
+    window: tuple[int, ...] = equation.params["dimension_numbers"].offset_dims if name == "gather" else ()
     if name == "select_n" and code is not None and len(data) == 2 and _is_zero(graph, data[0]):
         return Followed("token", code)
     if name == "gather" and _is_made_of_truth_values(graph, data[0]):

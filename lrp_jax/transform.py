@@ -176,7 +176,7 @@ def _rebind(
     _run_all(plan, plan.pieces, values, observe, 0)
     return [
         _Given(
-            [values.copies[i, form] for form in arriving] if arriving else [values.plain[i]],
+            [values.copies[i, form] for form in arriving] if arriving else [_held(graph, i, values.plain[i])],
             _shadow(values, i) if is_token else None,
         )
         for i, arriving, is_token in zip(graph.outputs, plan.output_forms, are_tokens, strict=True)
@@ -185,6 +185,12 @@ def _rebind(
 
 def _shadow(values: _Values, i: int) -> jax.Array:
     return values.shadows[i] if i in values.shadows else tokens.no_shadow(values.plain[i])
+
+
+def _held(graph: Graph, i: int, value: jax.Array) -> jax.Array:
+    """What is returned, through which no relevance flows back where it is held."""
+    is_held = graph.status[i] is Status.HELD and jnp.issubdtype(value.dtype, jnp.floating)
+    return forms.hold(value) if is_held else value
 
 
 def _run_all(plan: Plan, pieces: Sequence[Piece], values: _Values, observe: Observer | None, depth: int) -> None:

@@ -5,6 +5,8 @@ import functools
 import importlib
 import re
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import equinox as eqx
@@ -16,8 +18,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lrp_jax import composites, errors, ledger, lrp, plan, relevance, rules
-from lrp_jax.errors import InputError, LRPWarning, ModelError
+from lrp_jax import composites, errors, ledger, lrp, mark, operations, plan, relevance, rules
+from lrp_jax.errors import InputError, LRPWarning, ModelError, RuleError
 
 PAGE = Path(__file__).parents[1] / "book" / "errors.md"
 ROWS = dict(re.findall(r"^\| (.+?) \| `(\w+)` \| .+ \|$", PAGE.read_text(), re.MULTILINE))
@@ -126,6 +128,21 @@ def appending(hidden):
         return hidden[-1]
 
     return model
+
+
+@dataclass(frozen=True)
+class OwnRule(rules.Rule):
+    """LRP-0 with a function of the input in place of it."""
+
+    part: Callable
+
+    def shares(self, layer, relevance):
+        x = self.part(layer.x)
+        return [rules.Share(x, layer.w, 0.0, relevance / rules.stabilize(layer.linear(x, layer.w), 1e-9))]
+
+
+class OwnRuleInRelevance(OwnRule):
+    form = rules.Form.RELEVANCE
 
 
 def explain(model, x=X, target=0, rule=None, **options):
@@ -313,6 +330,14 @@ CASES = {
         lambda: explain(lambda x: jnp.fft.fft(x).real @ WEIGHT),
         r"at .*test_bad_input.py:\d+.*complex numbers",
     ),
+    "A mark has no effect": (
+        lambda: explain(lambda x: mark.gate(network(x))),
+        r"mark.gate at .*test_bad_input.py:\d+ .* has no effect",
+    ),
+    "A value that is marked as the input is something else": (
+        lambda: explain(lambda x: mark.input(network(x))),
+        r"mark.input marks at .*test_bad_input.py:\d+ .* the layer 'dense_0' at",
+    ),
     # Rules and composites.
     "alpha - beta is not 1": (lambda: rules.AlphaBeta(2.0, 0.5), "multiplied by 1.5 in every layer.*take beta=1"),
     "epsilon is negative": (lambda: rules.Epsilon(-1e-6), "epsilon=-1e-06.*not negative"),
@@ -344,7 +369,19 @@ CASES = {
         lambda: explain(jnp.tanh, rule=[(composites.name("head"), rules.Zero())]),
         r"name\('head'\) matches no layer. The function has no layers",
     ),
+    "A treatment matches no operation": (
+        lambda: explain(network, rule=composites.with_treatment(rules.Zero(), "gelu", operations.smooth)),
+        "treatment for 'gelu' matches nothing. There are: ",
+    ),
+    "A mark is put at a place that there is not": (
+        lambda: explain(network, rule=composites.with_mark(rules.Zero(), "head", mark.gate)),
+        r"with_mark\('head', mark.gate\) matches no layer .*There are: dense_0",
+    ),
     "A layer has no rule": (lambda: explain(network, rule=[]), r"No rule for the layer 'dense_0'.*any_layer"),
+    "A rule gives relevance whatever the input, and does not say so": (
+        lambda: explain(network, rule=OwnRule(jnp.ones_like)),
+        r"OwnRule returns a share whose x is not the layer's input.*form = Form.RELEVANCE",
+    ),
     "The class of a rule in place of a rule": (
         lambda: composites.Composite([(composites.dense, rules.Epsilon)]),
         r"Did you mean Epsilon\(\)\?",
@@ -395,6 +432,33 @@ def test_row_of_the_page(row, tmp_path):
     expected = pytest.warns if issubclass(kind, Warning) else pytest.raises
     with expected(kind, match=message):
         bad(tmp_path / "file") if bad.__code__.co_argcount else bad()
+
+
+@pytest.mark.parametrize("transform", [lambda model: model, jax.vmap, jax.jit], ids=["plain", "vmap", "jit"])
+@pytest.mark.parametrize(
+    ("part", "is_input"),
+    [
+        (lambda x: x, True),
+        (lambda x: jnp.maximum(x, 0), True),
+        (lambda x: jnp.where(jnp.abs(x) > jnp.abs(x).mean(), x, 0), True),
+        (jnp.zeros_like, True),
+        (jnp.ones_like, False),
+        (jnp.abs, False),
+        (lambda x: 2 * x, False),
+        (lambda x: x - x.min(), False),
+        (lambda x: np.full(x.shape, 0.5, np.float32), False),
+    ],
+    ids=["x", "positive part", "largest", "zeros", "ones", "size", "scaled", "shifted", "numbers"],
+)
+def test_rule_that_forgets_its_form_is_found_out(part, is_input, transform):
+    x = 2 * X - 1
+    explain = lambda rule: jax.grad(lambda x: lrp(transform(network), rule)(x).sum())(x)
+    in_relevance = explain(OwnRuleInRelevance(part))
+    if is_input:
+        np.testing.assert_allclose(explain(OwnRule(part)), in_relevance, rtol=1e-4, atol=1e-6)
+    else:
+        with pytest.raises(RuleError, match=r"form = Form\.RELEVANCE"):
+            explain(OwnRule(part))
 
 
 def test_the_cause_is_kept():

@@ -228,3 +228,109 @@ def test_unknown_operation_becomes_known_with_a_treatment():
         lrp(network, rules.Zero())(x)
     relevance = jax.grad(lrp(network, composites.with_treatment(rules.Zero(), "cumprod", operations.smooth)))(x)
     np.testing.assert_allclose(relevance, x * jax.grad(network)(x))
+
+
+# Treatments of one's own: under a key they are found by value, whatever the spelling.
+
+RATIO = operations.Form.RATIO
+SEVEN = operations.Treatment(  # seven times the ratio of all outputs to every operand
+    "seven", {RATIO: lambda call: [7 * call.cotangents[0].sum() * jnp.ones_like(x) for x in call.live]}, RATIO, RATIO
+)
+SAMPLES = jnp.array([[1.0, 2.0, -3.0]])
+
+
+def softmax_with_a_shift(x):
+    exponentials = jnp.exp(x - x.max(-1, keepdims=True))
+    return exponentials * (1 / exponentials.sum(-1, keepdims=True))
+
+
+SPELLINGS = {
+    "relu": [
+        jax.nn.relu,
+        lambda x: jnp.where(x > 0, x, 0),
+        lambda x: x * (x > 0),
+        lambda x: jnp.maximum(x, 0),
+        lambda x: jax.lax.scan(lambda _, row: (None, jnp.clip(row, 0)), None, x)[1],
+    ],
+    "sigmoid": [jax.nn.sigmoid, lambda x: 1 / (1 + jnp.exp(-x)), lambda x: (1 + jnp.tanh(x / 2)) / 2],
+    "softplus": [jax.nn.softplus, lambda x: jnp.log(1 + jnp.exp(x)), lambda x: jnp.logaddexp(x, 0)],
+    "silu": [jax.nn.silu, lambda x: x * jax.nn.sigmoid(x), lambda x: x / (1 + jnp.exp(-x))],
+    "gelu": [jax.nn.gelu, lambda x: jax.nn.gelu(x, approximate=False)],
+    "softmax": [
+        jax.nn.softmax,
+        lambda x: jnp.exp(x) / jnp.exp(x).sum(-1, keepdims=True),
+        lambda x: jnp.exp(jax.nn.log_softmax(x)),
+        softmax_with_a_shift,
+        jax.vmap(jax.nn.softmax),
+        lambda x: jax.lax.scan(lambda _, row: (None, jax.nn.softmax(row)), None, x)[1],
+    ],
+    "log_softmax": [
+        jax.nn.log_softmax,
+        lambda x: x - jax.nn.logsumexp(x, -1, keepdims=True),
+        lambda x: x - jnp.log(jnp.exp(x).sum(-1))[:, None],
+    ],
+    "logsumexp": [
+        lambda x: jax.nn.logsumexp(x, -1),
+        lambda x: jnp.log(jnp.exp(x).sum(-1, keepdims=True)),
+    ],
+    "max": [lambda x: x.max(-1), lambda x: jax.vmap(jnp.max)(x)],
+    "scan": [lambda x: jax.lax.scan(lambda carry, row: (jnp.tanh(carry + row), None), jnp.zeros(3), x)[0]],
+}
+PAIRS = [(key, spelling) for key, functions in SPELLINGS.items() for spelling in range(len(functions))]
+
+
+@pytest.mark.parametrize(("key", "spelling"), PAIRS)
+def test_treatment_matches_by_value(key, spelling):
+    function = SPELLINGS[key][spelling]
+    explained = lrp(function, composites.with_treatment(rules.Zero(), key, SEVEN))
+    found = jax.grad(lambda x: explained(x).sum())(SAMPLES)
+    np.testing.assert_allclose(found, 7 * function(SAMPLES).size * SAMPLES, rtol=1e-6)
+
+
+@pytest.mark.parametrize("key", ["relu", "sigmoid", "gelu", "softplus"])
+def test_treatment_matches_a_part_of_a_function(key):
+    function = SPELLINGS[key][0]
+    explained = lrp(lambda x: 4 * function(2 * x), composites.with_treatment(rules.Zero(), key, SEVEN))
+    np.testing.assert_allclose(jax.grad(lambda x: explained(x).sum())(SAMPLES), 4 * 7 * 3 * 2 * SAMPLES, rtol=1e-6)
+
+
+def test_treatment_of_a_gate():
+    composite = composites.with_treatment(rules.Zero(), "gate", SEVEN)
+    explained = lrp(lambda x, y: x * jax.nn.sigmoid(y), composite, argnums=(0, 1))
+    found = jax.grad(lambda *xs: explained(*xs).sum(), (0, 1))(SAMPLES, 1 + SAMPLES)
+    np.testing.assert_allclose(found, [21 * SAMPLES, 0 * SAMPLES])
+
+
+@pytest.mark.parametrize(
+    ("function", "key", "there"),
+    [
+        (jax.nn.softmax, "exp", "softmax"),
+        (jax.nn.softmax, "log_softmax", "softmax"),
+        (jax.nn.log_softmax, "logsumexp", "log_softmax"),
+        (jax.nn.relu, "max", "relu"),
+        (jax.nn.silu, "sigmoid", "silu"),
+        (jax.nn.gelu, "tanh", "gelu"),
+        (lambda x: jax.lax.scan(lambda _, row: (None, jnp.tanh(row)), None, x)[1], "relu", "scan, tanh"),
+        (lambda x: x, "relu", "no operations"),
+    ],
+    ids=["exp", "log_softmax", "logsumexp", "max", "sigmoid", "tanh", "in a scan", "nothing"],
+)
+def test_treatment_that_matches_nothing_lists_what_there_is(function, key, there):
+    with pytest.raises(SelectorError, match=rf"The treatment for '{key}' matches nothing. There are: .*{there}"):
+        lrp(function, composites.with_treatment(composites.EpsilonPlus(), key, SEVEN))(SAMPLES)
+
+
+def test_treatment_for_a_softmax_that_is_no_single_value():
+    def attention(x):
+        exponentials = jnp.exp(x)
+        return (exponentials * x).sum(-1) / exponentials.sum(-1)
+
+    with pytest.raises(SelectorError, match=r"'softmax' cannot be applied .*test_composites.py:\d+.*Divide first"):
+        lrp(attention, composites.with_treatment(rules.Zero(), "softmax", SEVEN))(SAMPLES)
+
+
+def test_guided_backprop_finds_a_relu_within_a_function():
+    weight = jnp.array([[0.5], [-3.0], [2.0]])
+    spelled = lambda x: (jax.nn.relu(x) / 2) @ weight
+    maps = relevance(spelled, SAMPLES, 0, composites.GuidedBackprop()).relevance
+    np.testing.assert_allclose(maps, [[0.25, 0.0, 0.0]])
