@@ -399,7 +399,7 @@ def _find_heads(graph: Graph, near: set[int]) -> Iterator[tuple[Graph, Operation
             operands = operation.inputs[len(operation.inputs) - len(operation.bodies[0].inputs) :]
             reached = {i for i, value in enumerate(operands) if value in near}
             for body in operation.bodies:
-                inner_near = {body.inputs[i] for i in reached}
+                inner_near = {body.inputs[i] for i in reached} | set(body.embeddings)
                 yield from _find_heads(body, inner_near)
                 near.update(
                     out for out, inner in zip(operation.outputs, body.outputs, strict=True) if inner in inner_near

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _MOVES = frozenset(
     """
     all_gather broadcast_in_dim broadcast_to concatenate dynamic_slice dynamic_update_slice expand_dims gather pad
-    reshape rev scatter slice split squeeze stack tile transpose unstack
+    reshape rev scatter scatter-add slice split squeeze stack tile transpose unstack
     """.split()
 )
 _BITS = frozenset("clz population_count shift_left shift_right_arithmetic shift_right_logical".split())
@@ -49,6 +49,7 @@ _DATA: Mapping[str, tuple[int, ...]] = {
     "scatter": (0, 2),
     "scatter-add": (0, 2),
 }
+_SCATTERS = {"scatter": lax.scatter, "scatter-add": lax.scatter_add}
 _PRODUCTS = frozenset("conv_general_dilated div dot_general mul".split())
 
 
@@ -346,7 +347,16 @@ def _moved(
     moved = [filled[i] if i in data else x for i, x in enumerate(operands)]
     if name == "select_n":
         moved[1:] = [jnp.broadcast_to(case, result.shape) for case in moved[1:]]
+    if name in _SCATTERS:
+        return [_scattered(operation, *moved)]
     return equations.run(equation, *moved, **({"fill_value": 0} if "fill_value" in params else {}))
+
+
+def _scattered(operation: "Operation", operand: jax.Array, indices: jax.Array, updates: jax.Array) -> jax.Array:
+    """Applies a scatter to another dtype."""
+    names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    params = {name: operation.equation.params[name] for name in names}
+    return _SCATTERS[operation.name](operand, indices, updates, **params)
 
 
 def _at_indices(
@@ -364,7 +374,7 @@ def _at_indices(
         window = params["dimension_numbers"].offset_dims
         return _spread(index, result.shape, window)
     updates = _spread(index, operands[2].shape, params["dimension_numbers"].update_window_dims)
-    return operation.run(jnp.zeros_like(result, dtype=float), operands[1], updates)[0]
+    return _scattered(operation, no_shadow(result), operands[1], updates)
 
 
 def _spread(index: jax.Array, shape: Sequence[int], window: Sequence[int]) -> jax.Array:

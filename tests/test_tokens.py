@@ -117,6 +117,11 @@ IN_JAX = {
         lambda x: jnp.full((3, 4), 6).at[:, 2:].set(x[:, :2]),
         lambda x: np.pad(x[:, :2], ((0, 0), (2, 0)), constant_values=NONE),
     ),
+    "by an assignment to chosen columns": (
+        lambda x: jnp.full((3, 4), 6).at[:, jnp.asarray([2, 0])].set(x[:, :2]),
+        lambda x: np.stack([x[:, 1], np.full(3, NONE), x[:, 0], np.full(3, NONE)], 1),
+    ),
+    "increased in chosen columns": (lambda x: x.at[:, jnp.asarray([2, 0])].add(1) % 9, lambda x: x),
     "by lax.rev": (lambda x: lax.rev(x, (1,)), lambda x: x[:, ::-1]),
     "by lax.select": (lambda x: lax.select(MASK, x, x[:, ::-1]), lambda x: np.where(MASK, x, x[:, ::-1])),
     "by take_along_axis": (
@@ -259,6 +264,8 @@ LOOKUPS = {
     "reshaped one_hot": lambda x: (
         jax.nn.one_hot(x, NUMBER, dtype=float).reshape(-1, NUMBER) @ jnp.asarray(TABLE)
     ).reshape(*x.shape, WIDTH),
+    "masked one_hot": lambda x: jnp.where(x[..., None] >= 0, jax.nn.one_hot(x, NUMBER), 0) @ jnp.asarray(TABLE),
+    "one_hot times a mask": lambda x: (jax.nn.one_hot(x, NUMBER) * (x[..., None] >= 0)) @ jnp.asarray(TABLE),
     "eye": lambda x: jnp.eye(NUMBER)[x] @ jnp.asarray(TABLE),
     "under jit": lambda x: jax.jit(lambda x: jnp.asarray(TABLE)[x])(x),
     "under checkpoint": lambda x: jax.checkpoint(lambda x: jnp.asarray(TABLE)[x + 1 - 1])(x),
@@ -277,6 +284,9 @@ LOOKUPS = {
     "moved in a scan": scanned_moves,
     "in a branch": in_branches,
     "moved in a branch": moved_in_branches,
+    "in a fori_loop": lambda x: lax.fori_loop(
+        0, x.shape[1], lambda t, e: e.at[:, t].set(jnp.asarray(TABLE)[x[:, t]]), jnp.zeros((*x.shape, WIDTH))
+    ),
     "by lax.map": lambda x: lax.map(lambda i: jnp.asarray(TABLE)[i], x),
     "in a table of integers": lambda x: jnp.asarray(np.round(TABLE * 1e15).astype(np.int64))[x].astype(float) * 1e-15,
     "by lax.select_n": lambda x: lax.select_n(
@@ -476,6 +486,27 @@ def test_tokens_as_indices_of_a_live_value():
     found = explained(model, {"ids": jnp.asarray(IDS), "values": jnp.asarray(values)})
     assert not np.any(found["ids"])
     close(found["values"], (IDS[..., None] == np.arange(NUMBER)).sum(1) * values)
+
+
+def test_place_of_the_largest_token_is_held():
+    model = lambda x: jnp.asarray(TABLE)[x][jnp.arange(3), jnp.argmax(x, 1)] @ jnp.asarray(DIRECTION)  # as CLIP does
+    largest = IDS.argmax(1)[:, None] == np.arange(4)
+    close(explained(model, jnp.asarray(IDS)), largest * SPOKEN[IDS])
+
+
+def test_smoothed_one_hot_is_a_layer_of_its_own():
+    model = lambda x: read_out((jax.nn.one_hot(x, NUMBER) * 0.9 + 0.01) @ jnp.asarray(TABLE))
+    close(explained(model, jnp.asarray(IDS)), 0.9 * PLACES[:4] * SPOKEN[IDS])
+
+
+def test_relevance_of_tokens_is_differentiated_with_regard_to_the_table():
+    def total(table, weigh):
+        model = lambda x: jnp.tanh(table[x].sum(1) @ jnp.asarray(WEIGHTS[0])) @ jnp.asarray(WEIGHTS[1])
+        return (weigh * relevance(model, jnp.asarray(IDS), 0, rules.Zero()).relevance).sum()
+
+    table, step, weigh = jnp.asarray(TABLE), GENERATOR.normal(size=TABLE.shape), jnp.asarray(PLACES)[:4]
+    slope = (total(table + 1e-6 * step, weigh) - total(table - 1e-6 * step, weigh)) / 2e-6
+    assert float((jax.grad(total)(table, weigh) * step).sum()) == pytest.approx(float(slope), rel=1e-6)
 
 
 # Targets, batches, ledgers.
