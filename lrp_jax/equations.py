@@ -104,6 +104,11 @@ def is_checkpoint(equation: Any) -> bool:
     return equation.primitive.name in _CHECKPOINTS
 
 
+def has_side_effect(equation: Any) -> bool:
+    """Whether the equation does something besides its outputs, such as printing; naming an axis of a map is none."""
+    return any(type(effect).__name__ != "NamedAxisEffect" for effect in equation.effects)
+
+
 def has_bodies(equation: Any) -> bool:
     """Whether the equation is a loop or a branch, which runs functions."""
     return equation.primitive.name in _BODIES

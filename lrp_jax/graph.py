@@ -184,7 +184,7 @@ class Graph:
         used = set(self.outputs)
         kept = []
         for operation in reversed(self.operations):
-            if operation.equation.effects or used.intersection(operation.outputs):
+            if equations.has_side_effect(operation.equation) or used.intersection(operation.outputs):
                 used.update(operation.inputs)
                 kept.append(operation)
         self.operations = kept[::-1]
@@ -655,7 +655,7 @@ def _shared_marks(marks: Sequence[Mapping[Mark, str]]) -> dict[Mark, str]:
 
 def _key(equation: Any, inputs: Sequence[int]) -> Any:
     """What two equations have in common that compute the same; None for one that stands for itself."""
-    if equation.effects or equations.has_bodies(equation):
+    if equations.has_side_effect(equation) or equations.has_bodies(equation):
         return None
     key = (equation.primitive, tuple(inputs), tuple(sorted(equation.params.items(), key=lambda item: item[0])))
     try:

@@ -348,7 +348,9 @@ class _Cutter:
     def cut(self) -> list[Piece]:
         """The pieces that the outputs and the operations with a side effect need, in the order in which they run."""
         graph = self.graph
-        effects = [self._plain(operation) for operation in graph.operations if operation.equation.effects]
+        effects = [
+            self._plain(operation) for operation in graph.operations if equations.has_side_effect(operation.equation)
+        ]
         waiting = [*graph.outputs, *(value for piece in effects for value in piece.constants)]
         while waiting:
             value = waiting.pop()
@@ -393,7 +395,7 @@ class _Cutter:
     def _piece(self, value: int) -> Piece:
         graph = self.graph
         operation = graph.producer[value]
-        if not any(map(graph.is_live, operation.outputs)) or operation.equation.effects:
+        if not any(map(graph.is_live, operation.outputs)) or equations.has_side_effect(operation.equation):
             return self._plain(operation)
         group = self.softmaxes.groups.get(value)
         if group is not None and group.kind in self.composite.treatments:

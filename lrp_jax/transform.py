@@ -129,7 +129,7 @@ def run_pieces(plan: Plan, inputs: Sequence[jax.Array]) -> dict[int, jax.Array]:
     """Runs a function piece by piece, and returns every value between the pieces, by number."""
     values = dict(plan.graph.constants) | dict(zip(plan.graph.inputs, inputs, strict=True))
     for piece in plan.pieces:
-        if piece.operations[0].equation.effects:
+        if equations.has_side_effect(piece.operations[0].equation):
             continue
         operands = [[values[i] for i in numbers] for numbers in (piece.live, piece.constants)]
         values.update(zip(piece.outputs, piece.run(*operands), strict=True))
@@ -246,7 +246,7 @@ def _run(plan: Plan, piece: Piece, values: _Values, observe: Observer | None) ->
     constants = [values.plain[i] for i in piece.constants]
     if piece.treatment is None:
         live = [values.plain[i] for i in piece.live]
-        if piece.operations[0].equation.effects:
+        if equations.has_side_effect(piece.operations[0].equation):
             constants = list(map(lax.stop_gradient, constants))
         values.plain.update(zip(piece.outputs, piece.run(live, constants), strict=True))
         if any(plan.graph.is_token(i) and i not in plan.graph.lost_tokens for i in piece.outputs):

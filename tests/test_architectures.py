@@ -1,6 +1,5 @@
 """Real architectures of installed packages, with trained-like weights: what must hold of every map.
 
-
 The default run explains some of them; `FUZZ_PROGRAMS=2000` (`make fuzz`, every night) explains all.
 """
 
@@ -27,7 +26,7 @@ def disturbed(tree, seed=1):
     generator = np.random.default_rng(seed)
 
     def one(path, leaf):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.ndim != 1:
+        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.ndim != 1:
             return leaf
         name = jax.tree_util.keystr(path)
         noise = generator.normal(size=leaf.shape)
@@ -39,10 +38,12 @@ def disturbed(tree, seed=1):
 
 
 def haiku(network, shape, *args):
-    transformed = hk.without_apply_rng(hk.transform_with_state(lambda x: network()(x, *args)))
-    parameters, state = transformed.init(jax.random.key(0), jnp.ones(shape))
+    """A network in inference mode; one training step makes its statistics."""
+    transformed = hk.without_apply_rng(hk.transform_with_state(lambda x, *args: network()(x, *args)))
+    x = jax.random.normal(jax.random.key(5), shape)
+    parameters, state = transformed.init(jax.random.key(0), x, *(not arg for arg in args))
     parameters, state = disturbed(parameters), disturbed(state)
-    return lambda x: transformed.apply(parameters, state, x)[0]
+    return lambda x: transformed.apply(parameters, state, x, *args)[0]
 
 
 def linen(module, shape, **options):
@@ -133,7 +134,7 @@ def equinox_images(key):
         eqx.nn.Lambda(lambda x: jnp.moveaxis(x, -1, 0)),
         eqx.nn.Conv2d(3, 6, 3, 2, key=keys[0]),
         eqx.nn.GroupNorm(3, 6),
-        eqx.nn.PReLU(0.2),
+        eqx.nn.Lambda(jax.nn.leaky_relu),
         eqx.nn.MaxPool2d(3, 2),
         eqx.nn.Conv2d(6, 6, 3, groups=6, key=keys[1]),
         eqx.nn.Lambda(jax.nn.elu),

@@ -18,7 +18,8 @@ def relevance(fun, x, rules_=rules.Zero()):  # noqa: B008
 
 
 def dense(weight, bias=0.0):
-    return lambda x: x @ jnp.asarray(weight, jnp.float64).reshape(len(weight), -1) + bias
+    weight = np.asarray(weight, np.float64).reshape(len(weight), -1)
+    return lambda x: x @ weight + bias
 
 
 def test_residual_sum():
