@@ -259,6 +259,7 @@ def test_backpropagation_through_a_relu(rules_, expected):
 def test_two_layers_with_z_plus():
     # x = (1, 2). Hidden: (1 + 4, 1 - 2) = (5, -1), after the relu (5, 0). Output: 2 * 5 = 10, all of it to the first
     # hidden value, which shares it as 1 : 4.
-    network = lambda x: dense([2.0, 3.0])(jax.nn.relu(dense([[1.0, 1.0], [2.0, -1.0]])(x)))
+    first, second = dense([[1.0, 1.0], [2.0, -1.0]]), dense([2.0, 3.0])
+    network = lambda x: second(jax.nn.relu(first(x)))
     found = relevance(network, [1.0, 2.0], rules.ZPlus(stabilizer=0.0))
     np.testing.assert_allclose(found, [2.0, 8.0])

@@ -34,7 +34,8 @@ def relevance_from_ratio(fun, x, rule=rules.Zero()):  # noqa: B008
 
 def relevance_from_relevance(fun, x):
     """Relevance of x with a flat layer above, so that every output of `fun` starts with the same relevance."""
-    above = lambda x: fun(x).ravel() @ jnp.ones(fun(x).size)
+    ones = jnp.ones(fun(x).size)
+    above = lambda x: fun(x).ravel() @ ones
     total, relevance = jax.value_and_grad(lrp(above, rules.Flat(stabilizer=0.0)))(x)
     return total / fun(x).size, relevance
 
