@@ -249,13 +249,19 @@ def _products_on_the_way(graph: Graph, value: int, leaves: dict[int, Operation])
 
 def _subtracted(graph: Graph, value: int, logarithms: Mapping[int, "_Terms"]) -> int | None:
     """Which of the logarithms of a sum is subtracted on the way to a value; None if it is none."""
-    operation = graph.producer.get(value)
-    if operation is None or not graph.is_live(value) or operation.name in _SUMS or operation.name not in _LINEAR:
-        return None
-    for i in operation.inputs:
-        found = i if i in logarithms else _subtracted(graph, i, logarithms)
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        operation = graph.producer.get(value)
+        is_new = value not in seen and graph.is_live(value) and operation is not None
+        seen.add(value)
+        if operation is None or not is_new or operation.name in _SUMS or operation.name not in _LINEAR:
+            continue
+        found = next((i for i in operation.inputs if i in logarithms), None)
         if found is not None:
             return found
+        waiting.extend(operation.inputs)
     return None
 
 
