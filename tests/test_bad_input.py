@@ -187,7 +187,7 @@ CASES = {
         lambda: explain(lambda x: network(x["a"]), {"a": X, "b": X[:2]}),
         r"first dimension, but these differ: \{2, 5\}",
     ),
-    "`x` holds integers that are not looked up in an embedding": (
+    "`x` holds integers that are not looked up in an embedding, or whose size meets a live value": (
         lambda: explain(network, jnp.ones((5, 4), jnp.uint8)),
         r"embedding.*astype\('float32'\)",
     ),
