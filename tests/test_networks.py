@@ -76,19 +76,22 @@ class Loop:
     def input(self, x):
         return self._append(x, Step([], lambda ratio, relevance, rules: []))
 
-    def conv(self, i, layer, stride=1, padding=0, norm=None):
+    def conv(self, i, layer, stride=1, padding=0, norm=None, number=None):
+        """A convolution; `number` is that of a layer that is read a second time, with what follows it there."""
         matrix, shape = convolution_matrix(layer.kernel[...], self.values[i].shape, stride, padding)
-        return self._layer("conv", i, matrix, np.tile(bias_of(layer), shape[0] * shape[1]), shape, norm)
+        return self._layer("conv", i, matrix, np.tile(bias_of(layer), shape[0] * shape[1]), shape, norm, number)
 
     def dense(self, i, layer):
         return self._layer("dense", i, np.asarray(layer.kernel[...]).T, bias_of(layer), bias_of(layer).shape, None)
 
-    def _layer(self, kind, i, matrix, b, shape, norm):
+    def _layer(self, kind, i, matrix, b, shape, norm, number=None):
         if norm is not None:
             scale, shift = (np.tile(a, shape[0] * shape[1]) for a in scale_and_shift(norm))
             matrix, b = scale[:, None] * matrix, scale * b + shift
-        x, number = self.values[i], len(self.kinds)
-        self.kinds.append(kind)
+        x = self.values[i]
+        if number is None:
+            number = len(self.kinds)
+            self.kinds.append(kind)
         z = (matrix @ x.ravel() + b).reshape(shape)
 
         def back(ratio, relevance, rules):
@@ -306,7 +309,10 @@ class ResNet(nnx.Module):
 
 
 class PreactivationResNet(nnx.Module):
-    """Batch normalisation and relu before each convolution; the normalisation of a sum belongs to no layer."""
+    """Batch normalisation and relu before each convolution; the normalisation of a sum belongs to no layer.
+
+    The first layer is read in two places, in one of them with a normalisation behind it.
+    """
 
     shape = (4, 4, 3)
 
@@ -323,8 +329,9 @@ class PreactivationResNet(nnx.Module):
         return self.dense(nnx.relu(self.norm3(x)).mean((1, 2)))
 
     def run(self, loop, x):
-        x = loop.conv(x, self.conv1, padding=1)
-        y = loop.relu(loop.conv(loop.relu(loop.norm(x, self.norm1)), self.conv2, padding=1, norm=self.norm2))
+        normed = loop.conv(x, self.conv1, padding=1, norm=self.norm1)
+        x = loop.conv(x, self.conv1, padding=1, number=0)
+        y = loop.relu(loop.conv(loop.relu(normed), self.conv2, padding=1, norm=self.norm2))
         x = loop.add(loop.conv(y, self.conv3, padding=1), x)
         loop.dense(loop.flatten(loop.mean_pool(loop.relu(loop.norm(x, self.norm3)), 4, 1)), self.dense)
 
@@ -349,9 +356,10 @@ class DenseNet(nnx.Module):
         return self.dense(nnx.relu(self.norm5(x)).reshape(len(x), -1))
 
     def run(self, loop, x):
-        x = loop.conv(x, self.conv1, padding=1)
-        for norm, layer in ((self.norm2, self.conv2), (self.norm3, self.conv3)):
-            x = loop.concatenate(x, loop.conv(loop.relu(loop.norm(x, norm)), layer, padding=1))
+        normed = loop.conv(x, self.conv1, padding=1, norm=self.norm2)
+        x = loop.conv(x, self.conv1, padding=1, number=0)
+        x = loop.concatenate(x, loop.conv(loop.relu(normed), self.conv2, padding=1))
+        x = loop.concatenate(x, loop.conv(loop.relu(loop.norm(x, self.norm3)), self.conv3, padding=1))
         x = loop.mean_pool(loop.conv(loop.relu(loop.norm(x, self.norm4)), self.conv4), 2, 2)
         loop.dense(loop.flatten(loop.relu(loop.norm(x, self.norm5))), self.dense)
 
