@@ -102,9 +102,10 @@ def few(number):
 
 @few(10)
 @given(program=programs(np.float32))
-def test_compiled_value_is_that_of_the_function_bit_for_bit(program):
-    explained = jax.jit(lrp(program, program.composite))
-    np.testing.assert_array_equal(explained(program.x), jax.jit(lambda x: program(x))(program.x))
+def test_compiled_value_is_that_of_the_function(program):
+    # Up to rounding: equal operations are one, and what is under `jax.checkpoint` is compiled apart.
+    explained, plain = (jax.jit(fun)(program.x) for fun in (lrp(program, program.composite), lambda x: program(x)))
+    np.testing.assert_allclose(explained, plain, rtol=1e-5, atol=1e-6 * np.abs(plain).max())
 
 
 # Relevance as a function of the seed
@@ -122,7 +123,7 @@ def test_relevance_is_linear_in_the_seed(float64, program):
 
     one, other, both, doubled = explain(program.x, np.stack([*seeds, seeds[0] + seeds[1], 2 * seeds[0]]))
     scale = max(np.abs(one).max(), np.abs(other).max())
-    np.testing.assert_array_equal(doubled, 2 * one)
+    np.testing.assert_allclose(doubled, 2 * one, atol=1e-12 * scale, rtol=0)
     # Terms that cancel within the map make its rounding larger than its own size.
     np.testing.assert_allclose(both, one + other, atol=1e-6 * scale, rtol=0)
 
