@@ -348,10 +348,10 @@ class _Cutter:
     def cut(self) -> list[Piece]:
         """The pieces that the outputs and the operations with a side effect need, in the order in which they run."""
         graph = self.graph
-        effects = [
-            self._plain(operation) for operation in graph.operations if equations.has_side_effect(operation.equation)
-        ]
+        with_effect = [operation for operation in graph.operations if equations.has_side_effect(operation.equation)]
+        effects = [self._plain(operation) for operation in with_effect if not operation.outputs]
         waiting = [*graph.outputs, *(value for piece in effects for value in piece.constants)]
+        waiting += [value for operation in with_effect for value in operation.outputs]
         while waiting:
             value = waiting.pop()
             if value in self.pieces or value not in graph.producer:
@@ -395,7 +395,7 @@ class _Cutter:
     def _piece(self, value: int) -> Piece:
         graph = self.graph
         operation = graph.producer[value]
-        if not any(map(graph.is_live, operation.outputs)) or equations.has_side_effect(operation.equation):
+        if not any(map(graph.is_live, operation.outputs)):
             return self._plain(operation)
         group = self.softmaxes.groups.get(value)
         if group is not None and group.kind in self.composite.treatments:

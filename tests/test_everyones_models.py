@@ -61,7 +61,8 @@ def test_alpha_beta_with_nothing_to_divide_by(case, spelling):
 
 
 def test_ledger_says_that_more_arrived_than_was_explained():
-    book = ledger(lambda x: x @ jnp.array([[-1.0], [1.0]]), jnp.array([[0.0, 1.0]]), 0, rules.AlphaBeta(2.0, 1.0))
+    weight = jnp.array([[-1.0], [1.0]])
+    book = ledger(lambda x: x @ weight, jnp.array([[0.0, 1.0]]), 0, rules.AlphaBeta(2.0, 1.0))
     assert_close([book.explained, book.inputs], [1.0, 2.0])
 
 
