@@ -30,7 +30,7 @@ test-pdf: $(VENV)/installed-book,dev pdf  ## Print the book and test the PDF
 	@$(BIN)/pytest -rs -m browser tests/test_pdf.py
 
 fuzz: $(VENV)/installed-book,dev  ## Compare 2000 random programs with the plain loop, and in other spellings (nightly)
-	@FUZZ_PROGRAMS=$${FUZZ_PROGRAMS:-2000} $(BIN)/pytest tests/test_fuzz.py tests/test_metamorphic.py tests/test_architectures.py
+	@FUZZ_PROGRAMS=$${FUZZ_PROGRAMS:-2000} $(BIN)/pytest tests/test_fuzz.py tests/test_metamorphic.py tests/test_architectures.py tests/test_conventions.py
 
 pdf: $(VENV)/installed-book,dev book  ## Print the whole book to _build/book.pdf, with Chromium
 	@$(BIN)/jupyter-book build . -W --keep-going --builder singlehtml
