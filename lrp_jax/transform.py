@@ -437,6 +437,10 @@ def propagator(
     explained = [by_number[i] if graph.is_live(i) else tokens.shadow_of_input(by_number[i]) for i in numbers]
     shapes = [graph.shapes[probe.value] for probe in probes]
     dtypes = [float if graph.is_token(probe.value) else graph.shapes[probe.value].dtype for probe in probes]
-    zeros = [jnp.zeros(shape.shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    # Made like another array, zeros vary within `jax.shard_map` along the same axes as it does.
+    zeros = [
+        jnp.zeros_like(explained[0], shape=shape.shape, dtype=dtype)
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    ]
     outputs, transpose = jax.vjp(run, explained, zeros)
     return outputs, lambda cotangents: transpose(list(cotangents))
