@@ -153,7 +153,7 @@ def _sums(
         arrived = [found[id(piece), "output", value] for value in piece.outputs if is_followed(value)]
         operands = (*piece.live, *piece.constants)
         handed_on = [found[id(piece), "operand", value] for value in operands if is_followed(value)]
-        bias = _bias_of(piece, arrived, values)
+        bias = bias_share(piece, arrived[0], values).sum() if piece.layer is not None else jnp.zeros(())
         rows.append((_sum(arrived), _sum(handed_on), bias, _sum(map(jnp.abs, arrived)), _sum(map(jnp.abs, handed_on))))
     total = _sum(s * e for s, e in zip(jax.tree.leaves(start), jax.tree.leaves(explained), strict=True))
     return (total, _sum(relevance), rows), also(returned, relevance)
@@ -163,9 +163,10 @@ def _sum(arrays: Any) -> Any:
     return sum((array.sum() for array in arrays), start=jnp.zeros(()))
 
 
-def _bias_of(piece: Piece, arrived: Sequence[jax.Array], values: dict[int, jax.Array]) -> Any:
+def bias_share(piece: Piece, relevance: jax.Array, values: dict[int, jax.Array]) -> jax.Array:
+    """The relevance that the bias of a layer keeps, in the shape of its output; a zero for what is no layer."""
     if piece.layer is None or piece.rule is None:
         return jnp.zeros(())
     constants = [values[i] for i in piece.layer.constants]
     linear = piece.layer.linearize(values[piece.layer.input], constants, values[piece.layer.output])
-    return piece.rule.bias_share(linear, arrived[0]).sum()
+    return piece.rule.bias_share(linear, relevance)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lrp_jax.accounts import keep_account, path_of
+from lrp_jax.accounts import bias_share, keep_account, path_of
 from lrp_jax.checks import MOST_GROWTH, Checks, check, growth_of, number_of_samples, report
 from lrp_jax.composites import Composite, Rules, as_composite, is_built_in
 from lrp_jax.equations import IDENTITIES
@@ -459,13 +459,10 @@ def _reading_of(piece: Piece, place: int) -> _Reading | None:
 
 def _without_bias(plan: Plan, reading: _Reading, relevance: jax.Array, inputs: Sequence[jax.Array]) -> jax.Array:
     """What is left of a layer's relevance for the value before its bias."""
-    piece = reading.probe.piece
-    if not reading.is_before_bias or piece.layer is None or piece.rule is None:
+    if not reading.is_before_bias:
         return relevance
-    values = run_pieces(plan, inputs)
-    constants = [values[i] for i in piece.layer.constants]
-    linear = piece.layer.linearize(values[piece.layer.input], constants, values[piece.layer.output])
-    return relevance - piece.rule.bias_share(linear, relevance).astype(relevance.dtype)
+    kept = bias_share(reading.probe.piece, relevance, run_pieces(plan, inputs))
+    return relevance - kept.astype(relevance.dtype)
 
 
 def seed_of(kind: str, values: Any, explained: Any) -> Any:

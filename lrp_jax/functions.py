@@ -386,6 +386,8 @@ class Functions:
             return part
         if function.formula.name == "relu":
             return function
+        if len(function.operations) > 1 and (addend := self._addend_at_the_end(function)) is not None:
+            return addend
         for operation in reversed(function.operations[:-1]):
             behind = self.behind(function, operation.outputs[0]) if self._is_cut(operation) else None
             if behind is None:
@@ -397,6 +399,13 @@ class Functions:
             if self._adds_a_number(operation) and is_addend:
                 return behind
         return function
+
+    def _addend_at_the_end(self, function: Function) -> Function | None:
+        """The sum with a number that a function ends with, through which a ratio goes unchanged."""
+        last = function.operations[-1]
+        varying = [value for value in last.inputs if self.graph.number(value) is None]
+        is_addend = self._adds_a_number(last) and len(varying) == 1 and self.graph.is_live(varying[0])
+        return self.behind(function, varying[0]) if is_addend else None
 
     def _is_cut(self, operation: Operation) -> bool:
         return operation.name in _AFFINE and self.graph.is_live(operation.outputs[0])

@@ -217,11 +217,12 @@ def test_ledger_closes(float64, name):
 
 def test_ledger_names_the_layer_that_lost_most():
     # z = 2 + 3 + 10: the bias keeps 10 of 15.
-    book = ledger(lambda x: x @ jnp.array([[1.0], [3.0]]) + 10.0, jnp.array([[2.0, 1.0]]), 0, rules.Zero())
+    weight = jnp.array([[1.0], [3.0]])
+    book = ledger(lambda x: x @ weight + 10.0, jnp.array([[2.0, 1.0]]), 0, rules.Zero())
     assert (book.explained, book.inputs, book.bias) == (15.0, 5.0, 10.0)
     assert "Most was lost in dense_0 (dense): 10 to the bias" in book.verdict
     # With epsilon = 15 the stabiliser takes half of everything.
-    book = ledger(lambda x: x @ jnp.array([[1.0], [3.0]]) + 10.0, jnp.array([[2.0, 1.0]]), 0, rules.Epsilon(15.0))
+    book = ledger(lambda x: x @ weight + 10.0, jnp.array([[2.0, 1.0]]), 0, rules.Epsilon(15.0))
     assert (book.inputs, book.bias, book.stabilizer) == (2.5, 5.0, 7.5)
     assert "sum" in str(book)
 
@@ -229,7 +230,8 @@ def test_ledger_names_the_layer_that_lost_most():
 @pytest.mark.parametrize(("rule", "bias"), [(rules.Gradient(), 2.0), (rules.Pass(), 0.0)], ids=["gradient", "pass"])
 def test_ledger_of_a_rule_that_divides_nothing(rule, bias):
     # z = (1 + 3 + 2, 2): by the gradient the bias keeps 2 of the 6 of the first output; passed on, it keeps nothing.
-    network = lambda x: x @ jnp.array([[1.0, 2.0], [3.0, 0.0]]) + jnp.array([2.0, 0.0])
+    weight = jnp.array([[1.0, 2.0], [3.0, 0.0]])
+    network = lambda x: x @ weight + jnp.array([2.0, 0.0])
     book = ledger(network, jnp.array([[1.0, 1.0]]), 0, rule)
     assert (book.explained, book.inputs, book.bias) == (6.0, 6.0 - bias, bias)
 
