@@ -85,6 +85,22 @@ class Account:
     results: Any
 
 
+def check_closes(account: Account) -> None:
+    """Refuses an account in which relevance is unaccounted for.
+
+    Raises:
+        ModelError: If the account does not close, to 1e-4 of its largest entry.
+    """
+    missing = account.explained - account.inputs - sum(entry.lost for entry in account.entries)
+    moved = (max(entry.moved, entry.moved_on) for entry in account.entries)
+    largest = max([abs(account.explained), abs(account.inputs), *moved])
+    if not abs(missing) <= _TOLERANCE * largest:  # also where it is NaN
+        raise ModelError(
+            f"The account of relevance does not close: of {account.explained:.6g}, {missing:.3g} is unaccounted for. A "
+            "value on the way is NaN or infinite, or a treatment of your own returns such cotangents."
+        )
+
+
 def path_of(piece: Piece) -> str:
     """The path of a layer's parameters; of an operation the module, or the line that it comes from."""
     if piece.layer is not None:
@@ -105,22 +121,12 @@ def keep_account(
         also: Called with the function's value and the relevance of the input, to return something else.
 
     Returns:
-        The account. It closes: what started is what arrived and what stayed.
-
-    Raises:
-        ModelError: If it does not, to 1e-4 of its largest entry.
+        The account. It closes, unless something is not finite: what started is what arrived and what stayed.
     """
     pieces = [piece for piece in reversed(plan.pieces) if piece.treatment is not None]
     sums, results = run_compiled(functools.partial(_sums, traced, plan, pieces, seed, also), traced.inputs)
     start, end, rows = jax.tree.map(float, sums)
     entries = tuple(Entry(piece, *row) for piece, row in zip(pieces, rows, strict=True))
-    missing = start - end - sum(entry.lost for entry in entries)
-    largest = max([abs(start), abs(end), *(max(entry.moved, entry.moved_on) for entry in entries)])
-    if abs(missing) > _TOLERANCE * largest:
-        raise ModelError(
-            f"The account of relevance does not close: of {start:.6g}, {missing:.3g} is unaccounted for. A value on "
-            "the way is NaN or infinite, or a treatment of your own does not return the cotangents of its operands."
-        )
     return Account(start, end, entries, results)
 
 

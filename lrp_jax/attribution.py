@@ -160,7 +160,10 @@ def _report_growth(
     growth: jax.Array | None,
 ) -> None:
     """Warns of relevance that explodes, and says where; silent where values are not known."""
-    if growth is None or isinstance(growth, jax.core.Tracer) or not growth.size or growth.max() <= MOST_GROWTH:
+    if growth is None or isinstance(growth, jax.core.Tracer):
+        return
+    growth = jnp.where(jnp.isfinite(growth), growth, 0)  # what is infinite has a warning of its own
+    if growth.max(initial=0) <= MOST_GROWTH:
         return
     place = jnp.unravel_index(growth.argmax(), growth.shape)
     sample = int(place[-1])

@@ -25,6 +25,7 @@ from lrp_jax.graph import Graph, Operation
 from lrp_jax.softmax import MOVES
 
 _WIDE = np.concatenate([-np.geomspace(1e-2, 1e4, 25)[::-1], np.geomspace(1e-2, 1e4, 25)])
+_OVERFLOW = 1e2  # a number from which exp, or what is made of it, may be infinite
 _AFFINE = frozenset("add add_any div mul neg select_n sub".split())
 _PRODUCTS = frozenset("conv_general_dilated div dot_general mul".split())
 _Values: TypeAlias = Callable[[np.ndarray], np.ndarray]
@@ -206,6 +207,7 @@ def _is_constant(found: np.ndarray) -> bool:
 def _is_gate(values: _Values) -> bool:
     """Whether a function is bounded, nowhere negative and not zero at zero."""
     found, (at_zero,) = values(_WIDE), values(np.zeros(1))
+    found = found[np.isfinite(found) | (np.abs(_WIDE) < _OVERFLOW)]  # exp(u) / (1 + exp(u)) is sigmoid
     if not (np.all(np.isfinite(found)) and np.all(found >= 0) and np.isfinite(at_zero)):
         return False
     size = found.max()

@@ -10,7 +10,7 @@ import jax
 from jax.extend.core import Primitive
 
 from lrp_jax import operations
-from lrp_jax.accounts import Entry, keep_account, path_of
+from lrp_jax.accounts import Entry, check_closes, keep_account, path_of
 from lrp_jax.attribution import Target, read_target, seed_of, trace_model
 from lrp_jax.checks import check, number_of_samples, report
 from lrp_jax.composites import Rules, as_composite
@@ -302,6 +302,7 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
         lambda value, maps: check(made, traced.inputs, value, maps),
     )
     report([found.results], lambda: traced)
+    check_closes(found)
     return Ledger(found.explained, found.inputs, tuple(map(_ledger_row, found.entries)))
 
 

@@ -248,12 +248,11 @@ looked_up = Treatment("to the explained integers with which it is looked up")
 """For what is read from a table."""
 
 
-def smooth_quotient(part: float) -> Treatment:
-    """As `smooth`, for a quotient of which the denominator takes a part alone."""
+def smooth_quotient(numerator: int, part: float) -> Treatment:
+    """As `smooth`, for a quotient, or a product with a reciprocal, of which the denominator takes a part alone."""
 
     def backward(call: Call) -> Arrays:
-        numerator, denominator = _derivative(call)
-        return numerator, part * denominator
+        return tuple(c if i == numerator else part * c for i, c in enumerate(_derivative(call)))
 
     return replace(smooth, backward={Form.RATIO: backward})
 

@@ -457,8 +457,10 @@ class _Cutter:
                     f"{operation.location}: what it belongs to has more values than one, as attention whose sum is "
                     "divided by last. Divide first, or give it a treatment with lrp_jax.mark.piece."
                 )
-            part = self.softmaxes.halved.get(id(operation))
-            treatment = operations.smooth if part is None else operations.smooth_quotient(part)
+            treatment = operations.smooth
+            if id(operation) in self.softmaxes.halved:
+                numerator, part = self.softmaxes.halved[id(operation)]
+                treatment = operations.smooth_quotient(numerator, 0.0 if self.composite.holds_attention else part)
         elif operation.name in operations.PRODUCTS and len(graph.live_inputs(operation)) == 2:
             held = self.softmaxes.weights if self.composite.holds_attention else frozenset()
             signal = signal_of(self.functions, operation, held)

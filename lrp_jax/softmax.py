@@ -49,15 +49,16 @@ class Softmaxes:
     Attributes:
         derived: The ids of operations that keep their own derivatives.
         weights: The values that are a softmax, or linear in one alone: attention weights.
-        halved: For the ids of quotients, the part of relevance that the denominator takes, where the numerator is a
-            product with another live value: as much as the exponentials take of that product.
+        halved: For the ids of quotients, where the numerator is a product with another live value: the position of the
+            numerator, and the part of relevance that the denominator takes, as much as the exponentials take of that
+            product.
         kinds: For the ids of operations that keep their own derivatives, the kind of the group that they belong to.
         groups: The groups that have one value, by its number.
     """
 
     derived: set[int] = field(default_factory=set)
     weights: set[int] = field(default_factory=set)
-    halved: dict[int, float] = field(default_factory=dict)
+    halved: dict[int, tuple[int, float]] = field(default_factory=dict)
     kinds: dict[int, str] = field(default_factory=dict)
     groups: dict[int, Group] = field(default_factory=dict)
 
@@ -85,7 +86,7 @@ def find_softmaxes(graph: Graph) -> Softmaxes:
             if products:
                 found.derived.update(map(id, operations))
                 found.kinds.update(dict.fromkeys(map(id, operations), "softmax"))
-                found.halved[id(operation)] = 0.5**products
+                found.halved[id(operation)] = operation.inputs.index(numerator), 0.5**products
                 found.weights.update(terms.leaves)
             else:
                 found.add(graph, "softmax", operation.outputs[0], terms, operations)
@@ -105,6 +106,9 @@ def find_softmaxes(graph: Graph) -> Softmaxes:
             if logarithm is not None:
                 found.add(graph, "softmax", operation.outputs[0], logarithms[logarithm], [operation])
                 found.weights.update(operation.outputs)
+        if _is_linear_in(graph, operation, found.weights):
+            found.weights.update(operation.outputs)
+    for operation in graph.operations:  # also of exponentials that were known as weights only behind a product
         if _is_linear_in(graph, operation, found.weights):
             found.weights.update(operation.outputs)
     groups = _outermost(graph, found.groups)

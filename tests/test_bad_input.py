@@ -20,6 +20,7 @@ from flax import nnx
 
 from lrp_jax import composites, errors, ledger, lrp, mark, operations, plan, relevance, rules
 from lrp_jax.errors import InputError, LRPWarning, ModelError, RuleError
+from lrp_jax.forms import Form
 
 PAGE = Path(__file__).parents[1] / "book" / "errors.md"
 ROWS = dict(re.findall(r"^\| (.+?) \| `(\w+)` \| .+ \|$", PAGE.read_text(), re.MULTILINE))
@@ -27,6 +28,8 @@ ROWS = dict(re.findall(r"^\| (.+?) \| `(\w+)` \| .+ \|$", PAGE.read_text(), re.M
 WEIGHT = jax.random.normal(jax.random.key(0), (4, 3))
 X = jax.random.normal(jax.random.key(1), (5, 4))
 IMAGES = jax.random.normal(jax.random.key(2), (3, 6, 6, 4))
+CANCELLING = np.float32([[1.0], [-1.0], [1.0], [-0.9999]])
+NOT_FINITE = operations.Treatment("infinite", {Form.RATIO: lambda call: (call.cotangents[0] * jnp.inf,)})
 
 
 def network(x):
@@ -377,6 +380,10 @@ CASES = {
         lambda: explain(network, rule=composites.with_mark(rules.Zero(), "head", mark.gate)),
         r"with_mark\('head', mark.gate\) matches no layer .*There are: dense_0",
     ),
+    "A function is left without a layer, and the rules are for layers": (
+        lambda: explain(lambda x: x @ jnp.ones((4, 3)), rule=rules.ZPlus()),
+        r"no layer that rules could be for. The product at .*test_bad_input.py:\d+.*made by the function itself",
+    ),
     "A layer has no rule": (lambda: explain(network, rule=[]), r"No rule for the layer 'dense_0'.*any_layer"),
     "A rule gives relevance whatever the input, and does not say so": (
         lambda: explain(network, rule=OwnRule(jnp.ones_like)),
@@ -389,6 +396,19 @@ CASES = {
     "A pair without a rule": (lambda: composites.Composite([rules.Epsilon()]), "is no pair"),
     "Something that is no selector": (lambda: composites.Composite([(3, rules.Zero())]), "3 selects no layers"),
     "A pattern that is no regular expression": (lambda: composites.name("("), r"name\('\('\).*regular expression"),
+    # Relevance.
+    "Relevance grows more than 1,000-fold on its way": (
+        lambda: explain(lambda x: x @ CANCELLING, jnp.ones((1, 4)), 0, rules.Zero()),
+        r"sample 0 has .* times .*dense_0 \(dense\), where it grows",
+    ),
+    "A ledger that does not close": (
+        lambda: ledger(jnp.tanh, X, 0, composites.with_treatment(rules.Zero(), "tanh", NOT_FINITE)),
+        "does not close.*treatment of your own",
+    ),
+    "A ledger of a modified gradient": (
+        lambda: ledger(network, X, 0, composites.GuidedBackprop()),
+        "no account of guided backpropagation",
+    ),
     # Files.
     "A file of weights is truncated": (
         lambda path: (path.write_bytes(b"123"), read_as_bias(path)),

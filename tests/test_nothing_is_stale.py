@@ -346,8 +346,8 @@ SCALE = {"factor": 1.0}
 class Scaled(rules.Epsilon):
     """A rule of a user's own that reads a number or an array elsewhere."""
 
-    def propagate(self, layer, relevance):
-        return super().propagate(layer, relevance) * SCALE["factor"]
+    def propagate(self, layer, cotangent, arriving):
+        return super().propagate(layer, cotangent, arriving) * SCALE["factor"]
 
 
 def test_rule_reads_its_arrays_at_every_call(compiled):

@@ -526,7 +526,7 @@ def test_ledger_closes(name):
     book = ledger(network(LOOKUPS[name]), jnp.asarray(IDS), 1, rules.Zero())
     assert book.inputs == pytest.approx(book.explained, rel=1e-9)
     assert book.unaccounted == pytest.approx(0, abs=1e-9)
-    assert book.dropped == pytest.approx(0, abs=1e-9)
+    assert book.constants + book.not_conserved == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("is_scanned", [False, True], ids=["plain", "in a scan"])
@@ -539,7 +539,7 @@ def test_ledger_shows_what_constant_tokens_keep(is_scanned):
     scale = GENERATOR.normal(size=3)
     book = ledger(model, {"ids": jnp.asarray(IDS), "scale": jnp.asarray(scale)}, 0, rules.Zero())
     assert book.unaccounted == pytest.approx(0, abs=1e-9)
-    kept = {row.kind: row.dropped for row in book.rows if row.kind in {"gather", "scan"}}
+    kept = {row.kind: row.constants + row.not_conserved for row in book.rows if row.kind in {"gather", "scan"}}
     assert kept["scan" if is_scanned else "gather"] == pytest.approx(
         (PLACES[0] * SPOKEN[6] * scale).sum() / 2, rel=1e-9
     )
