@@ -206,6 +206,9 @@ without_parameter = replace(proportional, summary="split in proportion: no layer
 of_target = replace(proportional, summary="split in proportion: no layer, it belongs to the target")
 """For a product in the function that says what is explained."""
 
+marked_as_none = replace(proportional, summary="split in proportion: no layer, by mark.no_layer")
+"""For a product that a mark says to be no layer."""
+
 scaled = Treatment("passed one to one", {Form.RELEVANCE: _pass_relevance}, loss="not conserved")
 """For operations that multiply one live operand, element by element, with something that is held constant."""
 

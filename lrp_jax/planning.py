@@ -470,7 +470,12 @@ class _Cutter:
         elif operation.name in operations.LINEAR and all(
             graph.is_constant(i) for i in operation.inputs if i not in live
         ):
-            treatment = operations.of_target if operation.is_of_target else operations.without_parameter
+            if operation.is_of_target:
+                treatment = operations.of_target
+            elif is_marked_as_none(graph, operation):
+                treatment = operations.marked_as_none
+            else:
+                treatment = operations.without_parameter
         constants = tuple(dict.fromkeys(i for i in operation.inputs if i not in live))
         return Piece((operation,), live, constants, operation.outputs, kind, treatment=treatment, group=group)
 

@@ -180,7 +180,7 @@ def read(program, shapes):
 
 
 def kind_of_factor(reading, number, holds_attention):
-    """Whether a value is a "gate" or a "signal" where it multiplies another one; None where that is open."""
+    """Whether a value is "held", a "gate" or a "signal" where it multiplies another one; None where that is open."""
     steps, root = reading.steps, reading.roots[number]
     on_the_way = between(steps, number, root)
     is_affine = all(steps[i].name in (*MOVES, "scale", "shift") for i in on_the_way)
@@ -188,7 +188,7 @@ def kind_of_factor(reading, number, holds_attention):
     if root not in reading.layers and is_affine and source.operands:
         if source.name == "softmax":
             only_moved = all(steps[i].name in MOVES for i in on_the_way)
-            return "signal" if not holds_attention else "gate" if only_moved else None
+            return "signal" if not holds_attention else "held" if only_moved else None
         carries = ("pad", "concatenate", "max_pool", "maximum", "mean", "sum", "mean_pool", "scale", "shift", *BINARY)
         if source.name in carries:
             below = {kind_of_factor(reading, i, holds_attention) for i in source.operands}
@@ -562,8 +562,9 @@ class Loop:
             raise Undefined
         a, b = (self.values[i].ravel() for i in operands)
         one_to_one = np.eye(len(a))
-        if kinds.count("gate") == 1:
-            signal = kinds.index("signal")
+        ranks = [("signal", "gate", "held").index(kind) for kind in kinds]
+        if ranks[0] != ranks[1]:
+            signal = int(np.argmin(ranks))
             self.along(operands[signal], number, one_to_one, (b, a)[signal])
             return
         if kinds.count("gate") == 2 and not all(rises(self.reading, i) for i in operands):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from lrp_jax import operations
-from lrp_jax.composites import Composite, any_layer, index, with_treatment
+from lrp_jax.composites import Composite, any_layer, index
 from lrp_jax.rules import AlphaBeta, Epsilon, Flat, Gamma, Gradient, Norm, Pass, Rule, WSquare, ZBox, Zero, ZPlus
 
 BATCH = 2
@@ -75,8 +75,10 @@ class Program:
     def composite(self):
         """The rules as the library takes them."""
         pairs = [(index[i], self.steps[number].rule) for i, number in enumerate(self.layers)]
-        composite = Composite(pairs or [(any_layer, Zero())], holds_attention=self.holds_attention)
-        return with_treatment(composite, "reduce_window_max", POOLINGS[self.pooling])
+        # It may pool what attention is computed from, which takes nothing where it is held: no treatment is required.
+        treatments = {"reduce_window_max": POOLINGS[self.pooling]}
+        pairs = pairs or [(any_layer, Zero())]
+        return Composite(pairs, treatments, holds_attention=self.holds_attention, strict=False)
 
     def values(self, x):
         """The values of all steps, in JAX."""

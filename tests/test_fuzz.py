@@ -143,12 +143,12 @@ def test_small_negative_contributions_behind_a_relu(float64):
     np.testing.assert_allclose(found, 2 * np.array([positive[0], positive[1] + negative]), rtol=1e-9)
 
 
-def test_product_of_two_gates_gives_half_to_each():
-    # With the attention held, softmax(x) and sigmoid(x) are both gates, and neither is the signal.
+def test_attention_that_is_held_leaves_all_to_a_gate():
+    # With the attention held, softmax(x) is a constant beside sigmoid(x).
     composite = Composite([(any_layer, rules.Zero())], holds_attention=True)
     x = jnp.array([0.5, -1.0, 2.0])
     product = lambda x, y: jax.nn.softmax(x) * jax.nn.sigmoid(y)
     _, transpose = jax.vjp(lrp(product, composite, argnums=(0, 1)), x, x)
     _, of_sigmoid = transpose(jnp.ones(3))
-    # Of its half the sigmoid's value at zero keeps its share.
-    np.testing.assert_allclose(of_sigmoid, jax.nn.softmax(x) * (jax.nn.sigmoid(x) - 0.5) / 2, rtol=1e-5)
+    # Of that the sigmoid's value at zero keeps its share.
+    np.testing.assert_allclose(of_sigmoid, jax.nn.softmax(x) * (jax.nn.sigmoid(x) - 0.5), rtol=1e-5)

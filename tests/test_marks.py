@@ -121,7 +121,7 @@ def test_no_layer_splits_in_proportion_and_is_not_first():
     resize, weight = jnp.asarray(WEIGHT), jnp.array([[2.0], [1.0]])
     model = lambda x: mark.no_layer(x @ resize) @ weight
     rows = plan(model, X[None], [(composites.first, rules.Flat()), (composites.any_layer, rules.Zero())]).rows
-    assert [row[3].partition("(")[0] for row in rows] == ["split in proportion", "Flat"]
+    assert [row[3].partition("(")[0] for row in rows] == ["split in proportion: no layer, by mark.no_layer", "Flat"]
     z = X @ WEIGHT
     shares = (X[:, None] * WEIGHT / z).sum(1) * (z @ [2.0, 1.0]) / 2
     assert_relevance(model, X, expected=(shares,), rule=rules.Flat(0.0))
