@@ -379,6 +379,12 @@ class Functions:
 
     def function(self, value: int) -> Function | None:
         """As `whole`, without what comes before a constant that is an addend of its own, as in relu(x + 1)."""
+        function = self._behind_addends(value)
+        if function is None or function.formula.is_affine or function.formula.name in _NAMES:
+            return function
+        return self._addend_at_the_end(function) or function
+
+    def _behind_addends(self, value: int) -> Function | None:
         function = self.whole(value)
         if function is None or function.formula.is_sum:
             return None
@@ -386,8 +392,6 @@ class Functions:
             return part
         if function.formula.name == "relu":
             return function
-        if len(function.operations) > 1 and (addend := self._addend_at_the_end(function)) is not None:
-            return addend
         for operation in reversed(function.operations[:-1]):
             behind = self.behind(function, operation.outputs[0]) if self._is_cut(operation) else None
             if behind is None:
@@ -401,11 +405,13 @@ class Functions:
         return function
 
     def _addend_at_the_end(self, function: Function) -> Function | None:
-        """The sum with a number that a function ends with, through which a ratio goes unchanged."""
+        """The sum that a function ends with, where it is the same for relevance: what is before it can be read then."""
         last = function.operations[-1]
         varying = [value for value in last.inputs if self.graph.number(value) is None]
-        is_addend = self._adds_a_number(last) and len(varying) == 1 and self.graph.is_live(varying[0])
-        return self.behind(function, varying[0]) if is_addend else None
+        if not self._adds_a_number(last) or len(varying) != 1 or not self.graph.is_live(varying[0]):
+            return None
+        before = self._behind_addends(varying[0])
+        return self.behind(function, varying[0]) if before is not None and before.root == function.root else None
 
     def _is_cut(self, operation: Operation) -> bool:
         return operation.name in _AFFINE and self.graph.is_live(operation.outputs[0])

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import assert_close
 from flax import nnx
 from jax import lax, nn
 from jax.ad_checkpoint import checkpoint_name
@@ -42,14 +43,6 @@ def received(fun, x, rule=None, way="plain"):
     batch = jnp.stack([1.5 * x + 0.25, x, -x + 0.125])
     explain = jax.grad(lambda batch: lrp(jax.vmap(lambda x: jnp.sum(fun(x))), rule)(batch).sum())
     return jax.jit(explain)(batch)[1]
-
-
-def assert_close(actual, expected, tolerance=1e-9):
-    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    assert actual.shape == expected.shape
-    scale = np.abs(expected).max() or 1.0
-    if not np.abs(actual - expected).max() <= tolerance * scale:  # also where something is not a number
-        raise AssertionError(f"{np.ravel(actual)[:8]} instead of {np.ravel(expected)[:8]}")
 
 
 def cases(table):

@@ -151,7 +151,8 @@ def test_records_that_are_read_together(store):
 
 
 def test_inputs_and_maps_that_are_pytrees_and_a_reduction(store):
-    model = lambda x: a_network()(x["left"]) + a_network(2)(x["right"])
+    left, right = a_network(), a_network(2)
+    model = lambda x: left(x["left"]) + right(x["right"])
     pairs = [{"left": left, "right": right} for left, right in zip(IMAGES, IMAGES[::-1], strict=True)]
     stored = explain_dataset(
         model,
@@ -393,7 +394,8 @@ def test_store_of_another_run_is_refused(store):
     other, options = IMAGES.copy(), {"prepare": None, "batch_size": 4, "progress": False}
     other[0, 0, 0] += 1
     padded = lambda image: np.pad(image, ((0, 2), (0, 0), (0, 0)))
-    pooled = lambda x: a_network()(x[:, :6])
+    network = a_network()
+    pooled = lambda x: network(x[:, :6])
     runs = [
         (a_network(), IMAGES, 1, rules.Zero(), {}, r"differ: rules; computation"),
         (a_network(), IMAGES, 1, COMPOSITE, {"reduce": lambda maps: maps.sum(-1)}, r"differ: computation"),

@@ -7,15 +7,13 @@ every way; without it sixty are drawn, always the same, each in one way.
 import functools
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import variants
+from apart import run_apart
 from variants import TOKENS, WIDTH, WRAPS, Writing, is_only_relu, network, parameters_of, written
 
 from lrp_jax import composites, lrp, relevance, rules
@@ -26,7 +24,6 @@ EVERY = "FUZZ_PROGRAMS" in os.environ
 NUMBER = int(os.environ.get("FUZZ_PROGRAMS", "60"))
 # Another seed each night; in the default run always the same.
 START = np.random.default_rng().integers(2**31) if EVERY else 0
-ROOT = Path(__file__).parents[1]
 RULES = {
     "zero": rules.Zero(),
     "epsilon": rules.Epsilon(1e-12),
@@ -267,20 +264,9 @@ def maps_as_text(seeds):
 
 def test_compiled_without_optimisations():
     seeds = list(range(START, START + (100 if EVERY else 4)))
-    environment = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
-    environment |= {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
-    call = f"import sys; sys.path.insert(0, 'tests'); import test_metamorphic as t; print(t.maps_as_text({seeds}))"
-    process = subprocess.run(
-        [sys.executable, "-c", call],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    for seed, found in zip(seeds, json.loads(process.stdout.splitlines()[-1]), strict=True):
+    call = f"import test_metamorphic; print(test_metamorphic.maps_as_text({seeds}))"
+    maps = json.loads(run_apart(call, "--xla_backend_optimization_level=0"))
+    for seed, found in zip(seeds, maps, strict=True):
         blocks = network(seed)
         if is_stable(blocks, rule_for(blocks, seed), seed):
             assert_same(np.array(found), plain(seed), blocks)

@@ -3,15 +3,12 @@
 import functools
 import itertools
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from apart import run_apart
 from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from programs import programs
@@ -19,7 +16,6 @@ from programs import programs
 from lrp_jax import composites, ledger, lrp, relevance, rules
 from lrp_jax.composites import Composite, any_layer, first, last
 
-ROOT = Path(__file__).parents[1]
 RULES = {
     "zero": rules.Zero(),
     "epsilon": rules.Epsilon(0.1),
@@ -243,20 +239,8 @@ def on_two_devices():
 
 
 def test_shard_map_agrees():
-    environment = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
-    environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    call = "import sys; sys.path.insert(0, 'tests'); import test_properties; test_properties.on_two_devices()"
-    process = subprocess.run(
-        [sys.executable, "-c", call],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    differences = json.loads(process.stdout.splitlines()[-1])
+    call = "import test_properties; test_properties.on_two_devices()"
+    differences = json.loads(run_apart(call, "--xla_force_host_platform_device_count=2"))
     assert list(differences) == list(RULES)
     assert max(differences.values()) < 1e-9
 

@@ -161,7 +161,7 @@ FEATURES = {"dense, several axes": (-1,), "dense, batch axis": (-2, -1)}
 
 @pytest.mark.parametrize("layer_name", LAYERS)
 def test_default_stabilizer_is_relative_to_the_features(float64, layer_name):
-    linear, input_shape, bias_shape = LAYERS[layer_name]
+    linear, (*_, input_shape, bias_shape) = linear_map(layer_name), LAYERS[layer_name]
     bias, x = normal(3, *bias_shape), normal(2, *input_shape)
     layer = lambda x: linear(x) + bias
     z = layer(x)
