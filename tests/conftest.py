@@ -1,6 +1,9 @@
 """What all tests share."""
 
+import collections
 import contextlib
+import gc
+import os
 import runpy
 import shutil
 from pathlib import Path
@@ -9,6 +12,37 @@ import jax
 import pytest
 
 collect_ignore_glob = ["benchmarks/*", "adequacy/*"]  # programs, not tests
+
+
+NIGHTLY = "FUZZ_PROGRAMS" in os.environ
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Leaves all but every n-th case of the tests that are marked with `sampled(n)` to the nightly run."""
+    if NIGHTLY:
+        return
+    seen = collections.Counter()
+    kept, others = [], []
+    for item in items:
+        marker = item.get_closest_marker("sampled")
+        if marker is None:
+            kept.append(item)
+            continue
+        test = item.location[0], item.originalname
+        (others if seen[test] % marker.args[0] else kept).append(item)
+        seen[test] += 1
+    items[:] = kept
+    config.hook.pytest_deselected(items=others)
+
+
+@pytest.fixture
+def collected():
+    """Collects what is no longer used, of what is made from now on: all else is frozen, and not looked at."""
+    gc.collect()
+    gc.freeze()
+    yield gc.collect
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """Real architectures of installed packages, with trained-like weights: what must hold of every map.
 
-The default run explains some of them; `FUZZ_PROGRAMS=2000` (`make fuzz`, every night) explains all.
+The default run explains some of them, `make nightly` all.
 """
 
-import os
 import warnings
 
 import equinox as eqx
@@ -167,12 +166,11 @@ ARCHITECTURES = {
         TOKENS,
     ),
 }
-DEFAULT = ("haiku transformer", "linen LSTM", "linen squeeze-and-excitation", "equinox images")
-CHOSEN = tuple(ARCHITECTURES) if "FUZZ_PROGRAMS" in os.environ else DEFAULT
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("preset", [composites.AttnLRP, composites.EpsilonPlusFlat])
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_map_of_a_model_by_others(name, preset):
     make, shape = ARCHITECTURES[name]
     model, x, rules = make(), jax.random.normal(jax.random.key(2), shape), preset()

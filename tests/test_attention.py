@@ -186,6 +186,7 @@ def expected_relevance(parameters, x, target, hold_weights, epsilon_of_query=EPS
 PRESETS = {"AttnLRP": (composites.AttnLRP, False), "CP-LRP": (composites.CPLRP, True)}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_transformer_agrees_with_the_published_formulas(float64, parameters, tokens, attention, preset):

@@ -204,6 +204,7 @@ LEDGER_RULES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", LEDGER_RULES)
 def test_ledger_closes(float64, name):
     network, x = Network(jnp.float64), jax.random.normal(jax.random.key(0), (2, 6, 6, 1))

@@ -663,6 +663,7 @@ NOT_IN_TRAINING_MODE = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NOT_IN_TRAINING_MODE)
 def test_inference_mode_is_not_refused(name):
     model, x = NOT_IN_TRAINING_MODE[name]

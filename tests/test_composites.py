@@ -279,6 +279,7 @@ SPELLINGS = {
 PAIRS = [(key, spelling) for key, functions in SPELLINGS.items() for spelling in range(len(functions))]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("key", "spelling"), PAIRS)
 def test_treatment_matches_by_value(key, spelling):
     function = SPELLINGS[key][spelling]

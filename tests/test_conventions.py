@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparison import assert_close
+from compiling import quick_jit
 from flax import nnx
 from jax import lax, nn
 from jax.ad_checkpoint import checkpoint_name
@@ -27,7 +28,7 @@ from lrp_jax import composites, ledger, lrp, relevance, rules
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-# All ways every night (make fuzz).
+# All ways every night (make nightly).
 WAYS = ("plain", "three samples, compiled")[0 if "FUZZ_PROGRAMS" in os.environ else 1 :]
 
 
@@ -42,7 +43,7 @@ def received(fun, x, rule=None, way="plain"):
     # The other samples hold other numbers, which must not matter.
     batch = jnp.stack([1.5 * x + 0.25, x, -x + 0.125])
     explain = jax.grad(lambda batch: lrp(jax.vmap(lambda x: jnp.sum(fun(x))), rule)(batch).sum())
-    return jax.jit(explain)(batch)[1]
+    return quick_jit(explain)(batch)[1]
 
 
 def cases(table):
@@ -116,6 +117,7 @@ ZERO_AT_ZERO = {
 }
 
 
+@pytest.mark.sampled(3)
 @every_way
 @cases(ZERO_AT_ZERO)
 def test_function_that_is_zero_at_zero_passes_all(case, way):
@@ -239,6 +241,7 @@ BENT = {
 NUMBER_OR_ARRAY = {"number": 0.0, "0-d array": np.zeros(()), "array": np.zeros(3), "one row": np.zeros((1,))}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("k", NUMBER_OR_ARRAY.values(), ids=NUMBER_OR_ARRAY)
 @cases(BENT)
 def test_constants_of_a_piecewise_linear_function_keep_their_share(case, k):
@@ -344,6 +347,7 @@ SIDES = {
 }
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("side", SIDES.values(), ids=SIDES)
 @pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
 def test_gate_takes_nothing(gate, side):
@@ -352,6 +356,7 @@ def test_gate_takes_nothing(gate, side):
     assert_close(received(lambda x: side(x, gate), x, rules.Epsilon(1e-12)), expected, 1e-6)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
 def test_gate_behind_a_layer_takes_nothing(gate):
     # Squeeze and excitation: the gate is computed from the mean of what it gates, by a layer with a bias.
@@ -503,6 +508,7 @@ def test_softmax_passes_relevance_by_its_jacobian(fun, way):
     assert_close(received(lambda x: fun(x) @ V, Z, way=way), expected, 1e-8)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fun", SOFTMAX.values(), ids=SOFTMAX)
 def test_softmax_along_rows_under_attention_rules(fun):
     z = np.random.default_rng(1).normal(size=(4, 3))
@@ -612,6 +618,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("compiled_whole", [False, True], ids=["", "jit"])
 @cases(NETWORKS)
 def test_lrp_0_is_gradient_times_input(case, compiled_whole):
@@ -694,6 +701,7 @@ def linear_module():
     return layer
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("bias", "expected"),
     [("absorb", [[2.0, 3.0]]), ("ignore", [[4.0, 6.0]]), ("distribute", [[4.5, 5.5]])],
@@ -837,6 +845,7 @@ RMS_NORMS = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("rule", [composites.AttnLRP(1e-12), rules.Zero()], ids=["AttnLRP", "zero"])
 @pytest.mark.parametrize("norm", LAYER_NORMS.values(), ids=LAYER_NORMS)
 def test_layer_norm_is_linear_with_its_deviation_held(norm, rule):
@@ -847,6 +856,7 @@ def test_layer_norm_is_linear_with_its_deviation_held(norm, rule):
         assert_close(relevance(model, jnp.asarray(NORM_X), 0, rule).relevance, expected, 1e-7)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("norm", RMS_NORMS.values(), ids=RMS_NORMS)
 def test_rms_norm_is_a_scale(norm):
     root = np.sqrt((NORM_X**2).mean(1, keepdims=True) + EPS)
@@ -907,6 +917,7 @@ def standardised(x, still=lambda v: v):
     return (x - x.mean(-1, keepdims=True)) / still(jnp.sqrt(x.var(-1, keepdims=True) + 1e-6))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("order", ["before", "behind"])
 @pytest.mark.parametrize("depth", [1, 4, 8])
 def test_deep_layer_norms_with_shifts_agree_with_the_gradient_form(depth, order):
@@ -984,6 +995,7 @@ SIGNED_INTEGERS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [np.int32, np.float64], ids=["integers", "floats"])
 @pytest.mark.parametrize(
     "rule",
@@ -1057,6 +1069,7 @@ RELUS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("relu", RELUS.values(), ids=RELUS)
 def test_modified_gradients_know_a_relu_in_every_spelling(relu):
     # As in test_by_hand: hidden (2, 1, -2), the cotangent of the relu's output is (3, -5, 2).
@@ -1092,6 +1105,7 @@ BELOW_A_FLAT_RULE = {
 }
 
 
+@pytest.mark.sampled(3)
 @every_way
 @pytest.mark.parametrize("fun", BELOW_A_FLAT_RULE.values(), ids=BELOW_A_FLAT_RULE)
 def test_relevance_form_passes_addends_and_functions_one_to_one(fun, way):
@@ -1176,6 +1190,7 @@ TIES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("way", ["plain", "jit"])
 @cases(TIES)
 def test_ties_go_to_the_first(case, way):

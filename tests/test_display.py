@@ -66,7 +66,8 @@ def test_of_all_classes_the_map_of_the_largest_output_is_shown():
 
 def test_rules_are_shown_and_text_is_escaped():
     composite = Composite([(name("<b>|dense"), rules.Zero()), (name(""), rules.Epsilon())])
-    explanation = relevance(lambda x: x @ jnp.ones((2, 2)), jnp.ones((1, 2)), 0, composite)
+    weight = jnp.ones((2, 2))
+    explanation = relevance(lambda x: x @ weight, jnp.ones((1, 2)), 0, composite)
     assert "<b>" not in explanation._repr_html_()
     assert f"{name('<b>|dense')}: Zero" in shown(explanation)[0].caption.text
 

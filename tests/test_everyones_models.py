@@ -34,6 +34,7 @@ ALPHA_BETA_ROWS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("spelling", ["lrp", "relevance", "jit", "with other samples"])
 @table(ALPHA_BETA_ROWS)
 def test_alpha_beta_with_nothing_to_divide_by(case, spelling):
@@ -91,6 +92,7 @@ def look_up(spelling, table, ids):
     return LOOKUPS[spelling](table, ids)
 
 
+@pytest.mark.sampled(4)
 @float64
 @pytest.mark.parametrize("spelling", LOOKUPS)
 @pytest.mark.parametrize("width", [2, 3, 4])  # as many as columns, as samples, as neither
@@ -172,6 +174,7 @@ LOOPS = [
 ]
 
 
+@pytest.mark.sampled(5)
 @float64
 @pytest.mark.parametrize("samples", [1, 2, 3])  # three samples are as many as tokens
 @pytest.mark.parametrize("order", [1, -1], ids=["forwards", "backwards"])
@@ -236,6 +239,7 @@ MOVES = {
 }
 
 
+@pytest.mark.sampled(5)
 @float64
 @pytest.mark.parametrize("samples", [1, 3])
 @table(MOVES)
@@ -328,6 +332,7 @@ TARGET_RULES = {
 }
 
 
+@pytest.mark.sampled(7)
 @float64
 @pytest.mark.parametrize("rule", TARGET_RULES.values(), ids=TARGET_RULES)
 @table(TARGETS)
@@ -404,6 +409,7 @@ PRINTING = {
 }
 
 
+@pytest.mark.sampled(3)
 @float64
 @table(PRINTING)
 def test_model_that_prints(case):
@@ -504,6 +510,7 @@ def attention_by_hand(x, holds_weights):
     return x * (c + of_value @ VALUE.T + of_scores @ k @ QUERY.T + of_scores.T @ q @ KEY.T)
 
 
+@pytest.mark.sampled(5)
 @float64
 @pytest.mark.parametrize("preset", ["AttnLRP", "CPLRP"])
 @pytest.mark.parametrize("how", MASKS)
@@ -589,6 +596,7 @@ SCALED = {
 }
 
 
+@pytest.mark.sampled(5)
 @table(SCALED)
 def test_relevance_scales_with_the_input(case):
     model, x = unbiased(), jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
@@ -657,6 +665,7 @@ TOKEN_MAXIMA = {
 }
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("compiled", [False, True], ids=["not compiled", "compiled"])
 @pytest.mark.parametrize("samples", [1, 2, 5])
 @table(TOKEN_MAXIMA)

@@ -1,6 +1,6 @@
 """Random networks with random rules: the library against the plain loop of `loop.py`.
 
-`make fuzz` draws thousands of programs, other ones each time; without it a hundred are drawn, always the same.
+`make nightly` draws thousands of programs, other ones each time; without it 60 are drawn, always the same.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 from hypothesis import HealthCheck, assume, given, settings
 from loop import relevance_of_input
 from programs import programs
@@ -17,7 +18,7 @@ from programs import programs
 from lrp_jax import lrp, operations, rules
 from lrp_jax.composites import Composite, any_layer, with_treatment
 
-NUMBER = int(os.environ.get("FUZZ_PROGRAMS", "100"))
+NUMBER = int(os.environ.get("FUZZ_PROGRAMS", "60"))
 
 
 def drawn(share):
@@ -41,7 +42,7 @@ def agrees(program, tolerance):
         False if rounding alone can make a difference of more than the tolerance: then nothing is compared.
     """
 
-    @jax.jit
+    @quick_jit
     def explain(x, seed):
         output, transpose = jax.vjp(lrp(program, program.composite), x)
         return program.values(x), output, *transpose(seed)

@@ -48,6 +48,7 @@ RULES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_relevance_of_the_convolutional_network_stays_the_same(to_onnx, rule):
     network = models.ConvolutionalNetwork(rngs=nnx.Rngs(0))
@@ -107,6 +108,7 @@ OPERATIONS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 def test_operation_stays_the_same(to_onnx, operation):
     x = normal(2, 6, 7, 4)

@@ -274,6 +274,7 @@ DIFFERENTIATIONS = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("differentiation", DIFFERENTIATIONS)
 @pytest.mark.parametrize("name", MARKED)
 def test_function_without_lrp_is_the_unmarked_one(name, differentiation):
@@ -338,6 +339,7 @@ INSIDE = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", INSIDE)
 def test_mark_in_every_transformation(name, place):
@@ -468,6 +470,7 @@ def placed(place, kind, *, scanned=False):
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("scanned", [False, True], ids=["plain", "scan"])
 @pytest.mark.parametrize(
     ("place", "kind"),

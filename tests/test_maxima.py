@@ -161,6 +161,7 @@ OF_ONE = {
 }
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("name", OF_ONE)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_each_output_gives_everything_to_the_first_of_the_best(name, seed):
@@ -168,6 +169,7 @@ def test_each_output_gives_everything_to_the_first_of_the_best(name, seed):
     check(function, [tied(*shape, seed=seed)])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [name for name in OF_ONE if "window" in name])
 def test_padding_wins_against_nothing_not_even_against_infinity(name):
     function, shape = OF_ONE[name]
@@ -176,6 +178,7 @@ def test_padding_wins_against_nothing_not_even_against_infinity(name):
     check(function, [jnp.where(tied(*shape) > 0, 1.0, worst)])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["windows that overlap", "large windows", "the maximum so far", "windows apart"])
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float64])
 def test_every_precision(name, dtype, float64):
@@ -188,6 +191,7 @@ def test_every_precision(name, dtype, float64):
 TWO = {"largest": lax.max_p.bind, "smallest": lax.min_p.bind}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", TWO)
 @pytest.mark.parametrize("live", [(0,), (1,), (0, 1)], ids=["first live", "second live", "both live"])
 @pytest.mark.parametrize("shapes", [((), ()), ((5,), (5,)), ((3, 7), ()), ((), (4, 2)), ((2, 3, 5), (2, 3, 5))])
@@ -195,6 +199,7 @@ def test_of_two_the_constant_wins_and_of_two_live_ones_the_first(name, live, sha
     check(TWO[name], [tied(*shape, seed=seed) for seed, shape in enumerate(shapes)], live)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("live", [live for n in (1, 2, 3) for live in itertools.combinations(range(3), n)], ids=str)
 @pytest.mark.parametrize("bounds", [(), (4, 5)], ids=["numbers", "arrays"])
 def test_clamps(live, bounds):
@@ -262,6 +267,7 @@ BEHIND = {
 }
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("name", BEHIND)
 @pytest.mark.parametrize("shape", [(1, 4, 6), (2, 10, 17), (5, 16, 64)], ids=["1 sample", "2 samples", "5 samples"])
 def test_a_maximum_behind_a_norm_is_the_same_compiled_or_not(name, shape):
@@ -274,6 +280,7 @@ def test_a_maximum_behind_a_norm_is_the_same_compiled_or_not(name, shape):
     np.testing.assert_allclose(compiled_relevance, relevance, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", BEHIND)
 @pytest.mark.parametrize("shape", [(1, 5, 17), (3, 8, 64)], ids=["1 sample", "3 samples"])
 def test_of_tokens_that_are_equal_up_to_rounding_one_wins(name, shape):
@@ -300,6 +307,7 @@ def test_sort_and_top_k_of_jax_choose_by_index(name):
 # Transformations, and the edges
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", OF_ONE)
 def test_vmap_is_a_loop(name):
     function, shape = OF_ONE[name]
@@ -318,6 +326,7 @@ def test_vmap_of_two_operands_of_which_one_is_shared(live):
         np.testing.assert_array_equal(slope, right if position == 0 else right.sum(0))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", OF_ONE)
 def test_what_is_computed_from_a_map_has_a_derivative(name):
     function, shape = OF_ONE[name]
@@ -363,6 +372,7 @@ def test_nothing_at_all(function, shapes):
         np.testing.assert_array_equal(slope, jnp.zeros(shape))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", OF_ONE)
 def test_of_values_that_are_no_numbers_one_at_most_wins(name):
     function, shape = OF_ONE[name]

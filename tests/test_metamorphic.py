@@ -1,7 +1,7 @@
 """One network, one map: however it is written, whoever reads its values, wherever its constants are kept.
 
-Random networks of `variants.py`, each in another writing with the same relevance. `make fuzz` draws thousands, each in
-every way; without it sixty are drawn, always the same, each in one way.
+Random networks of `variants.py`, each in another writing with the same relevance. `make nightly` draws thousands, each
+in every way; without it sixty are drawn, always the same, each in one way.
 """
 
 import functools
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import variants
 from apart import run_apart
+from compiling import quick_jit
 from variants import TOKENS, WIDTH, WRAPS, Writing, is_only_relu, network, parameters_of, written
 
 from lrp_jax import composites, lrp, relevance, rules
@@ -58,7 +59,7 @@ def with_others(run, parameters):
 
 # Compiled without optimisations, which takes half of the time.
 COMPILED = {
-    "quickly": functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0}),
+    "quickly": quick_jit,
     "as usual": jax.jit,
     "by operation": lambda explain: explain,
 }

@@ -1,7 +1,5 @@
 """Unmodified models of other libraries: dm-haiku, Equinox, Flax Linen, Flax NNX, and plain functions."""
 
-import functools
-
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -9,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 from flax import nnx
 
 from lrp_jax import lrp, rules
 from lrp_jax.layers import find_layers
 from lrp_jax.tracing import trace
 
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 IGNORE_BIAS = rules.Epsilon(1e-12, bias="ignore")
 
 
@@ -95,6 +93,7 @@ def without_shift(path, leaf):
     return jnp.zeros_like(leaf) if is_shift else leaf
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", HAIKU_NETWORKS)
 def test_haiku_network(float64, name):
     network = HAIKU_NETWORKS[name]
@@ -332,6 +331,7 @@ def test_nnx_convolutional_network(float64):
     assert_conserved(model, x, rules.Zero(bias="ignore"))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("cell", [nn.OptimizedLSTMCell, nn.LSTMCell, nn.GRUCell], ids=lambda cell: cell.__name__)
 def test_linen_recurrent_network(float64, cell):
     class Network(nn.Module):

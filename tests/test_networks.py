@@ -430,6 +430,7 @@ ASSIGNMENTS = {
 }
 
 
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_network_agrees_with_plain_loop(float64, network, assignment):

@@ -1,7 +1,6 @@
 """What a model, a target, `reduce`, a rule or a treatment reads is read at every call, and compiled only once."""
 
 import functools
-import gc
 import itertools
 import types
 import weakref
@@ -277,6 +276,7 @@ DOORS = {
 }
 
 
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("holder", HOLDERS, ids=lambda holder: holder.__name__.replace("_", " "))
 def test_weights_are_those_of_this_moment(holder, door, compiled):
@@ -434,6 +434,7 @@ FRESH = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("label", FRESH)
 def test_the_same_said_anew_compiles_nothing(label, compiled):
     FRESH[label]()
@@ -479,7 +480,7 @@ def test_selectors_are_equal_by_what_they_say():
 
 
 @pytest.mark.parametrize("door", ["relevance", "gradient", "pixel_flipping", "ledger"])
-def test_memory_is_flat(door):
+def test_memory_is_flat(door, collected):
     explain, _ = DOORS[door]
     weights = {}
     numbers = []
@@ -487,7 +488,7 @@ def test_memory_is_flat(door):
         weights["w"] = jnp.full((2, 1), float(turn + 1))
         explain(lambda x: x @ weights["w"])
         if turn % 10 == 9:
-            gc.collect()
+            collected()
             numbers.append(len(jax.live_arrays()))
     assert numbers[-1] <= numbers[1]
 
@@ -501,7 +502,7 @@ class Forgotten:
 
 
 @pytest.mark.parametrize("door", [door for door in DOORS if door != "explain_dataset"])
-def test_a_model_is_forgotten(door):
+def test_a_model_is_forgotten(door, collected):
     explain, _ = DOORS[door]
     references = []
     for seed in range(3):
@@ -509,7 +510,7 @@ def test_a_model_is_forgotten(door):
         explain(model)
         references += [weakref.ref(model), weakref.ref(model.w)]
         del model
-    gc.collect()
+    collected()
     assert [reference() for reference in references] == [None] * len(references)
 
 

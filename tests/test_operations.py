@@ -93,6 +93,7 @@ STRUCTURAL = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", STRUCTURAL)
 def test_structural_operation_moves_relevance_with_the_values(name):
     fun, x = STRUCTURAL[name], example()
@@ -124,6 +125,7 @@ PROPORTIONAL = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", PROPORTIONAL)
 def test_proportional_operation_splits_relevance(name):
     fun, x = PROPORTIONAL[name], example()
@@ -196,6 +198,7 @@ SHIFTED = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ONE_TO_ONE)
 def test_elementwise_function_that_is_zero_at_zero_passes_relevance_one_to_one(name):
     fun, x = ONE_TO_ONE[name], 3 * example()
@@ -206,6 +209,7 @@ def test_elementwise_function_that_is_zero_at_zero_passes_relevance_one_to_one(n
     assert_close(relevance, jnp.full(x.shape, each), 1e-9)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", SHIFTED)
 def test_constants_keep_their_share_in_ratio_form_alone(name):
     (fun, kept), x = SHIFTED[name], 2 * example()
@@ -217,6 +221,7 @@ def test_constants_keep_their_share_in_ratio_form_alone(name):
         assert_close(relevance, jnp.full(x.shape, each), 1e-9)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["relu6", "tanh", "gelu", *SHIFTED])
 def test_input_of_zero_receives_nothing_in_ratio_form_and_its_part_in_relevance_form(name):
     fun, x = ONE_TO_ONE[name] if name in ONE_TO_ONE else SHIFTED[name][0], jnp.zeros((1, 6))
@@ -316,6 +321,7 @@ CONTROL = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("rule", [rules.Zero(), rules.Flat()], ids=["ratio", "relevance"])
 @pytest.mark.parametrize("name", CONTROL)
 def test_program_with_structure_is_the_function_written_out(name, rule):

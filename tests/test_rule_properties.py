@@ -130,6 +130,7 @@ def assume_denominators(row, column, x, w, b, relevance):
     return np.where(divisible, relevance, 0.0)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("row", "column"), pairs(RULES, "yes", "if inhibited"))
 @examples(40)
 @given(data=st.data())
@@ -260,6 +261,7 @@ def test_claims_hold_for_random_networks(row, column, data):
         np.testing.assert_allclose(received.sum(), value, rtol=1e-5)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("row", "column"), pairs(COMPOSITES, "no"))
 def test_what_is_denied_fails_for_two_pixels(row, column):
     # The neuron of the page behind a convolution that hands on each pixel as it is.

@@ -97,6 +97,7 @@ MOVES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("ids", [IDS, SQUARE], ids=["3 x 4", "3 x 3"])
 @pytest.mark.parametrize("name", MOVES)
 def test_moved_tokens(name, ids):
@@ -140,6 +141,7 @@ IN_JAX = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", IN_JAX)
 def test_moved_by_jax(name):
     move, move_origin = IN_JAX[name]
@@ -176,6 +178,7 @@ ARITHMETIC = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ARITHMETIC)
 def test_arithmetic_keeps_the_place(name):
     compute, in_numpy = ARITHMETIC[name]
@@ -316,6 +319,7 @@ def network(look_up):
     return model
 
 
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", LOOKUPS)
 def test_every_spelling_is_the_look_up(name, rule):
@@ -521,6 +525,7 @@ def test_all_targets_and_batches():
     close(jax.jit(functools.partial(explained, model))(x), each[0])
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("name", LOOKUPS)
 def test_ledger_closes(name):
     book = ledger(network(LOOKUPS[name]), jnp.asarray(IDS), 1, rules.Zero())

@@ -153,6 +153,7 @@ def test_several_arguments_and_pytrees():
     np.testing.assert_allclose(extra, [5.0], rtol=1e-6)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("rule", ALL_RULES, ids=lambda rule: type(rule).__name__)
 def test_jit_vmap_and_checkpoint_agree(float64, rule):
     x = jax.random.normal(jax.random.key(0), (3, 8, 8, 2))

@@ -19,6 +19,7 @@ GEOMETRIES = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", GEOMETRIES)
 @pytest.mark.parametrize("numbers", [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NHWC")])
 def test_depthwise_convolutions_and_their_transposes_are_those_of_jax(name, numbers):

@@ -138,6 +138,7 @@ def test_output_agrees_with_zennit(float64, network):
     np.testing.assert_allclose(output, REFERENCE[f"{network}/output"], rtol=0, atol=1e-13)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("name", ASSIGNMENTS)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_relevance_agrees_with_zennit(float64, network, name):

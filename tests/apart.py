@@ -1,0 +1,25 @@
+"""Python in a process of its own, with other flags of XLA."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+
+def run_apart(call: str, flags: str) -> str:
+    """Runs a line of Python that may import the tests, with flags of XLA, and returns the last line that it prints."""
+    environment = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
+    environment |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    process = subprocess.run(
+        [sys.executable, "-c", call],
+        cwd=TESTS,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()[-1]
