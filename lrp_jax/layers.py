@@ -434,7 +434,8 @@ class Tail:
     Attributes:
         layer: The layer, with the affine operations up to here.
         moves: What moves the layer's output afterwards; if there is any, the value is not the layer's own.
-        axes: For each dimension of the value, that of the linear operation's output; None where there is no such.
+        axes: For each dimension of the value, that of the linear operation's output, as ~i where it runs backwards;
+            None where there is no such.
     """
 
     layer: Layer
@@ -493,20 +494,18 @@ def _axes_after(axes: _Axes, operation: Operation) -> _Axes:
     before, after = operation.equation.invars[0].aval.shape, operation.equation.outvars[0].aval.shape
     if name in equations.IDENTITIES:
         return axes
+    if name == "rev":
+        return [~axis if i in params["dimensions"] and axis is not None else axis for i, axis in enumerate(axes)]
     if name == "transpose":
         return [axes[i] for i in params["permutation"]]
     if name == "broadcast_in_dim":
         place = {axis: i for i, axis in enumerate(params["broadcast_dimensions"])}
         return [axes[place[i]] if i in place else None for i in range(len(after))]
     kept = [axis for axis, size in zip(axes, before, strict=True) if size > 1]
-    if [size for size in before if size > 1] == [size for size in after if size > 1] and name != "rev":
+    if [size for size in before if size > 1] == [size for size in after if size > 1]:
         given = iter(kept)
         return [next(given) if size > 1 else None for size in after]
-    changed = params.get("dimensions", ()) if name == "rev" else ()
-    return [
-        axes[i] if i < len(before) and i not in changed and before[: i + 1] == after[: i + 1] else None
-        for i in range(len(after))
-    ]
+    return [axes[i] if i < len(before) and before[: i + 1] == after[: i + 1] else None for i in range(len(after))]
 
 
 def _folds(graph: Graph, tail: Tail, operation: Operation, others: Sequence[int]) -> bool:
@@ -517,7 +516,8 @@ def _folds(graph: Graph, tail: Tail, operation: Operation, others: Sequence[int]
     head, weight = tail.layer.operations[0], tail.layer.constants[0]
     features = _weight_axes(head, weight)
     offset = len(tail.axes) - len(shape)
-    return all(size == 1 or tail.axes[offset + i] in features for i, size in enumerate(shape))
+    axes = [None if axis is None else max(axis, ~axis) for axis in tail.axes]
+    return all(size == 1 or axes[offset + i] in features for i, size in enumerate(shape))
 
 
 def _weight_axes(head: Operation, weight: int) -> dict[int, int]:
@@ -593,6 +593,8 @@ def _to_head(constant: jax.Array, axes: _Axes, head: Operation) -> jax.Array:
     if constant.size == 1:
         return constant.reshape(())
     places = axes[len(axes) - constant.ndim :]
+    constant = jnp.flip(constant, [i for i, axis in enumerate(places) if axis is not None and axis < 0])
+    places = [None if axis is None else max(axis, ~axis) for axis in places]
     varying = [(axis, i) for i, axis in enumerate(places) if constant.shape[i] > 1 and axis is not None]
     squeezed = constant.reshape([constant.shape[i] for _, i in varying])
     shape = [1] * head.equation.outvars[0].aval.ndim

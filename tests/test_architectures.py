@@ -25,7 +25,11 @@ def disturbed(tree, seed=1):
     generator = np.random.default_rng(seed)
 
     def one(path, leaf):
-        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.ndim != 1:
+        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        if leaf.ndim == 2 and not np.any(leaf):  # Haiku's ResNets start with a last layer of zeros
+            return jnp.asarray(generator.normal(size=leaf.shape) / np.sqrt(len(leaf)), leaf.dtype)
+        if leaf.ndim != 1:
             return leaf
         name = jax.tree_util.keystr(path)
         noise = generator.normal(size=leaf.shape)

@@ -357,3 +357,12 @@ def test_terms_that_cancel_in_an_input_get_relevance_of_both_signs(scale):
     network = lambda x: jnp.stack([scale(x[0] + x[1]), x[2]]) @ weight
     relevance = jax.grad(lambda x: lrp(network, rules.Zero())(x)[0])(jnp.array([1.0, -1.0, 2.0]))
     np.testing.assert_allclose(relevance, [3.0, -3.0, 2.0], atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", [rules.Epsilon(), rules.Norm(), rules.Gamma()], ids=["epsilon", "norm", "gamma"])
+def test_scale_behind_a_flip_belongs_to_the_weight(float64, rule):
+    # Only the default stabilizer tells: it is relative to the output with its scale.
+    weight, scale, x, seed = normal(1, 5, 4), normal(2, 4), normal(3, 2, 5), normal(4, 2, 4)
+    maps = lambda network: jax.vjp(lrp(network, rule), x)[1](seed)[0]
+    flipped = maps(lambda x: (x @ weight)[:, ::-1] * scale)
+    np.testing.assert_allclose(flipped, maps(lambda x: x @ (weight[:, ::-1] * scale)), rtol=1e-12)
