@@ -109,6 +109,7 @@ class Call:
             InputError: If integers are explained whose size matters, or that cannot be followed to an embedding.
             ModelError: If the function is in training mode, or has an output that does not depend on the explained
                 arguments differentiably.
+            InputError: If the function of its value has no value that depends on it differentiably.
         """
         text = self.text
         known = {id(array): Held(array, "", is_parameter=False) for array in self.held_by_target}
@@ -124,6 +125,8 @@ class Call:
             then=None if text.target is None else text.target.closed(self.held_by_target),
         )
         check_tokens(graph)
+        if text.target is not None:
+            _check_target(graph, text.structure.num_leaves)
         _check_outputs(graph)
         check_inference(graph, samples_first=text.samples_first)
         return Traced(graph, list(self.inputs), text.structure, text.explained)
@@ -348,6 +351,21 @@ def _line_of(error: Exception) -> str:
     """The user's line that an error comes from, as a part of a sentence; empty if there is none."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_of_user(frame.filename)]
     return f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].name})" if frames else ""
+
+
+def _check_target(graph: Graph, values: int) -> None:
+    """Refuses a function of the value of which nothing would be explained."""
+    explained = graph.outputs[values:]
+    if any(map(graph.is_live, explained)) or not any(map(graph.is_live, graph.outputs[:values])):
+        return
+    if not explained:
+        raise InputError("The target is a function that returns nothing: is its return missing?")
+    ends = [graph.producer[value] for value in explained if value in graph.producer]
+    where = f" Its last operation is {ends[0].name!r} at {ends[0].location}." if ends else ""
+    raise InputError(
+        f"What the target returns does not depend on the output in a differentiable way: nothing is to explain.{where} "
+        "Return what comes before an argmax, a comparison or a stop_gradient, such as a logit."
+    )
 
 
 def _check_outputs(graph: Graph) -> None:

@@ -216,6 +216,11 @@ CASES = {
         lambda: explain(network, target=["cat"] * 5),
         "is no class index",
     ),
+    "The target is a comparison, an argmax, or held constant": (
+        lambda: explain(network, target=lambda output: (output > 0.5).astype(jnp.float32)),
+        r"What the target returns does not depend on the output .*'convert_element_type' at .*test_bad_input.py:\d+",
+    ),
+    "The target has no return": (lambda: explain(network, target=lambda output: None), "returns nothing.*return"),
     "A mask has another shape than the output": (
         lambda: explain(network, target=jnp.ones((5, 4))),
         r"\(5, 3\), but it has \(5, 4\)",
@@ -479,6 +484,23 @@ def test_rule_that_forgets_its_form_is_found_out(part, is_input, transform):
     else:
         with pytest.raises(RuleError, match=r"form = Form\.RELEVANCE"):
             explain(OwnRule(part))
+
+
+@pytest.mark.parametrize("door", [relevance, ledger])
+@pytest.mark.parametrize(
+    "target",
+    [
+        lambda output: output.argmax(-1),
+        lambda output: jax.nn.one_hot(output.argmax(-1), 3),
+        jax.lax.stop_gradient,
+        lambda output: (output[:, 0] > output[:, 1]).astype(output.dtype),
+        lambda output: {"nothing": ()},
+    ],
+    ids=["argmax", "one-hot", "held", "comparison", "empty"],
+)
+def test_target_of_which_nothing_is_explained(door, target):
+    with pytest.raises(InputError, match=r"^(What )?[Tt]he target"):
+        door(network, X, target, rules.Zero())
 
 
 def test_the_cause_is_kept():
