@@ -293,21 +293,23 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[str, Any]:
         if target != "all":
             raise InputError(f"The target {target!r} is none: it is a class index, 'all', a mask or a function.")
         return "all", None
-    try:
-        array = jnp.asarray(target)
+    try:  # with NumPy, as JAX would cut off what 32 bits do not hold
+        array = target if isinstance(target, jax.Array) else np.asarray(target)
+        if not (array.dtype == bool or jnp.issubdtype(array.dtype, jnp.number)):
+            raise TypeError(f"it holds {array.dtype}")
     except (TypeError, ValueError) as error:
         raise InputError(f"The target {target!r} is no class index, and no array of them: {error}") from error
     if array.ndim == 2:
         if array.shape != output.shape:
             raise InputError(f"A mask needs the output's shape {output.shape}, but it has {array.shape}.")
-        return "mask", array
+        return "mask", jnp.asarray(array)
     if array.ndim > 1 or not jnp.issubdtype(array.dtype, jnp.integer):
         raise InputError(f"A target is an integer for all samples or one for each, not {array.dtype} {array.shape}.")
     if array.ndim == 1 and len(array) != samples:
         raise InputError(f"There are {samples} samples, but {len(array)} targets.")
     if not isinstance(array, jax.core.Tracer) and array.size and not (array.min() >= 0 and array.max() < classes):
         raise InputError(f"The target must be from 0 to {classes - 1}, for {classes} classes, but it is {target}.")
-    return "index", jnp.broadcast_to(array, (samples,)).astype(jnp.int32)
+    return "index", jnp.broadcast_to(jnp.asarray(array, jnp.int32), (samples,))
 
 
 def trace_model(model: Callable[[Any], Any], x: Any, target: Callable[[Any], Any] | None = None) -> tuple[Call, Any]:

@@ -503,6 +503,12 @@ def test_target_of_which_nothing_is_explained(door, target):
         door(network, X, target, rules.Zero())
 
 
+@pytest.mark.parametrize("target", [2**32, 2**70, -1, np.int64(2**32), np.array([0, 0, 0, 2**32, 0])], ids=repr)
+def test_target_that_32_bits_do_not_hold_is_no_other_class(target):
+    with pytest.raises(InputError, match="target"):
+        relevance(network, X, target)
+
+
 def test_the_cause_is_kept():
     with pytest.raises(ModelError) as raised:
         explain(branching)
