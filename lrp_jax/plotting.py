@@ -5,13 +5,14 @@ Needs the extra `book` (matplotlib).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lrp_jax.errors import ArrayError, import_extra
+from lrp_jax.errors import ArrayError, LRPWarning, import_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 COLORMAP = "RdBu_r"
 """Default colours of relevance: red is positive, white is zero, blue is negative."""
 
+Channels: TypeAlias = Literal["first", "last"] | None
+"""Where the channels of an array are; None if that is to be told from its shape."""
+
+_NUMBERS_OF_CHANNELS = (1, 3)
+
 
 def heatmap(
     relevance: ArrayLike,
@@ -28,6 +34,7 @@ def heatmap(
     *,
     limit: float | None = None,
     colormap: str = COLORMAP,
+    channels: Channels = None,
 ) -> AxesImage:
     """Draws one relevance map in diverging colours that are centred on zero.
 
@@ -38,13 +45,15 @@ def heatmap(
         limit: The absolute relevance that gets the strongest colour, positive. The largest absolute
             value of the map if None.
         colormap: Name of a diverging matplotlib colour map.
+        channels: Where the channels are: "last", or "first" in relevance of shape (C, H, W).
 
     Returns:
         The image, from which `ax.figure.colorbar(image, ax=ax)` makes a colour bar.
 
     Raises:
-        ArrayError: If the relevance has another shape, holds a value that is not finite, or if the
-            limit is not positive.
+        ArrayError: If the relevance has another shape, or one that looks like channels first and
+            `channels` does not say so, if it holds a value that is not finite, or if the limit is
+            not positive.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -52,7 +61,7 @@ def heatmap(
         >>> image.get_clim()
         (-2.0, 2.0)
     """
-    values = _sum_of_channels(relevance, "The relevance", "(H, W)")
+    values = _sum_of_channels(relevance, "The relevance", "(H, W)", channels)
     limit = _colour_limit(values, limit)
     image = ax.imshow(values, cmap=colormap, vmin=-limit, vmax=limit, interpolation="nearest")
     _only_a_frame(ax)
@@ -66,6 +75,7 @@ def overlay(
     *,
     limit: float | None = None,
     colormap: str = COLORMAP,
+    channels: Channels = None,
 ) -> AxesImage:
     """Draws a relevance map over its image, the more opaque the larger the absolute relevance is.
 
@@ -79,13 +89,15 @@ def overlay(
         limit: The absolute relevance that gets the strongest colour, and hides the image, positive.
             The largest absolute value of the map if None.
         colormap: Name of a diverging matplotlib colour map.
+        channels: Where the channels are, in the image and in the relevance: "last" or "first".
 
     Returns:
         The map, from which `ax.figure.colorbar(drawn, ax=ax)` makes a colour bar.
 
     Raises:
-        ArrayError: If the image or the relevance has another shape or holds a value that is not
-            finite, if their heights or widths differ, or if the limit is not positive.
+        ArrayError: If the image or the relevance has another shape, or one that looks like channels
+            first and `channels` does not say so, if it holds a value that is not finite, if their
+            heights or widths differ, or if the limit is not positive.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -94,8 +106,8 @@ def overlay(
         array([[0.25, 1.  ],
                [0.  , 0.5 ]])
     """
-    picture = _pictures(np.asarray(image)[None], "The image", "(H, W)")[0]
-    values = _sum_of_channels(relevance, "The relevance", "(H, W)")
+    picture = _pictures(np.asarray(image)[None], "The image", "(H, W)", channels)[0]
+    values = _sum_of_channels(relevance, "The relevance", "(H, W)", channels)
     if picture.shape[:2] != values.shape:
         raise ArrayError(f"The image has {picture.shape[:2]} pixels, but the relevance {values.shape}.")
     grey = picture if picture.ndim == 2 else picture.mean(axis=-1)
@@ -114,6 +126,7 @@ def grid(
     scale: Literal["row", "image", "all"] | float = "row",
     colormap: str = COLORMAP,
     colorbar_label: str | None = None,
+    channels: Channels = None,
 ) -> Figure:
     """Draws a row of images above rows of their relevance maps, with the labels between.
 
@@ -131,13 +144,15 @@ def grid(
         colormap: Name of a diverging matplotlib colour map.
         colorbar_label: Text beside the colour bars. If None, "relevance", or, where each map has
             its own scale, "relative".
+        channels: Where the channels are, in images and maps: "last" or "first".
 
     Returns:
         A figure that belongs to no pyplot session.
 
     Raises:
-        ArrayError: If the numbers of images, maps and labels differ, an array has another shape or
-            holds a value that is not finite, or the scale is not one of those above.
+        ArrayError: If the numbers or sizes of images and maps, or the number of labels, differ, an
+            array has another shape, or one that looks like channels first and `channels` does not
+            say so, holds a value that is not finite, or the scale is not one of those above.
 
     Example:
         >>> import numpy as np
@@ -146,15 +161,19 @@ def grid(
         >>> len(figure.axes)  # 6 pictures and 2 colour bars
         8
     """
-    pictures = _pictures(images, "The array of images", "(N, H, W)")
+    pictures = _pictures(images, "The array of images", "(N, H, W)", channels)
     rows = {
-        name: _sum_of_channels(maps, f"The relevance {name!r}".removesuffix(" ''"), "(N, H, W)")
+        name: _sum_of_channels(maps, f"The relevance {name!r}".removesuffix(" ''"), "(N, H, W)", channels)
         for name, maps in (relevance if isinstance(relevance, Mapping) else {"": relevance}).items()
     }
     counts = {"labels": len(labels)} | {f"maps {name!r}": len(row) for name, row in rows.items()}
     for what, count in counts.items():
         if count != len(pictures):
             raise ArrayError(f"There are {len(pictures)} images, but {count} {what}.")
+    for name, maps in rows.items():
+        if maps.shape[1:] != pictures.shape[1:3]:
+            what = f"the maps {name!r}".removesuffix(" ''")
+            raise ArrayError(f"The images have {pictures.shape[1:3]} pixels, but {what} {maps.shape[1:]}.")
     if scale == "image":
         rows = {name: np.stack([one / _colour_limit(one) for one in maps]) for name, maps in rows.items()}
         limits = dict.fromkeys(rows, 1.0)
@@ -192,20 +211,45 @@ def _finite(values: ArrayLike, name: str) -> NDArray[np.generic]:
     return array
 
 
-def _sum_of_channels(relevance: ArrayLike, name: str, shape: str) -> NDArray[np.generic]:
+def _channels_last(array: NDArray[np.generic], name: str, channels: Channels) -> NDArray[np.generic]:
+    """Brings the channels to the end of (..., H, W, C) or (..., C, H, W)."""
+    if channels not in ("first", "last", None):
+        raise ArrayError(f"channels is 'first', 'last' or None, not {channels!r}.")
+    if channels == "first":
+        return np.moveaxis(array, -3, -1)
+    looks_first = array.shape[-3] in _NUMBERS_OF_CHANNELS and array.shape[-1] not in _NUMBERS_OF_CHANNELS
+    if channels is None and looks_first:
+        raise ArrayError(
+            f"{name} has the shape {array.shape}, which looks as if its channels were first. Pass channels='first', or "
+            "channels='last' if they are not."
+        )
+    return array
+
+
+def _sum_of_channels(relevance: ArrayLike, name: str, shape: str, channels: Channels) -> NDArray[np.generic]:
     array = _finite(relevance, name)
     dimensions = shape.count(",") + 1
     if array.ndim not in (dimensions, dimensions + 1):
         raise ArrayError(f"{name} needs the shape {shape} or {shape[:-1]}, C), but has {array.shape}.")
-    return array if array.ndim == dimensions else array.sum(axis=-1)
+    return array if array.ndim == dimensions else _channels_last(array, name, channels).sum(axis=-1)
 
 
-def _pictures(images: ArrayLike, name: str, shape: str) -> NDArray[np.generic]:
+def _pictures(images: ArrayLike, name: str, shape: str, channels: Channels) -> NDArray[np.generic]:
     array = _finite(images, name)
+    given = array.shape if shape == "(N, H, W)" else array.shape[1:]
+    if array.ndim == 4:
+        array = _channels_last(array, name, channels)
     if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[-1] not in (1, 3)):
         wanted = f"{shape}, {shape[:-1]}, 1) or {shape[:-1]}, 3)"
-        given = array.shape if shape == "(N, H, W)" else array.shape[1:]
         raise ArrayError(f"{name} needs the shape {wanted}, but has {given}.")
+    low, high = float(array.min(initial=0)), float(array.max(initial=0))
+    if array.dtype != np.uint8 and not 0 <= low <= high <= 1:
+        warnings.warn(
+            f"{name} reaches from {low:.3g} to {high:.3g}. Floating-point images are shown from 0 to 1, and what is "
+            "outside is cut off: undo a standardisation before you draw them.",
+            LRPWarning,
+            stacklevel=3,
+        )
     return array
 
 

@@ -1,6 +1,7 @@
 """Relevance maps are drawn with the right colours, labels and scales, and bad arrays are refused."""
 
 import sys
+import warnings
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lrp_jax.errors import ArrayError, MissingExtraError
+from lrp_jax.errors import ArrayError, LRPWarning, MissingExtraError
 from lrp_jax.plotting import grid, heatmap, overlay
+
+RANDOM = np.random.default_rng(0)
 
 
 @pytest.fixture
@@ -186,3 +189,39 @@ def test_grid_without_matplotlib_names_the_extra(images, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r"lrp_jax\[book\]"):
         grid(images, images, ["1", "8"])
+
+
+def test_channels_first_are_summed_where_they_are_said_and_refused_where_they_are_not():
+    maps, images = RANDOM.normal(size=(2, 3, 5, 6)), RANDOM.random((2, 3, 5, 6))
+    drawn = heatmap(maps[0], Figure().subplots(), channels="first")
+    np.testing.assert_allclose(drawn.get_array(), maps[0].sum(0))
+    figure = grid(images, {"LRP-0": maps}, ["a", "b"], channels="first")
+    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), np.moveaxis(images[0], 0, -1))
+    np.testing.assert_allclose(figure.axes[2].images[0].get_array(), maps[0].sum(0))
+    drawn = overlay(images[0], maps[0], Figure().subplots(), channels="first")
+    np.testing.assert_allclose(drawn.get_array(), maps[0].sum(0))
+    for draw in (
+        lambda: heatmap(maps[0], Figure().subplots()),
+        lambda: grid(images, maps, ["a", "b"]),
+        lambda: overlay(images[0], maps[0], Figure().subplots()),
+    ):
+        with pytest.raises(ArrayError, match=r"looks as if its channels were first\. Pass channels='first'"):
+            draw()
+    with pytest.raises(ArrayError, match="channels is 'first', 'last' or None, not 'middle'"):
+        heatmap(maps[0], Figure().subplots(), channels="middle")
+
+
+def test_maps_of_another_size_than_the_images_are_refused():
+    images = RANDOM.random((2, 4, 5))
+    with pytest.raises(ArrayError, match=r"images have \(4, 5\) pixels, but the maps 'z\+' \(7, 9\)"):
+        grid(images, {"LRP-0": images, "z+": RANDOM.random((2, 7, 9))}, ["a", "b"])
+
+
+def test_images_that_are_cut_off_are_warned_of():
+    images = RANDOM.random((2, 4, 5, 3))
+    with pytest.warns(LRPWarning, match=r"reaches from -.* to .*cut off"):
+        grid(images * 4 - 2, images, ["a", "b"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grid(images, images, ["a", "b"])
+        grid((255 * images).astype(np.uint8), images, ["a", "b"])
