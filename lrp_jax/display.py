@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrp_jax.errors import MissingExtraError, import_extra
+from lrp_jax.plotting import look_first
 
 if TYPE_CHECKING:
     from lrp_jax.attribution import Explanation
@@ -91,7 +92,9 @@ def _largest(values: NDArray[Any]) -> str:
 
 
 def _picture(values: NDArray[Any], name: str, *, signed: bool) -> str:
-    """An image of the shape (H, W) or (H, W, C) as inline PNG; nothing if it is none, or matplotlib is missing."""
+    """An image of shape (H, W), (H, W, C) or (C, H, W) as inline PNG; nothing if it is none, or without matplotlib."""
+    if values.ndim == 3 and look_first(values.shape):
+        values = np.moveaxis(values, 0, -1)
     if values.ndim not in (2, 3) or min(values.shape[:2]) < 2:
         return ""
     is_colour = values.ndim == 3 and values.shape[-1] == 3 and not signed

@@ -248,10 +248,27 @@ def _peek(source: Iterable[Any]) -> tuple[Any, Any]:
 
 
 def _read(source: Any, indices: range) -> Iterator[Any]:
-    if hasattr(source, "__getitems__"):  # reads records together, which is faster
-        yield from source.__getitems__(list(indices))
-    else:
-        yield from map(source.__getitem__, indices)
+    """The elements with some indices, read when the first is asked for.
+
+    Raises:
+        InputError: If the source has no element for each.
+    """
+    try:
+        if hasattr(source, "__getitems__"):  # reads records together, which is faster
+            elements = list(source.__getitems__(list(indices)))
+        else:
+            elements = [source[i] for i in indices]
+    except (IndexError, StopIteration) as error:
+        raise InputError(
+            f"The source says that it has {len(source)} elements, but it ends among those from {indices[0]} to "
+            f"{indices[-1]}: {error!r}. Give it the length that it has."
+        ) from error
+    if len(elements) != len(indices):
+        raise InputError(
+            f"The source returned {len(elements)} elements for the {len(indices)} from {indices[0]} to {indices[-1]}. "
+            "It must return one for each: filter it before, so that its length is that of what is left."
+        )
+    yield from elements
 
 
 def _own_batches(number: int, size: int) -> Iterator[range]:

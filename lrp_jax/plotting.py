@@ -211,14 +211,18 @@ def _finite(values: ArrayLike, name: str) -> NDArray[np.generic]:
     return array
 
 
+def look_first(shape: Sequence[int]) -> bool:
+    """Whether the channels of an array, which are its third dimension from the end or the last, seem to be first."""
+    return shape[-3] in _NUMBERS_OF_CHANNELS and shape[-1] not in _NUMBERS_OF_CHANNELS
+
+
 def _channels_last(array: NDArray[np.generic], name: str, channels: Channels) -> NDArray[np.generic]:
     """Brings the channels to the end of (..., H, W, C) or (..., C, H, W)."""
     if channels not in ("first", "last", None):
         raise ArrayError(f"channels is 'first', 'last' or None, not {channels!r}.")
     if channels == "first":
         return np.moveaxis(array, -3, -1)
-    looks_first = array.shape[-3] in _NUMBERS_OF_CHANNELS and array.shape[-1] not in _NUMBERS_OF_CHANNELS
-    if channels is None and looks_first:
+    if channels is None and look_first(array.shape):
         raise ArrayError(
             f"{name} has the shape {array.shape}, which looks as if its channels were first. Pass channels='first', or "
             "channels='last' if they are not."

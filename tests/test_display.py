@@ -98,3 +98,19 @@ def test_without_matplotlib_there_is_a_table_of_numbers(monkeypatch):
 def test_inputs_of_every_shape_are_shown(shape, dtype):
     (table,) = shown(relevance(lambda x: x.reshape(1, -1), jnp.ones(shape, dtype), 0))
     assert len(table.select("img")) == 2 * (len(shape) in (3, 4) and shape[1] > 1)
+
+
+def test_channels_first_are_shown_as_an_image():
+    image = jnp.stack([jnp.eye(5), jnp.zeros((5, 5)), jnp.zeros((5, 5))])[None]
+    (table,) = shown(relevance(lambda x: x.sum((1, 2, 3))[:, None], image, 0))
+    picture, heatmap = pictures(table)
+    np.testing.assert_array_equal(picture[..., 0], 255 * np.eye(5))
+    np.testing.assert_array_equal(heatmap[..., 0] > heatmap[..., 2] + 20, np.eye(5, dtype=bool))
+
+
+@pytest.mark.parametrize("target", [None, 0, "all"])
+def test_empty_batch_is_shown(target):
+    weight = jnp.ones((2, 3))
+    (table,) = shown(relevance(lambda x: x @ weight, jnp.zeros((0, 2)), target, rules.Zero()))
+    assert cells(table) == []
+    assert table.caption.text.startswith("Relevance of 0 samples")

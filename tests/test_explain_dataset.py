@@ -494,3 +494,40 @@ def test_training_mode_is_refused(store):
     with pytest.raises(ModelError, match="dropout is active"):
         explain_dataset(masked, IMAGES, store, 0, progress=False)
     assert not store.exists()
+
+
+class Dropping:
+    """A source that has fewer elements than it says."""
+
+    error = IndexError
+
+    def __len__(self):
+        return len(IMAGES) + 2
+
+    def __getitem__(self, index):
+        if index >= len(IMAGES):
+            raise self.error(index)
+        return IMAGES[index]
+
+
+class Stopping(Dropping):
+    error = StopIteration
+
+
+class DroppingTogether(Dropping):
+    def __getitems__(self, indices):
+        return IMAGES[indices][:-1]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (Dropping(), "it ends among those from 20 to 22"),
+        (Stopping(), "it ends among those from 20 to 22"),
+        (DroppingTogether(), "returned 0 elements for the 1 from 0 to 0"),
+    ],
+    ids=["index", "stop", "together"],
+)
+def test_source_that_drops_a_record_is_refused(store, source, message):
+    with pytest.raises(InputError, match=message):
+        explain_dataset(a_network(), source, store, 1, COMPOSITE, batch_size=4, progress=False)
