@@ -37,7 +37,8 @@ class Explanation:
         relevance: The relevance of the input, in its structure and shape, in units of the explained output; with the
             target "all" with one dimension for the classes in front. That of an integer is the
             relevance of what is looked up with it, wherever it is moved before.
-        at: The relevance of the hidden values that were asked for, by name.
+        at: The relevance of the hidden values that were asked for, by name: the samples first, whatever the order of
+            dimensions within the model.
         x: The input.
         rules: The composite by which relevance was propagated.
         growth: For every sample, the absolute relevance of the input for each unit of the explained output, or of
@@ -125,6 +126,7 @@ def relevance(
         whole = whole if function is None else explaining(whole, output, function)
         output, maps, hidden, found = explain(whole, values, masks)
         report([found], whole.read)
+        hidden = _samples_first(hidden, _sample_axes(model, x, function, composite, kind, hidden), kind)
         _report_growth(model, x, function, values, composite, kind, found.growth)
         return Explanation(output, maps, hidden, x, composite, found.growth)
     starts = range(0, number, batch_size)
@@ -140,6 +142,9 @@ def relevance(
         call = calls[shapes].replaced(calls[shapes].args[0], batch)
         parts.append(explain(call, values[start : start + batch_size] if per_sample else values, masks))
     outputs, all_maps, all_hidden, checks = zip(*parts, strict=True)
+    first = jax.tree.map(lambda leaf: _batch(leaf, 0, batch_size), x)
+    axes = _sample_axes(model, first, function, composite, kind, all_hidden[0])
+    all_hidden = tuple(_samples_first(hidden, axes, kind) for hidden in all_hidden)
     report(checks, trace_model(model, x, function)[0].read)
     axis = 1 if kind == "all" else 0
     join = functools.partial(jax.tree.map, lambda *parts: jnp.concatenate(parts, axis))
@@ -148,6 +153,40 @@ def relevance(
     growth = None if grown[0] is None else jnp.concatenate(grown, axis=-1)
     _report_growth(model, x, function, values, composite, kind, growth)
     return Explanation(output, join(*all_maps), join(*all_hidden), x, composite, growth)
+
+
+def _samples_first(hidden: dict[str, jax.Array], axes: Mapping[str, int], kind: str) -> dict[str, jax.Array]:
+    """Brings the samples of hidden values to the front, behind the classes if all are explained."""
+    start = 1 if kind == "all" else 0
+    return {name: jnp.moveaxis(array, axes.get(name, 0) + start, start) for name, array in hidden.items()}
+
+
+def _sample_axes(
+    model: Callable[[Any], Any],
+    x: Any,
+    function: Callable[[Any], Any] | None,
+    composite: Composite,
+    kind: str,
+    hidden: Mapping[str, jax.Array],
+) -> dict[str, int]:
+    """The dimensions of hidden values that are those of the samples: they grow by another sample."""
+    number = number_of_samples(x)
+    shapes = {name: array.shape[1:] if kind == "all" else array.shape for name, array in hidden.items()}
+    if all(shape[:1] == (number,) and shape.count(number) == 1 for shape in shapes.values()):
+        return {}
+    more = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((number + 1, *leaf.shape[1:]), leaf.dtype), x)
+    try:
+        plan = make_plan(trace_model(model, more, function)[0].read().graph, composite)
+        readings = _readings(plan, tuple(shapes))
+    except Exception:  # whatever a model says that is made for this number of samples
+        return {}
+    axes = {}
+    for (name, shape), reading in zip(shapes.items(), readings, strict=True):
+        grown = plan.graph.shapes[reading.probe.value].shape
+        differ = [i for i, sizes in enumerate(zip(shape, grown, strict=False)) if sizes[0] != sizes[1]]
+        if len(shape) == len(grown) and len(differ) == 1:
+            axes[name] = differ[0]
+    return axes
 
 
 def _report_growth(

@@ -317,3 +317,31 @@ def test_ledger_of_a_treatment_that_returns_nonsense_does_not_close():
     (row,) = (row for row in book.rows if row.kind == "tanh")
     assert row.growth > 9
     assert abs(book.unaccounted) < 1e-4 * abs(row.handed_on)
+
+
+HIDDEN_WEIGHTS = np.random.default_rng(5).normal(size=(5, 4)), np.random.default_rng(6).normal(size=(4, 2))
+
+
+def of_one_sample(x):
+    low, high = map(jnp.asarray, HIDDEN_WEIGHTS)
+    return high.T @ checkpoint_name(jax.nn.relu(low.T @ x), "hidden")
+
+
+@pytest.mark.parametrize("number", [3, 4])  # as many as there are features, too
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_hidden_values_under_vmap_have_the_samples_first(float64, number, batch_size):
+    x = np.random.default_rng(7).normal(size=(number, 5))
+    expected = np.maximum(x @ HIDDEN_WEIGHTS[0], 0)[..., None] * HIDDEN_WEIGHTS[1]
+    options = {"at": ["hidden"], "batch_size": batch_size, "progress": False}
+    one = relevance(jax.vmap(of_one_sample), jnp.asarray(x), 1, rules.Zero(), **options)
+    np.testing.assert_allclose(one.at["hidden"], expected[..., 1], rtol=1e-9, atol=1e-12)
+    every = relevance(jax.vmap(of_one_sample), jnp.asarray(x), "all", rules.Zero(), **options)
+    np.testing.assert_allclose(every.at["hidden"], np.moveaxis(expected, -1, 0), rtol=1e-9, atol=1e-12)
+    within = jax.jit(lambda x: relevance(jax.vmap(of_one_sample), x, 1, rules.Zero(), at=["hidden"]).at["hidden"])
+    np.testing.assert_allclose(within(x), expected[..., 1], rtol=1e-9, atol=1e-12)
+
+
+def test_hidden_values_of_a_model_for_one_number_of_samples_stay_as_they_are(float64):
+    model = lambda x: jax.vmap(of_one_sample)(x.reshape(4, 5))
+    found = relevance(model, jnp.ones((4, 5)), 1, rules.Zero(), at=["hidden"]).at["hidden"]
+    assert found.shape == (4, 4)
