@@ -4,7 +4,7 @@ It knows the operations of the book's networks and of their relevance. What it c
 package jax2onnx knows far more operations, but version 0.17 needs an older orbax-checkpoint than the book.)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,7 @@ def to_onnx(function: Callable[..., dict[str, jax.Array]], **inputs: jax.Array) 
     for name, result in zip(sorted(outputs), results, strict=True):
         result = graph.cast(result, outputs[name].dtype) if outputs[name].dtype in _SMALL else result
         graph.nodes.append(helper.make_node("Identity", [result], [name]))
+    graph = _needed(graph, outputs)
     onnx_graph = helper.make_graph(
         graph.nodes,
         "program",
@@ -88,6 +89,16 @@ def to_onnx(function: Callable[..., dict[str, jax.Array]], **inputs: jax.Array) 
     model = helper.make_model(onnx_graph, opset_imports=[opset], ir_version=FORMAT, producer_name="lrp_jax")
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _needed(graph: Graph, outputs: Iterable[str]) -> Graph:
+    """The graph without what its outputs do not need: runtimes warn of constants that nothing reads."""
+    wanted, nodes = set(outputs), []
+    for node in reversed(graph.nodes):
+        if not wanted.isdisjoint(node.output):
+            wanted.update(node.input)
+            nodes.append(node)
+    return Graph(nodes[::-1], [constant for constant in graph.constants if constant.name in wanted])
 
 
 def _inner(dtype: Any) -> np.dtype:

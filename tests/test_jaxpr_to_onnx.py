@@ -31,6 +31,8 @@ def normal(*shape):
 def assert_agrees(model, function, **inputs):
     feeds = {name: np.asarray(value) for name, value in inputs.items()}
     expected = function(**inputs)
+    read = {name for node in model.graph.node for name in node.input}
+    assert read.issuperset(constant.name for constant in model.graph.initializer)  # runtimes warn of others
     evaluated = ReferenceEvaluator(model).run(sorted(expected), feeds)
     for name, values in zip(sorted(expected), evaluated, strict=True):
         np.testing.assert_allclose(values, expected[name], atol=1e-5 * float(jnp.abs(expected[name]).max()), rtol=0)
