@@ -74,8 +74,8 @@ coverage: $(VENV)/installed-book,dev  ## Measure which lines and branches of lrp
 	@$(BIN)/pytest --numprocesses auto --dist loadfile --cov --cov-report=term-missing --cov-report=json:_build/coverage.json
 	@$(BIN)/python tests/adequacy/results.py coverage
 
-mutation: $(VENV)/installed-book,dev  ## Change rules and operations in small ways, and see which tests notice
-	@$(CACHED) $(BIN)/mutmut run $(MUTANTS)
+mutation: $(VENV)/installed-book,dev  ## Change the code in small ways, and see which tests notice
+	@$(CACHED) $(BIN)/mutmut run
 	@$(BIN)/python tests/adequacy/results.py mutation
 
 constraints: $(VENV)/installed-book,dev  ## Pin what pyproject.toml asks for; UPGRADE=--upgrade takes the newest

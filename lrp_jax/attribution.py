@@ -121,12 +121,13 @@ def relevance(
     whole, output = trace_model(model, x)
     kind, values = read_target(target, output, number)
     function = target if callable(target) else None
+    axis = 1 if kind == "all" else 0  # of the samples
     explain = functools.partial(explain_call, composite, request, kind)
     if batch_size is None or batch_size >= number:
         whole = whole if function is None else explaining(whole, output, function)
         output, maps, hidden, found = explain(whole, values, masks)
         report([found], whole.read)
-        hidden = _samples_first(hidden, _sample_axes(model, x, function, composite, kind, hidden), kind)
+        (hidden,) = _samples_first(model, x, number, function, composite, [hidden], axis)
         _report_growth(model, x, function, values, composite, kind, found.growth)
         return Explanation(output, maps, hidden, x, composite, found.growth)
     starts = range(0, number, batch_size)
@@ -141,12 +142,9 @@ def relevance(
             calls[shapes] = trace_model(model, batch, function)[0]
         call = calls[shapes].replaced(calls[shapes].args[0], batch)
         parts.append(explain(call, values[start : start + batch_size] if per_sample else values, masks))
-    outputs, all_maps, all_hidden, checks = zip(*parts, strict=True)
-    first = jax.tree.map(lambda leaf: _batch(leaf, 0, batch_size), x)
-    axes = _sample_axes(model, first, function, composite, kind, all_hidden[0])
-    all_hidden = tuple(_samples_first(hidden, axes, kind) for hidden in all_hidden)
+    outputs, all_maps, parts_of_hidden, checks = zip(*parts, strict=True)
+    all_hidden = _samples_first(model, x, batch_size, function, composite, parts_of_hidden, axis)
     report(checks, trace_model(model, x, function)[0].read)
-    axis = 1 if kind == "all" else 0
     join = functools.partial(jax.tree.map, lambda *parts: jnp.concatenate(parts, axis))
     output = jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
     grown = [part.growth for part in checks]
@@ -155,38 +153,35 @@ def relevance(
     return Explanation(output, join(*all_maps), join(*all_hidden), x, composite, growth)
 
 
-def _samples_first(hidden: dict[str, jax.Array], axes: Mapping[str, int], kind: str) -> dict[str, jax.Array]:
-    """Brings the samples of hidden values to the front, behind the classes if all are explained."""
-    start = 1 if kind == "all" else 0
-    return {name: jnp.moveaxis(array, axes.get(name, 0) + start, start) for name, array in hidden.items()}
-
-
-def _sample_axes(
+def _samples_first(
     model: Callable[[Any], Any],
     x: Any,
+    number: int,
     function: Callable[[Any], Any] | None,
     composite: Composite,
-    kind: str,
-    hidden: Mapping[str, jax.Array],
-) -> dict[str, int]:
-    """The dimensions of hidden values that are those of the samples: they grow by another sample."""
-    number = number_of_samples(x)
-    shapes = {name: array.shape[1:] if kind == "all" else array.shape for name, array in hidden.items()}
+    parts: Sequence[dict[str, jax.Array]],
+    axis: int,
+) -> list[dict[str, jax.Array]]:
+    """Brings the samples of hidden values to the front, behind the classes if all are explained (`axis` is 1 then).
+
+    Their dimension is the one that grows by another sample. The first part has as many samples as `number` says.
+    """
+    shapes = {name: array.shape[axis:] for name, array in parts[0].items()}
     if all(shape[:1] == (number,) and shape.count(number) == 1 for shape in shapes.values()):
-        return {}
+        return list(parts)
     more = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((number + 1, *leaf.shape[1:]), leaf.dtype), x)
     try:
         plan = make_plan(trace_model(model, more, function)[0].read().graph, composite)
         readings = _readings(plan, tuple(shapes))
     except Exception:  # whatever a model says that is made for this number of samples
-        return {}
-    axes = {}
+        return list(parts)
+    places = dict.fromkeys(shapes, 0)
     for (name, shape), reading in zip(shapes.items(), readings, strict=True):
         grown = plan.graph.shapes[reading.probe.value].shape
         differ = [i for i, sizes in enumerate(zip(shape, grown, strict=False)) if sizes[0] != sizes[1]]
         if len(shape) == len(grown) and len(differ) == 1:
-            axes[name] = differ[0]
-    return axes
+            places[name] = differ[0]
+    return [{name: jnp.moveaxis(array, places[name] + axis, axis) for name, array in part.items()} for part in parts]
 
 
 def _report_growth(

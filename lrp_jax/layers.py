@@ -343,9 +343,10 @@ def linear_operations_without_parameter(graph: Graph) -> list[Operation]:
     ]
 
 
-def is_marked_as_none(graph: Graph, operation: Operation) -> bool:
-    """Whether a mark says that a linear operation, also one within a scan or a branch, is no layer."""
-    return any(_overruled(inner).get(id(operation)) is Mark.NO_LAYER for inner, _ in graph.all_operations())
+def marked_as_none(graph: Graph) -> frozenset[int]:
+    """The ids of the linear operations, also those within a scan or a branch, of which a mark says: no layer."""
+    overruled = (place for inner in graph.all_graphs() for place in _overruled(inner).items())
+    return frozenset(place for place, mark in overruled if mark is Mark.NO_LAYER)
 
 
 def _overruled(graph: Graph) -> dict[int, Mark]:

@@ -21,8 +21,8 @@ from lrp_jax.layers import (
     Tail,
     find_layers,
     find_tails,
-    is_marked_as_none,
     linear_operations_without_parameter,
+    marked_as_none,
     product,
 )
 from lrp_jax.operations import Arrays, Call, Treatment
@@ -159,11 +159,8 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
 
 def _check_for_layers(graph: Graph, composite: Composite) -> None:
     derived = {place for inner in graph.all_graphs() for place in find_softmaxes(inner).derived}
-    others = [
-        operation
-        for operation in linear_operations_without_parameter(graph)
-        if id(operation) not in derived and not is_marked_as_none(graph, operation)
-    ]
+    known = derived | marked_as_none(graph)
+    others = [operation for operation in linear_operations_without_parameter(graph) if id(operation) not in known]
     is_needed = any(not isinstance(rule, Zero | Epsilon | Norm | Gradient) for _, rule in composite.rules)
     if others and is_needed:  # those that split in proportion say what happens there anyway
         (first, *_) = others
@@ -345,6 +342,10 @@ class _Cutter:
         treated = frozenset(self.composite.treatments)
         return Functions(self.graph, frozenset(self.softmaxes.derived), layered, ends, treated)
 
+    @functools.cached_property
+    def marked_as_none(self) -> frozenset[int]:
+        return marked_as_none(self.graph)
+
     def cut(self) -> list[Piece]:
         """The pieces that the outputs and the operations with a side effect need, in the order in which they run."""
         graph = self.graph
@@ -472,7 +473,7 @@ class _Cutter:
         ):
             if operation.is_of_target:
                 treatment = operations.of_target
-            elif is_marked_as_none(graph, operation):
+            elif id(operation) in self.marked_as_none:
                 treatment = operations.marked_as_none
             else:
                 treatment = operations.without_parameter

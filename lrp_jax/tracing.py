@@ -106,10 +106,10 @@ class Call:
         """Reads the call.
 
         Raises:
-            InputError: If integers are explained whose size matters, or that cannot be followed to an embedding.
+            InputError: If integers are explained whose size matters, or that cannot be followed to an embedding, or if
+                the function of its value has no value that depends on it differentiably.
             ModelError: If the function is in training mode, or has an output that does not depend on the explained
                 arguments differentiably.
-            InputError: If the function of its value has no value that depends on it differentiably.
         """
         text = self.text
         known = {id(array): Held(array, "", is_parameter=False) for array in self.held_by_target}
@@ -360,11 +360,10 @@ def _check_target(graph: Graph, values: int) -> None:
         return
     if not explained:
         raise InputError("The target is a function that returns nothing: is its return missing?")
-    ends = [graph.producer[value] for value in explained if value in graph.producer]
-    where = f" Its last operation is {ends[0].name!r} at {ends[0].location}." if ends else ""
     raise InputError(
-        f"What the target returns does not depend on the output in a differentiable way: nothing is to explain.{where} "
-        "Return what comes before an argmax, a comparison or a stop_gradient, such as a logit."
+        "What the target returns does not depend on the output in a differentiable way: nothing is to explain."
+        f"{_last_operation(graph, explained)} Return what comes before an argmax, a "
+        "comparison or a stop_gradient, such as a logit."
     )
 
 
@@ -378,12 +377,17 @@ def _check_outputs(graph: Graph) -> None:
             f"their size{f' as a number, at {place}' if place else ''}: nothing is to explain. Explain numbers, for "
             "example with x.astype('float32')."
         )
-    ends = [graph.producer[value] for value in graph.outputs if value in graph.producer]
-    where = f" Its last operation is {ends[0].name!r} at {ends[0].location}." if ends else ""
     raise ModelError(
-        f"The model's output does not depend on x in a differentiable way: nothing is to explain.{where} Explain what "
-        "comes before an argmax, a comparison or a stop_gradient, such as the logits."
+        "The model's output does not depend on x in a differentiable way: nothing is to explain."
+        f"{_last_operation(graph, graph.outputs)} Explain what comes before an "
+        "argmax, a comparison or a stop_gradient, such as the logits."
     )
+
+
+def _last_operation(graph: Graph, values: Sequence[int]) -> str:
+    """The operation that values come from, as a sentence; empty if there is none."""
+    ends = [graph.producer[value] for value in values if value in graph.producer]
+    return f" Its last operation is {ends[0].name!r} at {ends[0].location}." if ends else ""
 
 
 def _status(leaf: Any, live: bool) -> Status:

@@ -3,18 +3,15 @@
 import collections
 import contextlib
 import gc
-import os
 import runpy
 import shutil
 from pathlib import Path
 
 import jax
 import pytest
+from nightly import NIGHTLY
 
 collect_ignore_glob = ["benchmarks/*", "adequacy/*"]  # programs, not tests
-
-
-NIGHTLY = "FUZZ_PROGRAMS" in os.environ
 
 
 @pytest.hookimpl(trylast=True)

@@ -11,7 +11,6 @@ the definition: c is the cotangent of a value in ratio form, relevance over valu
 
 import functools
 import math
-import os
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +22,14 @@ from flax import nnx
 from jax import lax, nn
 from jax.ad_checkpoint import checkpoint_name
 from jax.lax import stop_gradient as held
+from nightly import NIGHTLY
 
 from lrp_jax import composites, ledger, lrp, relevance, rules
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 # All ways every night (make nightly).
-WAYS = ("plain", "three samples, compiled")[0 if "FUZZ_PROGRAMS" in os.environ else 1 :]
+WAYS = ("plain", "three samples, compiled")[0 if NIGHTLY else 1 :]
 
 
 def received(fun, x, rule=None, way="plain"):

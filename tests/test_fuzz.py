@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import os
 
 import jax
 import jax.numpy as jnp
@@ -13,21 +12,21 @@ import pytest
 from compiling import quick_jit
 from hypothesis import HealthCheck, assume, given, settings
 from loop import relevance_of_input
+from nightly import NIGHTLY, drawn
 from programs import programs
 
 from lrp_jax import lrp, operations, rules
 from lrp_jax.composites import Composite, any_layer, with_treatment
 
-NUMBER = int(os.environ.get("FUZZ_PROGRAMS", "60"))
+NUMBER = drawn(by_day=60)
 
 
 def drawn(share):
     """Settings for a share of the programs."""
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
-    is_default = "FUZZ_PROGRAMS" not in os.environ
     return settings(
         max_examples=round(share * NUMBER),
-        derandomize=is_default,
+        derandomize=not NIGHTLY,
         deadline=None,
         database=None,
         print_blob=True,

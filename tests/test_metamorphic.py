@@ -6,7 +6,6 @@ in every way; without it sixty are drawn, always the same, each in one way.
 
 import functools
 import json
-import os
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +14,16 @@ import pytest
 import variants
 from apart import run_apart
 from compiling import quick_jit
+from nightly import NIGHTLY, drawn
 from variants import TOKENS, WIDTH, WRAPS, Writing, is_only_relu, network, parameters_of, written
 
 from lrp_jax import composites, lrp, relevance, rules
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-EVERY = "FUZZ_PROGRAMS" in os.environ
-NUMBER = int(os.environ.get("FUZZ_PROGRAMS", "60"))
+NUMBER = drawn(by_day=60)
 # Another seed each night; in the default run always the same.
-START = np.random.default_rng().integers(2**31) if EVERY else 0
+START = np.random.default_rng().integers(2**31) if NIGHTLY else 0
 RULES = {
     "zero": rules.Zero(),
     "epsilon": rules.Epsilon(1e-12),
@@ -219,7 +218,7 @@ VARIANTS = {
 }
 # Spellings have most to go wrong.
 DRAWN = ["spelled otherwise"] * 6 + ["arrays for numbers"] * 3 + list(VARIANTS)
-BATCHES = 60 if not EVERY else 1 + NUMBER // 10
+BATCHES = 60 if not NIGHTLY else 1 + NUMBER // 10
 
 
 def numbers_of(batch):
@@ -231,7 +230,7 @@ def test_same_network_has_the_same_map(batch):
     for seed in numbers_of(batch):
         blocks = network(seed)
         rule = rule_for(blocks, seed)
-        chosen = VARIANTS if EVERY else [DRAWN[seed % len(DRAWN)]]
+        chosen = VARIANTS if NIGHTLY else [DRAWN[seed % len(DRAWN)]]
         for name in chosen:
             found, expected = VARIANTS[name](blocks, rule, seed)
             assert np.isfinite(found).all(), f"seed {seed}, {name}, {rule}"
@@ -264,7 +263,7 @@ def maps_as_text(seeds):
 
 
 def test_compiled_without_optimisations():
-    seeds = list(range(START, START + (100 if EVERY else 4)))
+    seeds = list(range(START, START + (100 if NIGHTLY else 4)))
     call = f"import test_metamorphic; print(test_metamorphic.maps_as_text({seeds}))"
     maps = json.loads(run_apart(call, "--xla_backend_optimization_level=0"))
     for seed, found in zip(seeds, maps, strict=True):
