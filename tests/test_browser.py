@@ -64,7 +64,7 @@ SEEN = """() => {
 
 @contextlib.contextmanager
 def opened(browser, file, mode="light", width=1280):
-    """A page whose formulas are typeset, and what it complained about and asked for."""
+    """A page whose formulas and icons are drawn, and what it complained about and asked for."""
     viewport = {"width": width, "height": HEIGHTS[width]}
     with contextlib.closing(browser.new_context(viewport=viewport, color_scheme=mode, offline=True)) as context:
         page = context.new_page()
@@ -77,6 +77,7 @@ def opened(browser, file, mode="light", width=1280):
         assert path.exists(), f"{path} is missing: run make book first"
         page.goto(path.as_uri())
         page.evaluate("window.MathJax?.startup.promise")
+        page.wait_for_function("document.documentElement.classList.contains('fontawesome-i2svg-complete')")
         yield page, complaints, requests
 
 
