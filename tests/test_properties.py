@@ -1,6 +1,5 @@
 """What must hold for every network, every rule and every input, whatever the numbers are."""
 
-import functools
 import itertools
 import json
 
@@ -78,19 +77,30 @@ def weights(*widths):
 
 
 def maps(fun, rule, x, seed=None):
-    @quick_jit
-    def explain(x):
-        output, transpose = jax.vjp(lrp(fun, rule), x)
-        return transpose(jnp.ones_like(output) if seed is None else seed)[0]
-
-    return explain(x)
+    return quick_jit(lambda x: pulled_back(fun, rule, x, seed))(x)
 
 
-def assert_close(actual, expected, tolerance=1e-9):
-    assert actual.shape == expected.shape
+def pulled_back(fun, rule, x, seed=None):
+    output, transpose = jax.vjp(lrp(fun, rule), x)
+    return transpose(jnp.ones_like(output) if seed is None else seed)[0]
+
+
+def maps_of_all(fun, x):
+    """The map of every rule, by one program: most of the time of a test is that of compiling."""
+    return quick_jit(lambda x: {name: pulled_back(fun, rule, x) for name, rule in RULES.items()})(x)
+
+
+def assert_close(actual, expected, tolerance=1e-9, rule=""):
+    assert actual.shape == expected.shape, rule
     scale = np.abs(expected).max(initial=0)
-    assert scale > 0
-    assert np.abs(actual - expected).max() <= tolerance * scale
+    assert scale > 0, rule
+    assert np.abs(actual - expected).max() <= tolerance * scale, rule
+
+
+def assert_all_close(actual, expected):
+    assert set(actual) == set(expected)
+    for rule in expected:
+        assert_close(actual[rule], expected[rule], rule=rule)
 
 
 def few(number):
@@ -156,35 +166,31 @@ def test_ledger_closes_for_random_programs(float64, program):
 # The input and its order
 
 
-@pytest.mark.sampled(3)
-@rule_of
-def test_permuted_pixels_have_a_permuted_map(float64, rule):
+def test_permuted_pixels_have_a_permuted_map(float64):
     order = np.random.default_rng(0).permutation(6)
     first_weight, *others = weights(6, 5, 4, 3)
     x = jax.random.normal(jax.random.key(1), (3, 6))
-    permuted = maps(lambda x: rectified(x, [first_weight[order], *others]), rule, x[:, order])
-    assert_close(permuted, maps(lambda x: rectified(x, [first_weight, *others]), rule, x)[:, order])
+    permuted = maps_of_all(lambda x: rectified(x, [first_weight[order], *others]), x[:, order])
+    expected = maps_of_all(lambda x: rectified(x, [first_weight, *others]), x)
+    assert_all_close(permuted, {rule: array[:, order] for rule, array in expected.items()})
 
 
-@rule_of
-def test_network_that_permutes_its_pixels_permutes_the_map(float64, rule):
+def test_network_that_permutes_its_pixels_permutes_the_map(float64):
     network, x = Network(), images(2)
     order = np.random.default_rng(0).permutation(6)
     back = np.argsort(order)
-    permuted = maps(lambda x: network(x[:, order]), rule, x[:, back])
-    assert_close(permuted, maps(network, rule, x)[:, back])
+    permuted = maps_of_all(lambda x: network(x[:, order]), x[:, back])
+    assert_all_close(permuted, {rule: array[:, back] for rule, array in maps_of_all(network, x).items()})
 
 
-@pytest.mark.sampled(4)
-@rule_of
-def test_samples_do_not_see_their_batch(float64, rule):
+def test_samples_do_not_see_their_batch(float64):
     network, x = Network(), images(4)
-    expected = maps(network, rule, x)
+    expected = maps_of_all(network, x)
     order = np.array([2, 0, 3, 1])
-    assert_close(maps(network, rule, x[order]), expected[order])
+    assert_all_close(maps_of_all(network, x[order]), {rule: array[order] for rule, array in expected.items()})
     padded = jnp.concatenate([x, jnp.zeros_like(x[:2]), 1e3 * x[:1]])
-    assert_close(maps(network, rule, padded)[:4], expected)
-    assert_close(maps(network, rule, x[1:2]), expected[1:2])
+    assert_all_close({rule: array[:4] for rule, array in maps_of_all(network, padded).items()}, expected)
+    assert_all_close(maps_of_all(network, x[1:2]), {rule: array[1:2] for rule, array in expected.items()})
 
 
 # Homogeneity
@@ -202,31 +208,39 @@ STEPS_WITHOUT_UNITS = {
 }
 
 
-@pytest.mark.parametrize("rule", STEPS_WITHOUT_UNITS.values(), ids=STEPS_WITHOUT_UNITS)
-def test_without_biases_relevance_scales_with_the_input(float64, rule):
+def test_without_biases_relevance_scales_with_the_input(float64):
     parameters, x = weights(6, 5, 4, 3), jax.random.normal(jax.random.key(1), (3, 6))
-    explain = functools.partial(maps, lambda x: rectified(x, parameters), rule)
-    assert explain(x).any()
-    np.testing.assert_array_equal(explain(4 * x), 4 * explain(x))  # a power of two changes no digit
-    assert_close(explain(0.3 * x), 0.3 * explain(x))
+    steps = STEPS_WITHOUT_UNITS.items()
+    explain = quick_jit(
+        lambda x: {name: pulled_back(lambda x: rectified(x, parameters), rule, x) for name, rule in steps}
+    )
+    expected, larger, smaller = explain(x), explain(4 * x), explain(0.3 * x)
+    for name, found in expected.items():
+        np.testing.assert_array_equal(larger[name], 4 * found, name)  # a power of two changes no digit
+        assert_close(smaller[name], 0.3 * found, rule=name)
 
 
 # Transformations
 
 
-@pytest.mark.sampled(4)
-@rule_of
-def test_transformations_agree(float64, rule):
+def of_all_rules(explain):
+    """Explains with every rule, in one function."""
+    return lambda x: {name: explain(rule, x) for name, rule in RULES.items()}
+
+
+def test_transformations_agree(float64):
     network, x = Network(), images(4)
-    one = lambda image: lrp(network, rule)(image[None])[0, 1]
-    expected = jax.grad(lambda x: lrp(network, rule)(x)[:, 1].sum())(x)  # not compiled
+    image_of = lambda rule: lambda image: lrp(network, rule)(image[None])[0, 1]
+    explain = of_all_rules(lambda rule, x: jax.grad(lambda x: lrp(network, rule)(x)[:, 1].sum())(x))
+    expected = explain(x)  # not compiled
+    under_checkpoint = lambda rule: lambda x: lrp(jax.checkpoint(network.__call__), rule)(x)[:, 1].sum()
     for variant in (
-        jax.grad(lambda x: lrp(network, rule)(x)[:, 1].sum()),
-        jax.vmap(jax.grad(one)),
-        jax.vmap(jax.grad(jax.checkpoint(one))),
-        jax.grad(lambda x: lrp(jax.checkpoint(network.__call__), rule)(x)[:, 1].sum()),
+        explain,
+        of_all_rules(lambda rule, x: jax.vmap(jax.grad(image_of(rule)))(x)),
+        of_all_rules(lambda rule, x: jax.vmap(jax.grad(jax.checkpoint(image_of(rule))))(x)),
+        of_all_rules(lambda rule, x: jax.grad(under_checkpoint(rule))(x)),
     ):
-        assert_close(quick_jit(variant)(x), expected)
+        assert_all_close(quick_jit(variant)(x), expected)
 
 
 def on_two_devices():
@@ -236,21 +250,20 @@ def on_two_devices():
     network, x = Network(), images(4)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), "samples")  # an axis of type Auto
     samples = jax.sharding.PartitionSpec("samples")
-    differences = {}
-    for name, rule in RULES.items():
-        explain = jax.grad(lambda x, rule=rule: lrp(network, rule)(x)[:, 1].sum())
-        on_devices = jax.shard_map(explain, mesh=mesh, in_specs=samples, out_specs=samples)
-        shared = quick_jit(on_devices)(x)
-        assert len({shard.device for shard in shared.addressable_shards}) == 2
-        expected = quick_jit(explain)(x)
-        differences[name] = float(abs(np.asarray(shared) - np.asarray(expected)).max() / abs(expected).max())
+    explain = of_all_rules(lambda rule, x: jax.grad(lambda x: lrp(network, rule)(x)[:, 1].sum())(x))
+    shared = quick_jit(jax.shard_map(explain, mesh=mesh, in_specs=samples, out_specs=samples))(x)
+    assert all(len({shard.device for shard in found.addressable_shards}) == 2 for found in shared.values())
+    differences = {
+        name: float(abs(np.asarray(shared[name]) - np.asarray(expected)).max() / abs(expected).max())
+        for name, expected in quick_jit(explain)(x).items()
+    }
     print(json.dumps(differences))
 
 
 def test_shard_map_agrees():
     call = "import test_properties; test_properties.on_two_devices()"
     differences = json.loads(run_apart(call, "--xla_force_host_platform_device_count=2"))
-    assert list(differences) == list(RULES)
+    assert set(differences) == set(RULES)
     assert max(differences.values()) < 1e-9
 
 
@@ -293,9 +306,12 @@ def test_large_half_precision_values():
 @pytest.mark.parametrize("number", [0, 1])
 def test_empty_batch_and_single_sample(number):
     network, x = Network(jnp.float32), images(number)
-    targets = (None, 1, "all", jnp.ones((number, 3)))
-    for rule, target in [*((rule, 1) for rule in RULES.values()), *((rules.Zero(), target) for target in targets)]:
-        found = relevance(network, x, target, rule).relevance
+    explain = of_all_rules(lambda rule, x: relevance(network, x, 1, rule).relevance)
+    for name, found in quick_jit(explain)(x).items():
+        assert found.shape == x.shape, name
+        assert jnp.isfinite(found).all(), name
+    for target in (None, 1, "all", jnp.ones((number, 3))):
+        found = relevance(network, x, target, rules.Zero()).relevance
         assert found.shape == ((3,) if isinstance(target, str) else ()) + x.shape
         assert jnp.isfinite(found).all()
     assert relevance(network, x, 1, rules.Zero(), batch_size=2).relevance.shape == x.shape
