@@ -76,4 +76,4 @@ class ModelError(LRPError, ValueError):
 
 
 class LRPWarning(UserWarning):
-    """An explanation was computed, but something about it is suspicious, such as inputs outside the bounds of z-box."""
+    """Something was computed, but is suspicious or could not be kept, such as inputs outside the bounds of z-box."""
