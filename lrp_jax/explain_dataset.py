@@ -42,7 +42,7 @@ _NO_DAMAGE = (  # what TensorStore says of a chunk that it cannot reach; of a ba
     *("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED"),
     *("RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED", "INTERNAL"),
 )
-_READ_AGAIN = 100  # samples
+_READ_AGAIN = 100  # samples of a source that may be slow
 
 
 def explain_dataset(
@@ -228,8 +228,10 @@ def explain_dataset(
                 finish(*running)
         finally:
             group.finish()
-    if number is None and _is_per_sample(target) and jax.process_count() == 1 and seen != len(target):  # type: ignore[arg-type]  # has a length
-        raise InputError(f"The source has {seen} elements, but there are {len(target)} targets.")  # type: ignore[arg-type]
+    if number is None and _is_per_sample(target) and jax.process_count() == 1:
+        expected = len(target)  # type: ignore[arg-type]  # has a length
+        if seen != expected:
+            raise InputError(f"The source has {seen} elements, but there are {expected} targets.")
     report_batches(dict(sorted(found.items(), key=lambda item: item[0].start)))
     return _public_arrays(store)
 
@@ -270,7 +272,7 @@ def open_explanations(store: str | os.PathLike[str]) -> dict[str, Any]:
     """
     with _as_store_errors(store, "cannot be read"):
         kvstore = _open_kvstore(store)
-        _, damaged = _verify(kvstore, [*_names(kvstore, store), _DIGEST, _CHECKS], None)
+        _, damaged = _verify(kvstore, [*_noted(kvstore, store)["arrays"], _DIGEST, _CHECKS], None)
     if damaged:
         raise StoreError(
             f"The store {os.fspath(store)!r} is damaged: {_in_words(damaged)}. Look at the disk, and call "
@@ -537,10 +539,8 @@ class _Group:
                 )
                 found = array.shape[self._grows :], array.dtype.numpy_dtype
                 if found != (size[self._grows :], np.dtype(shape.dtype)):
-                    raise StoreError(
-                        f"The metadata of {name!r} in the store {os.fspath(store)!r} are damaged: it is {found[1]} of "
-                        f"shape {array.shape}, expected {shape.dtype} of shape {size}. Delete the store to start anew."
-                    )
+                    reason = f"it is {found[1]} of shape {array.shape}, expected {shape.dtype} of shape {size}"
+                    raise StoreError(_metadata_damaged(store, name, reason))
             self._done, damaged = _verify(kvstore, self._arrays, jax.process_index())
             for indices in damaged:
                 for name in sorted(self._arrays, key=lambda name: name != _DONE):  # first it is no longer done
@@ -639,18 +639,30 @@ def _attributes(kvstore: Any, store: str | os.PathLike[str]) -> dict[str, Any] |
         ) from error
 
 
-def _names(kvstore: Any, store: str | os.PathLike[str]) -> list[str]:
-    """The names of the arrays that are there for users."""
+def _noted(kvstore: Any, store: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the group notes of its run, the names of the arrays for users among it."""
     there = _attributes(kvstore, store)
     if there is None:
         raise StoreError(f"There are no explanations in {os.fspath(store)!r}: explain_dataset has not written there.")
-    return there["arrays"]
+    return there
 
 
 def _public_arrays(store: str | os.PathLike[str]) -> dict[str, Any]:
     with _as_store_errors(store, "cannot be read"):
         kvstore = _open_kvstore(store)
-        return {name: _open_array(kvstore, name) for name in _names(kvstore, store)}
+        noted = _noted(kvstore, store)
+        arrays = {name: _open_array(kvstore, name) for name in noted["arrays"]}
+    for name, array in arrays.items():
+        if noted["run"].get("samples") not in ("unknown", str(array.shape[0])):
+            raise StoreError(_metadata_damaged(store, name, f"it has {array.shape[0]} samples"))
+    return arrays
+
+
+def _metadata_damaged(store: str | os.PathLike[str], name: str, reason: str) -> str:
+    return (
+        f"The metadata of {name!r} in the store {os.fspath(store)!r} are damaged: {reason}. Delete the store to start "
+        "anew."
+    )
 
 
 def _claim(kvstore: Any, store: str | os.PathLike[str], fingerprint: dict[str, str], arrays: Sequence[str]) -> None:

@@ -4,7 +4,6 @@ import io
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -226,7 +225,6 @@ def test_copy_that_others_prepared_gets_its_sums(few_images, tmp_path):
     assert len([*tmp_path.rglob("*.npz")]) == len([*tmp_path.rglob("*.sha256")]) == 2
 
 
-@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
 @pytest.mark.parametrize(
     "damage",
     [
@@ -236,16 +234,12 @@ def test_copy_that_others_prepared_gets_its_sums(few_images, tmp_path):
     ],
     ids=["lost", "truncated", "not UTF-8"],
 )
-def test_damaged_description_is_reported(few_images, tmp_path, name, damage):
-    first = mnist(data_dir=tmp_path)
-    (description,) = tmp_path.rglob(name)
+def test_damaged_description_is_reported(few_images, tmp_path, damage):
+    mnist(data_dir=tmp_path)
+    (description,) = tmp_path.rglob("dataset_info.json")
     damage(description)
-    try:
-        second = mnist(data_dir=tmp_path)
-    except DatasetError as error:
-        assert re.search("cannot be read .* Delete that directory", str(error), re.DOTALL)  # noqa: PT017
-    else:  # tensorflow-datasets can do without
-        np.testing.assert_array_equal(first.train.images, second.train.images)
+    with pytest.raises(DatasetError, match=r"(?s)prepared copy of mnist in .* cannot be read .*Delete that directory"):
+        mnist(data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("place", ["file", "file/data"])
