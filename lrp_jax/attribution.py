@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from lrp_jax.accounts import bias_share, keep_account, path_of
-from lrp_jax.checks import MOST_GROWTH, Checks, check, growth_of, number_of_samples, report
+from lrp_jax.checks import MOST_GROWTH, Checks, check, check_batch_size, growth_of, number_of_samples, report
 from lrp_jax.composites import Composite, Rules, as_composite, is_built_in
 from lrp_jax.equations import IDENTITIES
 from lrp_jax.errors import InputError, LRPError, LRPWarning, ModelError, import_extra
@@ -92,14 +92,15 @@ def relevance(
             mask of channels, relevance passes through the chosen channels only (Achtibat et al. 2023).
         batch_size: The number of samples that are explained at a time; all if None. If `x` is sharded over devices, a
             multiple of their number: else each of them explains the whole batch.
-        progress: Whether to show a progress bar, if there is more than one batch.
+        progress: Whether to show a progress bar, if there is more than one batch; it needs tqdm.
 
     Returns:
         The output, the relevance, and the relevance of the hidden values.
 
     Raises:
-        InputError: If the target does not fit the output, a name does not exist, or `x` is NaN or has a dtype without
-            relevance.
+        InputError: If the target does not fit the output, a name does not exist, `batch_size` is no number of samples,
+            or `x` is NaN or has a dtype without relevance.
+        MissingExtraError: If a progress bar is to be shown and tqdm is not installed.
         ModelError: If the model is in training mode, needs values in Python, has parameters that are NaN or an output
             that is not differentiable.
         SelectorError: If the rules do not fit the layers.
@@ -116,8 +117,8 @@ def relevance(
     request = Request(tuple(at), tuple(sorted(given or ())))
     masks = [jnp.asarray((given or {})[name]) for name in request.given]
     number = number_of_samples(x)
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, but it is {batch_size}.")
+    if batch_size is not None:
+        check_batch_size(batch_size)
     whole, output = trace_model(model, x)
     kind, values = read_target(target, output, number)
     function = target if callable(target) else None
@@ -130,12 +131,14 @@ def relevance(
         (hidden,) = _samples_first(model, x, number, function, composite, [hidden], axis)
         _report_growth(model, x, function, values, composite, kind, found.growth)
         return Explanation(output, maps, hidden, x, composite, found.growth)
-    starts = range(0, number, batch_size)
-    bar = import_extra("tqdm.auto", "book").tqdm(starts, desc="explaining", unit="batch", disable=not progress)
+    starts: Iterable[int] = range(0, number, batch_size)
+    if progress:
+        bar = import_extra("tqdm.auto", "large", instead="pass progress=False").tqdm
+        starts = bar(starts, desc="explaining", unit="batch")
     per_sample = kind in ("index", "mask")
     calls: dict[Any, Call] = {}  # the last batch may be smaller
     parts = []
-    for start in bar:
+    for start in starts:
         batch = jax.tree.map(lambda leaf, start=start: _batch(leaf, start, batch_size), x)
         shapes = tuple(map(jax.typeof, jax.tree.leaves(batch)))
         if shapes not in calls:

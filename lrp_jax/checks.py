@@ -1,6 +1,7 @@
 """What is looked at before and after an explanation is computed, so that nothing wrong passes in silence."""
 
 import functools
+import operator
 import reprlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,22 @@ def number_of_samples(x: Any) -> int:
     if len(samples) > 1:
         raise InputError(f"The arrays of x need the samples in their first dimension, but these differ: {samples}.")
     return samples.pop()
+
+
+def check_batch_size(batch_size: Any) -> None:
+    """Refuses what is no number of samples.
+
+    Raises:
+        InputError: If it is no integer of at least 1.
+    """
+    try:
+        number = operator.index(batch_size)
+    except TypeError:
+        number = None
+    if number is None or isinstance(batch_size, bool):
+        raise InputError(f"batch_size must be an integer, but it is {batch_size!r}.")
+    if number < 1:
+        raise InputError(f"batch_size must be at least 1, but it is {batch_size}.")
 
 
 MOST_GROWTH = 1000.0
@@ -107,6 +124,16 @@ def check(
     return Checks(jnp.stack([*known, *finite]).all(), _outside_of_boxes(plan, inputs), growth)
 
 
+def summarise(checks: Checks) -> Checks:
+    """One number of each kind for what was found in the parts of a batch."""
+    outside = {
+        place: Outside(part.number.sum(), part.smallest.min(), part.largest.max())
+        for place, part in checks.outside.items()
+    }
+    growth = None if checks.growth is None else checks.growth.max(initial=0)
+    return Checks(checks.is_sound.all(), outside, growth)
+
+
 def _outside_of_boxes(plan: Plan, inputs: Sequence[jax.Array]) -> dict[str, Outside]:
     boxed = [i for i, piece in enumerate(plan.pieces) if isinstance(piece.rule, ZBox) and piece.treatment is not None]
     if not boxed:
@@ -160,22 +187,22 @@ def report_batches(checks: Mapping[range, Checks]) -> None:
     """As `report`, for a data set, whose explanations are kept all the same: only warns.
 
     Args:
-        checks: What was found, in each part of a batch, by the samples of the batch.
+        checks: What was found, as `summarise` returns it, by the samples of the batch.
     """
     if not checks:
         return
     for place in next(iter(checks.values())).outside:
         parts = [batch.outside[place] for batch in checks.values()]
-        number = sum(bool(part.number.any()) for part in parts)
+        number = sum(bool(part.number) for part in parts)
         if number:
-            smallest, largest = min(part.smallest.min() for part in parts), max(part.largest.max() for part in parts)
+            smallest, largest = min(part.smallest for part in parts), max(part.largest for part in parts)
             warnings.warn(
                 f"In {number} of {len(checks)} batches, values are outside of the bounds {place}: they reach from "
                 f"{smallest:g} to {largest:g}. Pass the bounds that the input of this layer has, and another store.",
                 LRPWarning,
                 stacklevel=3,
             )
-    grown = [batch.growth.max() for batch in checks.values() if batch.growth is not None and batch.growth.size]
+    grown = [batch.growth for batch in checks.values() if batch.growth is not None]
     if any(growth > MOST_GROWTH for growth in grown):
         number = sum(bool(growth > MOST_GROWTH) for growth in grown)
         warnings.warn(
@@ -185,7 +212,7 @@ def report_batches(checks: Mapping[range, Checks]) -> None:
             LRPWarning,
             stacklevel=3,
         )
-    unsound = [samples for samples, batch in checks.items() if not batch.is_sound.all()]
+    unsound = [samples for samples, batch in checks.items() if not batch.is_sound]
     if unsound:
         warnings.warn(
             f"Relevance is NaN or infinite in {len(unsound)} of {len(checks)} batches, first among the samples "

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import functools
 import gzip
+import hashlib
 import io
 import os
 import shutil
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lrp_jax.errors import DatasetError, import_extra
+from lrp_jax.errors import DatasetError, LRPError, import_extra
 
 # A source checkout may carry the original files of a data set, in a folder of its name.
 _CARRIED_FILES = Path(__file__).resolve().parents[1] / "book" / "data"
@@ -62,8 +63,9 @@ def mnist(name: str = "mnist", *, data_dir: str | os.PathLike[str] | None = None
 
     The first call prepares the data set and shows its progress: from the original files in
     `book/data/<name>` if this is a source checkout that has them, else from a download. Either way
-    tensorflow-datasets checks size and SHA-256 of each file. Later calls only read. Images come in
-    the order of tensorflow-datasets, which is shuffled once and for all.
+    tensorflow-datasets checks size and SHA-256 of each file. Later calls only read, and compare
+    what they read with a SHA-256 that the first one noted. Images come in the order of
+    tensorflow-datasets, which is shuffled once and for all.
 
     Args:
         name: `"mnist"` (LeCun, Cortes and Burges), `"fashion_mnist"` (Xiao et al., 2017) or
@@ -76,8 +78,8 @@ def mnist(name: str = "mnist", *, data_dir: str | os.PathLike[str] | None = None
         int32 labels.
 
     Raises:
-        DatasetError: If the name is unknown, an original file or the prepared copy is damaged, or
-            the data set has to be downloaded and cannot be.
+        DatasetError: If the name is unknown, an original file or the prepared copy is damaged, the
+            data set has to be downloaded and cannot be, or `data_dir` cannot be written.
         MissingExtraError: If tensorflow-datasets is not installed.
 
     Example:
@@ -88,10 +90,10 @@ def mnist(name: str = "mnist", *, data_dir: str | os.PathLike[str] | None = None
     if name not in _ORIGINALS:
         raise DatasetError(f"There is no data set {name!r}. Choose one of {', '.join(_ORIGINALS)}.")
     with _only_errors_logged():
-        builder = _builder(name, data_dir)
+        builder = _opened(name, data_dir)
         if not builder.data_path.exists():
             _prepare(builder)
-            builder = _builder(name, data_dir)
+            builder = _opened(name, data_dir)
         train, test = (_cached_split(builder, split) for split in ("train", "test"))
     return Dataset(name, train, test, class_names=tuple(builder.info.features["label"].names))
 
@@ -140,8 +142,32 @@ def _builder(dataset_name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     return Builder(data_dir=Path(data_dir).expanduser() if data_dir is not None else None)
 
 
+def _opened(dataset_name: str, data_dir: str | os.PathLike[str] | None) -> Any:
+    """Returns the builder, which reads the description of the prepared copy if there is one."""
+    try:
+        return _builder(dataset_name, data_dir)
+    except LRPError:
+        raise
+    except Exception as error:  # of the JSON, of its contents, of the names of the classes
+        place = "the default directory of tensorflow-datasets" if data_dir is None else data_dir
+        raise DatasetError(
+            f"The prepared copy of {dataset_name} in {place} cannot be read ({type(error).__name__}: {error}). Delete "
+            f"that directory to prepare it again, or pass another data_dir."
+        ) from error
+
+
 def _prepare(builder: Any) -> None:
     """Puts the prepared copy where `builder` looks for it: complete or not at all."""
+    try:
+        _prepare_in_place(builder)
+    except (OSError, RuntimeError) as error:  # as which a writer of records raises it
+        raise DatasetError(
+            f"{builder.name} cannot be prepared in {builder.data_dir_root} ({type(error).__name__}: {error}). Make "
+            f"room there, or pass a data_dir that can be written."
+        ) from error
+
+
+def _prepare_in_place(builder: Any) -> None:
     tfds = import_extra("tensorflow_datasets", "book")
     root, target = Path(builder.data_dir_root), Path(builder.data_path)
     downloads, staging = root / "downloads", root / f".preparing-{builder.name}"
@@ -259,20 +285,42 @@ def _cached_split(builder: Any, split: str) -> Split:
     Decoding tens of thousands of small images takes seconds, reading the arrays a fraction of one.
     """
     cache = Path(builder.data_path) / f"{builder.name}-{split}.npz"
+    noted = _noted_sum(cache.with_suffix(".sha256"))
     try:
         with np.load(cache, allow_pickle=False) as arrays:
             result = Split(arrays["images"], arrays["labels"])
-        if _is_split(result, builder, split):
+        if _is_split(result, builder, split) and _sum(result) == noted:
             return result
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         pass
     result = _decoded_split(builder, split)
+    found = _sum(result)
+    if noted not in (None, found):
+        raise DatasetError(
+            f"The prepared copy of {builder.name} in {builder.data_path} is damaged: the SHA-256 of its {split} images "
+            f"and labels is {found}, but {noted} was noted. Delete that directory to prepare it again."
+        )
     partial = cache.with_suffix(f".{os.getpid()}.partial")
     with contextlib.suppress(OSError):  # the prepared copy may be read-only
+        partial.write_text(found)
+        partial.replace(cache.with_suffix(".sha256"))
         with partial.open("wb") as file:
             np.savez(file, images=result.images, labels=result.labels)
         partial.replace(cache)
     return result
+
+
+def _noted_sum(file: Path) -> str | None:
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        return file.read_text(errors="replace")
+    return None
+
+
+def _sum(split: Split) -> str:
+    digest = hashlib.sha256()
+    for array in split:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _is_split(arrays: Split, builder: Any, split: str) -> bool:
@@ -283,9 +331,9 @@ def _is_split(arrays: Split, builder: Any, split: str) -> bool:
 
 def _decoded_split(builder: Any, split: str) -> Split:
     tqdm = import_extra("tqdm", "book").tqdm
-    number = builder.info.splits[split].num_examples
-    batches = range(0, number, 1000)
     try:
+        number = builder.info.splits[split].num_examples
+        batches = range(0, number, 1000)
         source = builder.as_data_source(split)
         examples = [
             example

@@ -25,15 +25,16 @@ class CheckpointError(LRPError):
 
 
 class StoreError(LRPError, ValueError):
-    """A store of explanations belongs to another run, or there is none."""
+    """A store of explanations belongs to another run, is damaged, cannot be written, or there is none."""
 
 
-def import_extra(module: str, extra: str) -> ModuleType:
+def import_extra(module: str, extra: str, *, instead: str | None = None) -> ModuleType:
     """Imports an optional dependency.
 
     Args:
         module: Dotted name of the module.
         extra: The extra of lrp_jax that installs it.
+        instead: What the user can do without the module, if there is something.
 
     Returns:
         The imported module.
@@ -50,6 +51,7 @@ def import_extra(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"{module} is not installed. It comes with the extra {extra!r}: pip install 'lrp_jax[{extra}]'"
+            + (f". Or {instead}." if instead else "")
         ) from error
 
 
@@ -74,4 +76,4 @@ class ModelError(LRPError, ValueError):
 
 
 class LRPWarning(UserWarning):
-    """An explanation was computed, but something about it is suspicious, such as inputs outside the bounds of z-box."""
+    """Something was computed, but is suspicious or could not be kept, such as inputs outside the bounds of z-box."""

@@ -21,6 +21,9 @@ from lrp_jax.errors import ArrayError, CheckpointError, import_extra
 WEIGHTS_SHA256 = "0c677c314df2a69239bef9609a095a957201d5092462c5ace5d8bf3e0201bbd7"
 """SHA-256 of the file with the weights of EfficientNet-Lite0."""
 
+CLASSES_SHA256 = "4eb3da435cf544e4a6f390f62c84cb9c9bb68cf8b14e97f8a063452382e5efd2"
+"""SHA-256 of the file with the names of the classes."""
+
 IMAGE_SIZE = 224
 """Height and width of the images that `preprocess` returns, in pixels."""
 
@@ -342,14 +345,14 @@ def imagenet_classes(path: str | os.PathLike[str] | None = None) -> tuple[str, .
     "crane", 638 and 639 both "maillot".
 
     Args:
-        path: A text file with a line of synonyms, with commas between, for each class; the one that the source checkout
-            carries if None.
+        path: The file with the names, `classes.txt`: a line of synonyms, with commas between, for each class; the one
+            that the source checkout carries if None.
 
     Returns:
         1000 names.
 
     Raises:
-        CheckpointError: If the file is absent, or has another number of lines.
+        CheckpointError: If the file is absent, damaged, or another one.
 
     Example:
         >>> names = imagenet_classes()
@@ -358,11 +361,20 @@ def imagenet_classes(path: str | os.PathLike[str] | None = None) -> tuple[str, .
     """
     file = _carried_file("classes.txt") if path is None else Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        data = file.read_bytes()
+        lines = data.decode().splitlines()
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file} is no text in UTF-8: {error}. Restore it.") from error
     if len(lines) != 1000:
         raise CheckpointError(f"{file} has {len(lines)} lines, expected one for each of 1000 classes. Restore it.")
+    found = hashlib.sha256(data).hexdigest()
+    if found != CLASSES_SHA256:
+        raise CheckpointError(
+            f"{file} holds other names, or in another order: its SHA-256 is {found}, expected {CLASSES_SHA256}. "
+            f"Restore it."
+        )
     return tuple(line.partition(",")[0] for line in lines)
 
 

@@ -14,6 +14,7 @@ import os
 import platform
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,7 +28,7 @@ from flax import nnx
 
 from lrp_jax import models
 from lrp_jax.datasets import Dataset, Split
-from lrp_jax.errors import ArrayError, CheckpointError, import_extra
+from lrp_jax.errors import ArrayError, CheckpointError, LRPWarning, import_extra
 
 _EVALUATION_BATCH = 1000
 
@@ -222,8 +223,8 @@ def load_or_train(
         The network, the history of its training, and its metadata.
 
     Raises:
-        CheckpointError: If the checkpoint is damaged or incomplete, or an option of the model
-            cannot be written down.
+        CheckpointError: If the checkpoint is damaged or incomplete, an option of the model cannot be
+            written down, or the directory cannot be written: before anything is trained.
         MissingExtraError: If Optax, Orbax or tqdm is not installed.
 
     Example:
@@ -247,6 +248,7 @@ def load_or_train(
     model: nnx.Module = model_class(rngs=nnx.Rngs(config.seed), **model_options)  # type: ignore[call-arg]  # of its class
     if checkpoint.exists():
         return _load(checkpoint, model, ingredients)
+    _check_writable(root)
     start = time.perf_counter()
     history = train(model, dataset.train, config, progress=progress)
     metadata = ingredients | {
@@ -258,7 +260,15 @@ def load_or_train(
         "parameters": _sha256(*_parameter_bytes(model)),
     }
     trained = Trained(model, history, metadata)
-    _save(checkpoint, trained)
+    try:
+        _save(checkpoint, trained)
+    except Exception as error:  # Orbax raises many kinds
+        warnings.warn(
+            f"The network was trained and is returned, but could not be written to {checkpoint} "
+            f"({type(error).__name__}: {error}): the next call trains again. Make room there.",
+            LRPWarning,
+            stacklevel=2,
+        )
     return trained
 
 
@@ -319,6 +329,19 @@ def _ingredients(
             f"The options of {model_class.__name__} must be numbers, strings, booleans, or tuples, "
             f"lists and dictionaries of them, to be kept with its checkpoint: {error}. "
             f"To use other options, call train."
+        ) from error
+
+
+def _check_writable(directory: Path) -> None:
+    """Refuses a directory that nothing can be written to."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise CheckpointError(
+            f"The checkpoint of the network cannot be written to {directory} ({type(error).__name__}: {error}). Make "
+            f"room there, pass another directory, or name one in LRP_JAX_CACHE."
         ) from error
 
 

@@ -234,6 +234,7 @@ CASES = {
         r"given\['dense_0'\] has the shape \(7,\), which does not broadcast to \(5, 3\)",
     ),
     "`batch_size` is 0": (lambda: explain(network, batch_size=0), "at least 1, but it is 0"),
+    "`batch_size` is no integer": (lambda: explain(network, batch_size=1.5), r"an integer, but it is 1\.5"),
     "`argnums` names an argument that the call does not have": (
         lambda: lrp(network, rules.Zero(), argnums=1)(X),
         r"argnums=\(1,\).*1 were given",
@@ -434,10 +435,37 @@ CASES = {
     ),
     "A checkpoint is damaged": "test_training.test_damaged_checkpoint_is_named",
     "A checkpoint is that of another training": "test_training.test_checkpoint_of_another_network_is_refused",
+    "A checkpoint cannot be written where it belongs": (
+        "test_training.test_directory_that_cannot_be_written_is_refused_before_the_training"
+    ),
+    "A checkpoint cannot be written after the training": (
+        "test_training.test_network_is_returned_though_the_disk_is_full"
+    ),
     "The names of the classes are truncated": "test_pretrained.test_truncated_names_are_refused",
+    "The names of the classes are others, or not in UTF-8": "test_pretrained.test_other_names_are_refused",
     "An original file of a data set is damaged": "test_datasets.test_damaged_original_file_is_named",
     "The prepared copy of a data set is truncated": "test_datasets.test_truncated_prepared_copy_is_reported",
+    "The prepared copy of a data set holds other images or labels": (
+        "test_datasets.test_prepared_copy_with_other_images_is_reported"
+    ),
+    "The description of a prepared data set is damaged": "test_datasets.test_damaged_description_is_reported",
+    "A data set cannot be written where it belongs": "test_datasets.test_file_in_the_place_of_the_data_folder",
     "A store holds the explanations of another run": "test_explain_dataset.test_store_of_another_run_is_refused",
+    "A store holds the explanations of other data": (
+        "test_explain_dataset.test_other_data_with_the_same_first_sample_are_refused"
+    ),
+    "A store is damaged, or a part of it was lost": (
+        "test_explain_dataset.test_flipped_bit_in_any_chunk_is_found_on_opening"
+    ),
+    "A store that is gone on with is damaged": ("test_explain_dataset.test_what_is_damaged_or_lost_is_explained_again"),
+    "The metadata of a store are damaged": "test_explain_dataset.test_damaged_metadata_are_named",
+    "A store cannot be written": "test_explain_dataset.test_full_disk",
+    "A source has fewer elements than it says": "test_explain_dataset.test_source_that_drops_a_record_is_refused",
+    "`target_of` returns no class": "test_explain_dataset.test_target_of_returns_a_class",
+    "`reduce` or `prepare` returns nothing": "test_explain_dataset.test_what_does_not_fit",
+    "tqdm is not installed, and a progress bar is to be shown": (
+        "test_explain_dataset.test_progress_bar_is_not_needed"
+    ),
 }
 
 

@@ -158,7 +158,23 @@ def put_a_trap(folder):
         np.savez(cache, images=np.array([Trap()], object), labels=np.array([Trap()], object))
 
 
-@pytest.mark.parametrize("change", [swap_splits, put_a_trap])
+def change_a_pixel(folder):
+    for cache in folder.rglob("*.npz"):
+        with np.load(cache) as arrays:
+            images, labels = arrays["images"], arrays["labels"]
+        images[3, 14, 14] ^= 1
+        np.savez(cache, images=images, labels=labels)
+
+
+def change_a_label(folder):
+    for cache in folder.rglob("*.npz"):
+        with np.load(cache) as arrays:
+            images, labels = arrays["images"], arrays["labels"]
+        labels[-1] = (labels[-1] + 1) % 10
+        np.savez(cache, images=images, labels=labels)
+
+
+@pytest.mark.parametrize("change", [swap_splits, put_a_trap, change_a_pixel, change_a_label])
 def test_other_arrays_beside_the_prepared_copy_are_not_taken(few_images, tmp_path, change):
     first = mnist(data_dir=tmp_path)
     change(tmp_path)
@@ -176,6 +192,85 @@ def test_truncated_prepared_copy_is_reported(few_images, tmp_path):
     records.write_bytes(records.read_bytes()[:1000])
     with pytest.raises(DatasetError, match=rf"mnist in {records.parent} cannot be read .*Delete that directory"):
         mnist(data_dir=tmp_path)
+
+
+def test_prepared_copy_with_other_images_is_reported(few_images, tmp_path, monkeypatch):
+    mnist(data_dir=tmp_path / "one")
+    monkeypatch.setitem(
+        datasets._ORIGINALS,
+        "mnist",
+        lambda builder, file_of, complete=datasets._ORIGINALS["mnist"]: {
+            name: Split(255 - split.images, split.labels) for name, split in complete(builder, file_of).items()
+        },
+    )
+    mnist(data_dir=tmp_path / "other")
+    (records,), (others,) = ((tmp_path / name).rglob("mnist-test.array_record*") for name in ("one", "other"))
+    for name in ("mnist-test.array_record-00000-of-00001", "mnist-test.npz"):
+        shutil.copy(others.parent / name, records.parent / name)
+    with pytest.raises(
+        DatasetError, match=rf"{records.parent} is damaged: the SHA-256 of its test images and labels is"
+    ):
+        mnist(data_dir=tmp_path / "one")
+    (records.parent / "mnist-test.sha256").write_bytes(b"\xff\xfe")  # a sum that is damaged itself
+    with pytest.raises(DatasetError, match=r"but .* was noted\. Delete that directory to prepare it again"):
+        mnist(data_dir=tmp_path / "one")
+
+
+def test_copy_that_others_prepared_gets_its_sums(few_images, tmp_path):
+    first = mnist(data_dir=tmp_path)
+    for file in [*tmp_path.rglob("*.npz"), *tmp_path.rglob("*.sha256")]:
+        file.unlink()
+    for _ in range(2):
+        np.testing.assert_array_equal(mnist(data_dir=tmp_path).train.images, first.train.images)
+    assert len([*tmp_path.rglob("*.npz")]) == len([*tmp_path.rglob("*.sha256")]) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        Path.unlink,
+        lambda path: path.write_bytes(path.read_bytes()[:100]),
+        lambda path: path.write_bytes(b"\xff" + path.read_bytes()),
+    ],
+    ids=["lost", "truncated", "not UTF-8"],
+)
+def test_damaged_description_is_reported(few_images, tmp_path, damage):
+    mnist(data_dir=tmp_path)
+    (description,) = tmp_path.rglob("dataset_info.json")
+    damage(description)
+    with pytest.raises(DatasetError, match=r"(?s)prepared copy of mnist in .* cannot be read .*Delete that directory"):
+        mnist(data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("place", ["file", "file/data"])
+def test_file_in_the_place_of_the_data_folder(few_images, tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DatasetError, match=rf"mnist cannot be prepared in {tmp_path / place} .*pass a data_dir"):
+        mnist(data_dir=tmp_path / place)
+
+
+def test_read_only_data_folder(few_images, tmp_path, monkeypatch):
+    def refuse(self, *arguments, **options):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(DatasetError, match=r"cannot be prepared in .* \(PermissionError: .*a data_dir that can be"):
+        mnist(data_dir=tmp_path / "data")
+
+
+def test_full_disk(few_images, tmp_path):
+    code = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+try:
+    datasets.mnist(data_dir=sys.argv[1])
+except datasets.DatasetError as error:
+    print(error)
+"""
+    result = run_python(FEW_IMAGES + code.replace("sys.argv[1]", repr(str(tmp_path))))
+    assert f"mnist cannot be prepared in {tmp_path}" in result.stdout, result.stderr
+    assert everything_in(tmp_path) == []
+    assert len(mnist(data_dir=tmp_path).train.labels) == NUMBER["train"]
 
 
 def test_copy_prepared_for_tensorflow_is_reported(few_images, tmp_path):

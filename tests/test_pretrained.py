@@ -266,6 +266,23 @@ def test_truncated_names_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data.replace(b"tench", b"trench", 1), r"holds other names.*SHA-256 is \w{64}, expected 4eb3da43"),
+        (lambda data: b"\n".join(reversed(data.splitlines())), "holds other names, or in another order"),
+        (lambda data: data.replace(b"tench", b"tanche \xe9", 1), "is no text in UTF-8: .*can't decode byte 0xe9"),
+        (lambda data: data.decode().encode("utf-16"), "is no text in UTF-8"),
+    ],
+    ids=["one letter", "other order", "Latin 1", "UTF-16"],
+)
+def test_other_names_are_refused(tmp_path, damage, message):
+    path = tmp_path / "classes.txt"
+    path.write_bytes(damage((WEIGHTS.parent / "classes.txt").read_bytes()))
+    with pytest.raises(CheckpointError, match=rf"{path} {message}.*Restore it"):
+        imagenet_classes(path)
+
+
+@pytest.mark.parametrize(
     ("module", "call"),
     [("safetensors", efficientnet_lite0), ("PIL.Image", lambda: preprocess(np.zeros((9, 9, 3), np.uint8)))],
 )
@@ -279,6 +296,7 @@ def test_readme_gives_the_checksums():
     readme = (WEIGHTS.parent / "README.md").read_text()
     checksums = dict(re.findall(r"^\| `([\w.]+)` \| [\d,]+ \| `(\w{64})` \|$", readme, re.MULTILINE))
     assert checksums["efficientnet_lite0.safetensors"] == pretrained.WEIGHTS_SHA256
+    assert checksums["classes.txt"] == pretrained.CLASSES_SHA256
     for name, checksum in checksums.items():
         assert hashlib.sha256((WEIGHTS.parent / name).read_bytes()).hexdigest() == checksum
 

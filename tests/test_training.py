@@ -13,7 +13,7 @@ from flax import nnx
 
 from lrp_jax import training
 from lrp_jax.datasets import Dataset, Split
-from lrp_jax.errors import ArrayError, CheckpointError
+from lrp_jax.errors import ArrayError, CheckpointError, LRPWarning
 from lrp_jax.models import ConvolutionalNetwork, DenseNetwork
 from lrp_jax.training import History, Trained, TrainingConfig, accuracy, load_or_train, train
 
@@ -380,6 +380,46 @@ def test_interrupted_saving_leaves_nothing(dataset, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         load_or_train(DenseNetwork, dataset, CONFIG, directory=tmp_path, progress=False, **OPTIONS)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["file", "file/models"])
+def test_directory_that_cannot_be_written_is_refused_before_the_training(dataset, tmp_path, calls_of_train, place):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match=rf"cannot be written to {tmp_path / place} .*pass another directory"):
+        load_or_train(DenseNetwork, dataset, CONFIG, directory=tmp_path / place, **OPTIONS)
+    assert calls_of_train == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
+def test_full_or_read_only_directory_is_refused_before_the_training(
+    dataset, tmp_path, monkeypatch, calls_of_train, error
+):
+    def refuse(**options):
+        raise error
+
+    monkeypatch.setattr(training.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(CheckpointError, match=f"{error.strerror}.*LRP_JAX_CACHE"):
+        load_or_train(DenseNetwork, dataset, CONFIG, directory=tmp_path, **OPTIONS)
+    assert calls_of_train == []
+
+
+def test_checkpoint_in_a_read_only_directory_is_loaded(dataset, copy, monkeypatch, calls_of_train):
+    def refuse(**options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(training.tempfile, "TemporaryFile", refuse)
+    load_or_train(DenseNetwork, dataset, CONFIG, directory=copy[0], **OPTIONS)
+    assert calls_of_train == []
+
+
+def test_network_is_returned_though_the_disk_is_full(dataset, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training, "_save", full)
+    with pytest.warns(LRPWarning, match=r"is returned, .*No space left.*the next call trains again"):
+        trained = load_or_train(DenseNetwork, dataset, CONFIG, directory=tmp_path, progress=False, **OPTIONS)
+    assert accuracy(trained.model, dataset.test) > 0.9
 
 
 def test_checkpoint_that_another_process_wrote_meanwhile_is_left_alone(dataset, copy):
