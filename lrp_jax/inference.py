@@ -33,6 +33,7 @@ _REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod psum argma
 _PRODUCTS = frozenset("conv_general_dilated div dot_general mul".split())
 _CUMULATIVE = frozenset("cumlogsumexp cummax cummin cumprod cumsum".split())
 _SAME_POWERS = frozenset("add add_any max min select_n sub".split())
+_MOVES = MOVES | equations.IDENTITIES | {"stack"}
 _LARGE = np.array([1e12, 1e14, 1e16])
 
 
@@ -318,7 +319,7 @@ class _Moments:
         if name in {"reduce_sum", "psum"}:
             is_number = len(_axes(operation)) == len(graph.shapes[varying[0]].shape)
             return frozenset() if is_number else self.powers(varying[0])
-        if name in MOVES | equations.IDENTITIES:
+        if name in _MOVES:
             return frozenset[float]().union(*map(self.powers, varying))
         if name == "dot_general":
             is_sum = is_statistic and len(varying) == 1 and varying[0] not in self.statistics
@@ -338,9 +339,9 @@ class _Moments:
         """Whether a value is a multiple of the square of another, or a sum of such squares."""
         graph, inner = self.graph, value
         while (operation := graph.producer.get(inner)) is not None:
-            varying = {i for i in operation.inputs if graph.number(i) is None}
             if operation.name == "dot_general" and inner == value:
-                return len(varying) == 1 and graph.shapes[value].shape != ()
+                return len(set(operation.inputs)) == 1 and graph.shapes[value].shape != ()
+            varying = {i for i in operation.inputs if graph.number(i) is None}
             if len(varying) != 1 or not equations.is_elementwise(operation.equation):
                 return False
             (inner,) = varying
@@ -434,7 +435,7 @@ def _is_batch_of_convolution(operation: Operation, carried: Sequence[int | None]
 
 def _axes(operation: Operation) -> list[int]:
     """The dimensions over which an operation reduces; a `psum` may name others, which belong to no single device."""
-    return [axis for axis in operation.equation.params["axes"] if isinstance(axis, int)]
+    return [int(axis) for axis in operation.equation.params["axes"] if isinstance(axis, int | np.integer)]
 
 
 def _axis_after(graph: Graph, operation: Operation, carried: Sequence[int | None]) -> int | None:

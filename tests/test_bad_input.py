@@ -723,6 +723,13 @@ def normalised_by(inverse, variance=lambda x: x.var(0)):
     return lambda x: (x - x.mean(0)) * inverse(variance(x) + 1e-5)
 
 
+def linen_over_axis():
+    norm = nn.BatchNorm(use_running_average=False, axis_name="batch")
+    variables = norm.init(jax.random.key(0), X)
+    one = lambda x: norm.apply(variables, x.mean((0, 1)), mutable=["batch_stats"])[0] @ WEIGHT
+    return jax.vmap(one, axis_name="batch")
+
+
 def batch_norm_over_axis(x, together=False):
     if together:
         mean, square = jnp.split(jax.lax.pmean(jnp.concatenate([x, x**2]), "batch"), 2)
@@ -786,6 +793,10 @@ BATCH_NORMS = {
     "of one channel": lambda x: batch_norm(x[..., :1], (0, 1, 2)).reshape(len(x), -1),
     "in two steps": lambda x: (
         (lambda d: d * jax.lax.rsqrt((d**2).mean((1, 2)).mean(0) + 1e-5))(x - x.mean((0, 1, 2))).mean((1, 2)) @ WEIGHT
+    ),
+    "Linen, over an axis of a map": linen_over_axis(),
+    "channels first, keeping dimensions": lambda x: (
+        (lambda y: y / y.std((np.int64(0), 2, 3), keepdims=True))(jnp.moveaxis(x, -1, 1)).mean((2, 3)) @ WEIGHT
     ),
     "behind a loop over the samples": lambda x: batch_norm(jax.lax.map(lambda image: image.mean((0, 1)), x)) @ WEIGHT,
     "from a branch": lambda x: (
@@ -920,6 +931,23 @@ OF_ONE_SAMPLE = {
     "instance norm between convolutions": (lambda x: convolved(batch_norm(convolved(x), (0, 1))), IMAGES[0]),
     "instance norm, flattened": (lambda x: batch_norm(x, (0, 1)).reshape(-1) @ jnp.ones((144, 3)), IMAGES[0]),
     "instance norm, then rows": (lambda x: convolved(batch_norm(x, (0, 1))).mean(1) @ WEIGHT, IMAGES[0]),
+    "group norm, channels first": (
+        lambda x: (
+            (
+                lambda y: (
+                    (y - y.mean((1, 2, 3), keepdims=True)) / jnp.sqrt(y.var((1, 2, 3), keepdims=True) + 1e-5)
+                ).reshape(4, -1)
+            )(jnp.moveaxis(x, -1, 0).reshape(2, 2, 6, 6)).mean(1)
+            @ WEIGHT
+        ),
+        IMAGES[0],
+    ),
+    "attention to neighbours": (
+        lambda x: (
+            (lambda h: graph_norm(jax.nn.softmax(jnp.where(ADJACENCY > 0.5, h @ h.T, -1e9)) @ h))(x @ W4) @ WEIGHT
+        ),
+        SERIES,
+    ),
     "graph norm, pooled": (lambda x: jnp.tanh(graph_norm(x @ W4)).mean(0) @ WEIGHT, SERIES),
     "graph norm behind neighbours": (lambda x: graph_norm(ADJACENCY @ x @ W4) @ WEIGHT, SERIES),
     "graph norm before neighbours": (lambda x: ADJACENCY @ graph_norm(x @ W4) @ WEIGHT, SERIES),
