@@ -19,6 +19,7 @@ from lrp_jax.equations import IDENTITIES
 from lrp_jax.errors import InputError, LRPError, LRPWarning, ModelError, import_extra
 from lrp_jax.forms import Form
 from lrp_jax.graph import Operation
+from lrp_jax.inference import Inference
 from lrp_jax.planning import Piece, Plan, make_plan
 from lrp_jax.programs import run_compiled
 from lrp_jax.tracing import Call, call_model, explaining, trace_call
@@ -69,6 +70,7 @@ def relevance(
     given: Mapping[str, jax.Array] | None = None,
     batch_size: int | None = None,
     progress: bool = True,
+    inference: Inference = "checked",
 ) -> Explanation:
     """Explains a model's output by the relevance of its input.
 
@@ -93,13 +95,15 @@ def relevance(
         batch_size: The number of samples that are explained at a time; all if None. If `x` is sharded over devices, a
             multiple of their number: else each of them explains the whole batch.
         progress: Whether to show a progress bar, if there is more than one batch; it needs tqdm.
+        inference: "checked" refuses a model in training mode: one with dropout, or with statistics of the batch.
+            "assumed" leaves that check out, for a model in which something is meant that looks alike.
 
     Returns:
         The output, the relevance, and the relevance of the hidden values.
 
     Raises:
         InputError: If the target does not fit the output, a name does not exist, `batch_size` is no number of samples,
-            or `x` is NaN or has a dtype without relevance.
+            `inference` is neither of the two, or `x` is NaN or has a dtype without relevance.
         MissingExtraError: If a progress bar is to be shown and tqdm is not installed.
         ModelError: If the model is in training mode, needs values in Python, has parameters that are NaN or an output
             that is not differentiable.
@@ -119,7 +123,8 @@ def relevance(
     number = number_of_samples(x)
     if batch_size is not None:
         check_batch_size(batch_size)
-    whole, output = trace_model(model, x)
+    trace = functools.partial(trace_model, model, inference=inference)
+    whole, output = trace(x)
     kind, values = read_target(target, output, number)
     function = target if callable(target) else None
     axis = 1 if kind == "all" else 0  # of the samples
@@ -128,8 +133,8 @@ def relevance(
         whole = whole if function is None else explaining(whole, output, function)
         output, maps, hidden, found = explain(whole, values, masks)
         report([found], whole.read)
-        (hidden,) = _samples_first(model, x, number, function, composite, [hidden], axis)
-        _report_growth(model, x, function, values, composite, kind, found.growth)
+        (hidden,) = _samples_first(trace, x, number, function, composite, [hidden], axis)
+        _report_growth(trace, x, function, values, composite, kind, found.growth)
         return Explanation(output, maps, hidden, x, composite, found.growth)
     starts: Iterable[int] = range(0, number, batch_size)
     if progress:
@@ -142,22 +147,22 @@ def relevance(
         batch = jax.tree.map(lambda leaf, start=start: _batch(leaf, start, batch_size), x)
         shapes = tuple(map(jax.typeof, jax.tree.leaves(batch)))
         if shapes not in calls:
-            calls[shapes] = trace_model(model, batch, function)[0]
+            calls[shapes] = trace(batch, function)[0]
         call = calls[shapes].replaced(calls[shapes].args[0], batch)
         parts.append(explain(call, values[start : start + batch_size] if per_sample else values, masks))
     outputs, all_maps, parts_of_hidden, checks = zip(*parts, strict=True)
-    all_hidden = _samples_first(model, x, batch_size, function, composite, parts_of_hidden, axis)
-    report(checks, trace_model(model, x, function)[0].read)
+    all_hidden = _samples_first(trace, x, batch_size, function, composite, parts_of_hidden, axis)
+    report(checks, trace(x, function)[0].read)
     join = functools.partial(jax.tree.map, lambda *parts: jnp.concatenate(parts, axis))
     output = jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
     grown = [part.growth for part in checks]
     growth = None if grown[0] is None else jnp.concatenate(grown, axis=-1)
-    _report_growth(model, x, function, values, composite, kind, growth)
+    _report_growth(trace, x, function, values, composite, kind, growth)
     return Explanation(output, join(*all_maps), join(*all_hidden), x, composite, growth)
 
 
 def _samples_first(
-    model: Callable[[Any], Any],
+    trace: Callable[..., tuple[Call, Any]],
     x: Any,
     number: int,
     function: Callable[[Any], Any] | None,
@@ -174,7 +179,7 @@ def _samples_first(
         return list(parts)
     more = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((number + 1, *leaf.shape[1:]), leaf.dtype), x)
     try:
-        plan = make_plan(trace_model(model, more, function)[0].read().graph, composite)
+        plan = make_plan(trace(more, function)[0].read().graph, composite)
         readings = _readings(plan, tuple(shapes))
     except Exception:  # whatever a model says that is made for this number of samples
         return list(parts)
@@ -188,7 +193,7 @@ def _samples_first(
 
 
 def _report_growth(
-    model: Callable[[Any], Any],
+    trace: Callable[..., tuple[Call, Any]],
     x: Any,
     function: Callable[[Any], Any] | None,
     values: Any,
@@ -206,7 +211,7 @@ def _report_growth(
     sample = int(place[-1])
     if kind == "all":
         kind, values = "index", jnp.full(number_of_samples(x), place[0])
-    call, _ = trace_model(model, jax.tree.map(lambda leaf: leaf[sample : sample + 1], x), function)
+    call, _ = trace(jax.tree.map(lambda leaf: leaf[sample : sample + 1], x), function)
     traced, chosen = call.read(), values
     if kind in ("index", "mask"):
         chosen = values[sample : sample + 1]
@@ -349,21 +354,32 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[str, Any]:
     return "index", jnp.broadcast_to(jnp.asarray(array, jnp.int32), (samples,))
 
 
-def trace_model(model: Callable[[Any], Any], x: Any, target: Callable[[Any], Any] | None = None) -> tuple[Call, Any]:
+def trace_model(
+    model: Callable[[Any], Any],
+    x: Any,
+    target: Callable[[Any], Any] | None = None,
+    *,
+    inference: Inference = "checked",
+) -> tuple[Call, Any]:
     """Traces a model, and the function of its output that is explained.
 
     Returns:
         The call, with the arrays of the model, by path, and x as its arguments; and the shapes of the model's output.
     """
     arrays, static = split_model(model)
-    return trace_static(static, model, arrays, x, target)
+    return trace_static(static, model, arrays, x, target, inference)
 
 
 def trace_static(
-    static: StaticModel, holder: Any, arrays: Mapping[str, Any], x: Any, target: Callable[[Any], Any] | None
+    static: StaticModel,
+    holder: Any,
+    arrays: Mapping[str, Any],
+    x: Any,
+    target: Callable[[Any], Any] | None,
+    inference: Inference,
 ) -> tuple[Call, Any]:
     """As `trace_model`, for a model that was taken apart; `holder` is what it was, where its arrays have names."""
-    call, output = trace_call(static.call, (1,), (arrays, x), {}, tokens=True, holder=holder)
+    call, output = trace_call(static.call, (1,), (arrays, x), {}, tokens=True, holder=holder, inference=inference)
     return call if target is None else explaining(call, output, target), output
 
 

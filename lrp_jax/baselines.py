@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax.attribution import read_target, seed_of, split_model
+from lrp_jax.attribution import read_target, seed_of, split_model, trace_model
 from lrp_jax.errors import InputError
-from lrp_jax.programs import computation, run_compiled
+from lrp_jax.inference import Inference
+from lrp_jax.programs import Computation, run_compiled
+from lrp_jax.tracing import check_mode
 
 Model = Callable[[Any], jax.Array]
 ClassTarget = int | Sequence[int] | jax.Array | np.ndarray | None
@@ -23,7 +25,7 @@ ClassTarget = int | Sequence[int] | jax.Array | np.ndarray | None
 _INPUTS_AT_A_TIME = 256  # in one forward pass over perturbed copies of the input: bounds the memory
 
 
-def gradient(model: Model, x: jax.Array, target: ClassTarget = None) -> jax.Array:
+def gradient(model: Model, x: jax.Array, target: ClassTarget = None, *, inference: Inference = "checked") -> jax.Array:
     """The gradient of the explained output: how it reacts to a small change of each input.
 
     Source: Simonyan, Vedaldi and Zisserman 2014, Deep inside convolutional networks, who show its absolute value.
@@ -34,12 +36,16 @@ def gradient(model: Model, x: jax.Array, target: ClassTarget = None) -> jax.Arra
         target: What is explained: a class index for all samples or one for each; an array in the shape of the output
             whose entries multiply it (1 and -1 for the difference of two classes); None for the class with the largest
             output.
+        inference: "checked" refuses a model in training mode: one with dropout, or with statistics of the batch.
+            "assumed" leaves that check out, for a model in which something is meant that looks alike.
 
     Returns:
         An array in the shape and dtype of `x`, in units of the explained output per unit of `x`.
 
     Raises:
-        InputError: If `x` does not hold floating-point samples, or the target does not fit the output.
+        InputError: If `x` does not hold floating-point samples, the target does not fit the output, or `inference` is
+            neither of the two.
+        ModelError: If the model is in training mode or needs values in Python.
 
     Example:
         >>> weight = jnp.array([[1.0, -1.0], [3.0, 2.0]])
@@ -47,11 +53,13 @@ def gradient(model: Model, x: jax.Array, target: ClassTarget = None) -> jax.Arra
         Array([[1., 3.]], dtype=float32)
     """
     x = as_samples(x)
-    explained = explained_output(model, x, target)
+    explained = explained_output(model, x, target, inference)
     return run_compiled(functools.partial(_gradient, explained), x)
 
 
-def gradient_times_input(model: Model, x: jax.Array, target: ClassTarget = None) -> jax.Array:
+def gradient_times_input(
+    model: Model, x: jax.Array, target: ClassTarget = None, *, inference: Inference = "checked"
+) -> jax.Array:
     """The gradient times the input: each input's part of the output, if the model were linear.
 
     For a network of relus without biases it equals LRP-0. Source: Shrikumar, Greenside, Shcherbina and Kundaje 2016,
@@ -61,19 +69,21 @@ def gradient_times_input(model: Model, x: jax.Array, target: ClassTarget = None)
         model: As for `gradient`.
         x: As for `gradient`.
         target: As for `gradient`.
+        inference: As for `gradient`.
 
     Returns:
         An array in the shape and dtype of `x`, in units of the explained output.
 
     Raises:
         InputError: As for `gradient`.
+        ModelError: As for `gradient`.
 
     Example:
         >>> weight = jnp.array([[1.0, -1.0], [3.0, 2.0]])
         >>> gradient_times_input(lambda x: x @ weight, jnp.array([[2.0, 1.0]]), 0)
         Array([[2., 3.]], dtype=float32)
     """
-    return gradient(model, x, target) * x
+    return gradient(model, x, target, inference=inference) * x
 
 
 def integrated_gradients(
@@ -83,6 +93,7 @@ def integrated_gradients(
     *,
     baseline: float | jax.Array | np.ndarray = 0.0,
     steps: int = 50,
+    inference: Inference = "checked",
 ) -> jax.Array:
     """The mean gradient on the straight line from a baseline to the input, times the difference of the two.
 
@@ -96,12 +107,14 @@ def integrated_gradients(
         target: As for `gradient`. None is the class with the largest output at the input.
         baseline: An input without information: a number, or an array that broadcasts to `x`.
         steps: The number of points on the line.
+        inference: As for `gradient`.
 
     Returns:
         An array in the shape and dtype of `x`, in units of the explained output.
 
     Raises:
         InputError: As for `gradient`, or if `baseline` does not broadcast to `x`, or `steps` is not positive.
+        ModelError: As for `gradient`.
 
     Example:
         >>> attribution = integrated_gradients(lambda x: x**2, jnp.array([[3.0, 1.0]]), 0, baseline=1.0)
@@ -109,7 +122,7 @@ def integrated_gradients(
         Array([[8., 0.]], dtype=float32)
     """
     x = as_samples(x)
-    explained = explained_output(model, x, target)
+    explained = explained_output(model, x, target, inference)
     _check_positive(steps, "steps")
     start = broadcast_to_x(baseline, x, "The baseline")
     fractions = (jnp.arange(steps, dtype=x.dtype) + 0.5) / steps
@@ -124,6 +137,7 @@ def smoothgrad(
     key: jax.Array,
     samples: int = 50,
     noise: float = 0.15,
+    inference: Inference = "checked",
 ) -> jax.Array:
     """The mean gradient over noisy copies of the input.
 
@@ -137,12 +151,14 @@ def smoothgrad(
         samples: The number of noisy copies.
         noise: The standard deviation of the Gaussian noise, as a fraction of the range (largest minus smallest value)
             of each sample.
+        inference: As for `gradient`.
 
     Returns:
         An array in the shape and dtype of `x`, in units of the explained output per unit of `x`.
 
     Raises:
         InputError: As for `gradient`, or if `samples` is not positive, or `noise` is negative.
+        ModelError: As for `gradient`.
 
     Example:
         >>> weight = jnp.array([[1.0, -1.0], [3.0, 2.0]])
@@ -150,7 +166,7 @@ def smoothgrad(
         Array([[1., 3.]], dtype=float32)
     """
     x = as_samples(x)
-    explained = explained_output(model, x, target)
+    explained = explained_output(model, x, target, inference)
     _check_positive(samples, "samples")
     if noise < 0:
         raise InputError(f"noise is a standard deviation, as a fraction of the range of a sample, but it is {noise}.")
@@ -165,6 +181,7 @@ def occlusion(
     window: int | Sequence[int],
     stride: int | Sequence[int] = 1,
     value: float | jax.Array | np.ndarray = 0.0,
+    inference: Inference = "checked",
 ) -> jax.Array:
     """How far the explained output drops when a window of the input is replaced by a value.
 
@@ -182,6 +199,7 @@ def occlusion(
         stride: How far the window moves at a time, at most as far as it is long: a number, or one for each of its
             dimensions.
         value: What the window shows: a number, or an array that broadcasts to `x`.
+        inference: As for `gradient`.
 
     Returns:
         An array in the shape and dtype of `x`, in units of the explained output: positive where hiding the input
@@ -189,6 +207,7 @@ def occlusion(
 
     Raises:
         InputError: As for `gradient`, or if window, stride or value do not fit `x`.
+        ModelError: As for `gradient`.
 
     Example:
         >>> weight = jnp.array([[1.0, -1.0], [3.0, 2.0], [4.0, 0.0]])
@@ -197,7 +216,7 @@ def occlusion(
         Array([[5., 6., 7.]], dtype=float32)
     """
     x = as_samples(x)
-    explained = explained_output(model, x, target)
+    explained = explained_output(model, x, target, inference)
     windows = (window,) * min(2, x.ndim - 1) if isinstance(window, int) else tuple(window)
     strides = (stride,) * len(windows) if isinstance(stride, int) else tuple(stride)
     if not 1 <= len(windows) < x.ndim or len(strides) != len(windows):
@@ -217,7 +236,9 @@ def occlusion(
     )
 
 
-def mean_replacement(model: Model, x: jax.Array, target: ClassTarget = None) -> jax.Array:
+def mean_replacement(
+    model: Model, x: jax.Array, target: ClassTarget = None, *, inference: Inference = "checked"
+) -> jax.Array:
     """How far the explained output drops when one neuron takes the mean of its layer, for each neuron on its own.
 
     The mean is that of the sample's own layer: for an image, of all its values. For a linear model the drop is
@@ -228,6 +249,7 @@ def mean_replacement(model: Model, x: jax.Array, target: ClassTarget = None) -> 
         model: As for `gradient`. To see a hidden layer, the part of the network from that layer on.
         x: As for `gradient`. To see a hidden layer, its values of shape (samples, ...).
         target: As for `gradient`. None is the class with the largest output at the input.
+        inference: As for `gradient`.
 
     Returns:
         An array in the shape and dtype of `x`, in units of the explained output: positive where the neuron's difference
@@ -235,6 +257,7 @@ def mean_replacement(model: Model, x: jax.Array, target: ClassTarget = None) -> 
 
     Raises:
         InputError: As for `gradient`.
+        ModelError: As for `gradient`.
 
     Example:
         >>> weight = jnp.array([[1.0, -1.0], [3.0, 2.0]])
@@ -243,7 +266,7 @@ def mean_replacement(model: Model, x: jax.Array, target: ClassTarget = None) -> 
     """
     x = jnp.asarray(x)
     mean = x.mean(axis=tuple(range(1, x.ndim)), keepdims=True)
-    return occlusion(model, x, target, window=(1,) * (x.ndim - 1), value=mean)
+    return occlusion(model, x, target, window=(1,) * (x.ndim - 1), value=mean, inference=inference)
 
 
 @dataclass(frozen=True)
@@ -263,19 +286,23 @@ class ExplainedOutput:
         return (self.model(x) * self.weights).sum(-1)
 
 
-def explained_output(model: Model, x: jax.Array, target: ClassTarget) -> ExplainedOutput:
+def explained_output(
+    model: Model, x: jax.Array, target: ClassTarget, inference: Inference = "checked"
+) -> ExplainedOutput:
     """The explained output of a model. It stays that of the given input's target when the input is changed.
 
     Args:
         model: As for `gradient`.
         x: As for `gradient`.
         target: As for `gradient`.
+        inference: As for `gradient`.
 
     Returns:
         A function of an input in the shape of `x`, whose values have the shape (samples,).
 
     Raises:
         InputError: If the target does not fit the output.
+        ModelError: As for `gradient`.
 
     Example:
         >>> explained = explained_output(lambda x: 2 * x, jnp.array([[2.0, 1.0]]), None)
@@ -284,14 +311,16 @@ def explained_output(model: Model, x: jax.Array, target: ClassTarget) -> Explain
     """
     arrays, static = split_model(model)
     call = functools.partial(static.call, arrays)
-    forward = computation(call, x)
-    kind, values = read_target(target, forward.value, len(x))
+    traced, output = trace_model(model, x, inference=inference)
+    check_mode(traced)
+    kind, values = read_target(target, output, len(x))
     if kind in ("function", "all"):
         raise InputError(
             f"The target {target!r} has no single output for each sample. Pass class indices, or an array in the shape "
             "of the output whose entries multiply it."
         )
-    output = forward(x) if kind == "largest" else forward.value
+    if kind == "largest":
+        output = Computation(traced.text.program, traced.held, output, "model")(traced.inputs)
     return ExplainedOutput(call, seed_of(kind, values, output))
 
 

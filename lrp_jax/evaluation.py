@@ -21,6 +21,7 @@ from lrp_jax.baselines import (
     map_in_batches,
 )
 from lrp_jax.errors import InputError
+from lrp_jax.inference import Inference
 from lrp_jax.programs import run_compiled
 from lrp_jax.tracing import name_of_path
 
@@ -36,6 +37,7 @@ def pixel_flipping(
     steps: int,
     fraction: float = 1.0,
     replacement: float | jax.Array | np.ndarray = 0.0,
+    inference: Inference = "checked",
 ) -> jax.Array:
     """The explained output while the pixels are replaced one after the other, the most relevant first.
 
@@ -57,12 +59,15 @@ def pixel_flipping(
             k / steps * fraction, to whole pixels.
         replacement: What a replaced pixel becomes: a number, or an array that broadcasts to `x`, such as the mean of
             each image, or `jax.random.uniform(key, x.shape)` as in the source.
+        inference: As for `lrp_jax.baselines.gradient`.
 
     Returns:
         The explained output before the first and after each step, of shape (samples, steps + 1).
 
     Raises:
-        InputError: If `x`, the relevance, the target, the steps, the fraction or the replacement do not fit.
+        InputError: If `x`, the relevance, the target, the steps, the fraction or the replacement do not fit, or
+            `inference` is neither "checked" nor "assumed".
+        ModelError: If the model is in training mode or needs values in Python.
 
     Example:
         >>> x = jnp.array([[5.0, 1.0, 3.0]])
@@ -85,7 +90,7 @@ def pixel_flipping(
         raise InputError(f"steps must be from 1 to {last}, the number of pixels that are replaced, but it is {steps}.")
     shown = broadcast_to_x(replacement, x, "The replacement")
     replaced = np.round(np.linspace(0, last, steps + 1)).astype(np.int32)
-    flip = functools.partial(_pixel_flipping, explained_output(model, x, target))
+    flip = functools.partial(_pixel_flipping, explained_output(model, x, target, inference))
     return run_compiled(flip, x, relevance, shown, replaced)
 
 

@@ -32,6 +32,7 @@ from lrp_jax.attribution import (
 from lrp_jax.checks import Checks, check_batch_size, report_batches, summarise
 from lrp_jax.composites import Composite, Rules, as_composite
 from lrp_jax.errors import InputError, LRPError, LRPWarning, StoreError, import_extra
+from lrp_jax.inference import Inference
 from lrp_jax.programs import Computation, array_digest, computation
 
 _DONE = "done"
@@ -58,6 +59,7 @@ def explain_dataset(
     batch_size: int = 32,
     mesh: Mesh | None = None,
     progress: bool = True,
+    inference: Inference = "checked",
 ) -> dict[str, Any]:
     """Explains every sample of a data set and writes relevance, outputs and explained classes to a Zarr store.
 
@@ -98,6 +100,7 @@ def explain_dataset(
         mesh: Devices of this process. The samples are shared out over the first axis of the mesh; parameters that are
             sharded over these devices stay so, others are copied to each. All devices of this process if None.
         progress: Whether the first process shows a progress bar; it needs tqdm.
+        inference: As for `lrp_jax.relevance`.
 
     Returns:
         The arrays of the store, as `open_explanations` returns them.
@@ -105,7 +108,7 @@ def explain_dataset(
     Raises:
         InputError: If the source is empty or a mapping or has fewer elements than it says, its samples differ in shape,
             a target does not fit the output, `prepare` or `reduce` returns nothing, `batch_size` is no number of
-            samples, or the mesh holds devices of another process.
+            samples, the mesh holds devices of another process, or `inference` is neither of the two.
         ModelError: If the model is in training mode, needs values in Python, or has an output that is not
             differentiable.
         StoreError: If the store belongs to another run (to other data, another model, other rules), its metadata are
@@ -141,11 +144,11 @@ def explain_dataset(
     sample = _sample(prepare, first)
     composite = as_composite(rules)
     one = jax.tree.map(lambda leaf: leaf[None], sample)
-    _, output = trace_model(model, one)
+    _, output = trace_model(model, one, inference=inference)
     kind, targets_of = _read_targets(target, target_of, output, number)
     arrays, static = split_model(model)
     function = target if callable(target) else None
-    explain = functools.partial(_explain_batch, static, model, composite, kind, function, reduce)
+    explain = functools.partial(_explain_batch, static, model, composite, kind, function, reduce, inference)
 
     one_target = targets_of([first], range(1))
     computed = computation(explain, arrays, one, one_target)
@@ -446,12 +449,13 @@ def _explain_batch(
     kind: str,
     function: Callable[[Any], Any] | None,
     reduce: Callable[[Any], Any] | None,
+    inference: Inference,
     arrays: dict[str, Any],
     x: Any,
     targets: Any,
 ) -> tuple[dict[str, jax.Array], Checks]:
     """What is stored of a batch, by name, and what was found in it."""
-    call, _ = trace_static(static, holder, arrays, x, function)
+    call, _ = trace_static(static, holder, arrays, x, function, inference)
     output, maps, _, checks = explain_in_trace(composite, Request((), ()), kind, call, targets, [])
     if kind == "all":
         maps = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), maps)

@@ -16,6 +16,7 @@ from lrp_jax.checks import check, number_of_samples, report
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.errors import InputError
 from lrp_jax.forms import Form
+from lrp_jax.inference import Inference
 from lrp_jax.planning import Piece, Plan, make_plan
 from lrp_jax.tracing import explaining
 
@@ -59,13 +60,14 @@ class Table:
         return f"<table><caption>{html.escape(self.title)}</caption><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
-def plan(model: Callable[[Any], Any], x: Any, rules: Rules | None = None) -> Table:
+def plan(model: Callable[[Any], Any], x: Any, rules: Rules | None = None, *, inference: Inference = "checked") -> Table:
     """Shows what would happen to relevance in a model, before anything runs.
 
     Args:
         model: As for `relevance`.
         x: Its input; only shapes and dtypes matter.
         rules: As for `relevance`.
+        inference: As for `relevance`.
 
     Returns:
         A table with a row for every layer and every operation that relevance reaches, in the order in which they run:
@@ -73,7 +75,7 @@ def plan(model: Callable[[Any], Any], x: Any, rules: Rules | None = None) -> Tab
         form in which the cotangent of the output is taken, and sign of the input, where it is known.
 
     Raises:
-        InputError: If `x` has a dtype without relevance.
+        InputError: If `x` has a dtype without relevance, or `inference` is neither of the two.
         ModelError: As for `relevance`.
         SelectorError: If the rules do not fit the layers.
         UnsupportedOperationError: If relevance reaches an operation that has no treatment.
@@ -90,7 +92,7 @@ def plan(model: Callable[[Any], Any], x: Any, rules: Rules | None = None) -> Tab
     """
     number_of_samples(x)
     composite = as_composite(rules)
-    call, _ = trace_model(model, x)
+    call, _ = trace_model(model, x, inference=inference)
     made = make_plan(call.read().graph, composite)
     pieces = [piece for piece in made.all_pieces() if piece.treatment is not None]
     graphs = _graph_of_each_piece(made)
@@ -252,7 +254,14 @@ def _numbers(*values: float) -> tuple[str, ...]:
     return tuple(f"{value:.6g}" for value in values)
 
 
-def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Rules | None = None) -> Ledger:
+def ledger(
+    model: Callable[[Any], Any],
+    x: Any,
+    target: Target = None,
+    rules: Rules | None = None,
+    *,
+    inference: Inference = "checked",
+) -> Ledger:
     """Accounts for relevance: what every layer took in, handed on, and lost, and to what.
 
     It answers the question why a map does not sum to the output. A `lax.scan` or a `lax.cond` is one row.
@@ -262,14 +271,15 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
         x: Its input.
         target: As for `relevance`, without "all".
         rules: As for `relevance`.
+        inference: As for `relevance`.
 
     Returns:
         The ledger. Its columns add up to the explained output, up to rounding:
         `explained = inputs + bias + stabilizer + constants + not_conserved`.
 
     Raises:
-        InputError: If the target does not fit the output, `x` is NaN or has a dtype without relevance, or the rules are
-            those of a modified gradient, which has no account.
+        InputError: If the target does not fit the output, `inference` is neither of the two, `x` is NaN or has a dtype
+            without relevance, or the rules are those of a modified gradient, which has no account.
         ModelError: As for `relevance`, and if the account does not close, to 1e-4 of its largest row.
         SelectorError: If the rules do not fit the layers.
         UnsupportedOperationError: If relevance reaches an operation that has no treatment.
@@ -289,7 +299,7 @@ def ledger(model: Callable[[Any], Any], x: Any, target: Target = None, rules: Ru
             "modified gradient, which adds up to nothing. Pass rules of relevance."
         )
     number = number_of_samples(x)
-    call, output = trace_model(model, x)
+    call, output = trace_model(model, x, inference=inference)
     kind, values = read_target(target, output, number)
     if kind == "all":
         raise InputError("A ledger is kept for one target at a time: pass a class index instead of 'all'.")

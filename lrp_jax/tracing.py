@@ -16,7 +16,7 @@ from lrp_jax.equations import is_of_user
 from lrp_jax.errors import InputError, LRPError, ModelError
 from lrp_jax.graph import Graph, Held, Status, read
 from lrp_jax.held_arrays import name_of_parameter
-from lrp_jax.inference import HOW_TO_SWITCH, check_inference
+from lrp_jax.inference import HOW_TO_SWITCH, Inference, check_choice, check_inference
 from lrp_jax.programs import Program, computation, take_apart
 from lrp_jax.tokens import check_tokens, place_of_size
 
@@ -61,6 +61,7 @@ class CallText:
         arguments: The structure of the arguments, whose leaves are the inputs if all of them are arrays.
         structure: The structure of the function's value.
         samples_first: Whether the first dimension of what is explained is known to be that of the samples.
+        inference: Whether it is checked that the function is in inference mode.
         target: A function of the value that is explained; None if it is the value.
         explained: The structure of its value.
     """
@@ -72,6 +73,7 @@ class CallText:
     arguments: Any
     structure: Any
     samples_first: bool
+    inference: Inference
     target: Program | None = None
     explained: Any = None
 
@@ -111,6 +113,19 @@ class Call:
             ModelError: If the function is in training mode, or has an output that does not depend on the explained
                 arguments differentiably.
         """
+        graph = self.read_graph()
+        check_tokens(graph)
+        if self.text.target is not None:
+            _check_target(graph, self.text.structure.num_leaves)
+        _check_outputs(graph)
+        return Traced(graph, list(self.inputs), self.text.structure, self.text.explained)
+
+    def read_graph(self) -> Graph:
+        """Reads the call, whether or not relevance can be propagated through it.
+
+        Raises:
+            ModelError: If the function is in training mode.
+        """
         text = self.text
         known = {id(array): Held(array, "", is_parameter=False) for array in self.held_by_target}
         known |= {
@@ -124,12 +139,23 @@ class Call:
             hold=lambda constant: known.get(id(constant)) or Held(constant),
             then=None if text.target is None else text.target.closed(self.held_by_target),
         )
-        check_tokens(graph)
-        if text.target is not None:
-            _check_target(graph, text.structure.num_leaves)
-        _check_outputs(graph)
-        check_inference(graph, samples_first=text.samples_first)
-        return Traced(graph, list(self.inputs), text.structure, text.explained)
+        if text.inference == "checked":
+            check_inference(graph, samples_first=text.samples_first)
+        return graph
+
+
+def check_mode(call: Call) -> None:
+    """Refuses a function in training mode, unless inference mode is assumed; looks once at each text.
+
+    Raises:
+        ModelError: If the function is in training mode.
+    """
+    jax.eval_shape(_read_in_trace, call)
+
+
+@jax.jit
+def _read_in_trace(call: Call) -> None:
+    call.read_graph()
 
 
 def trace(
@@ -139,6 +165,7 @@ def trace(
     kwargs: dict[str, Any],
     *,
     tokens: bool = False,
+    inference: Inference = "checked",
 ) -> Traced:
     """Traces and reads a call.
 
@@ -148,6 +175,7 @@ def trace(
         args: The positional arguments.
         kwargs: The keyword arguments.
         tokens: Whether integers may be explained; their relevance is that of what is looked up with them.
+        inference: Whether it is checked that the function is in inference mode.
 
     Returns:
         The call.
@@ -157,7 +185,7 @@ def trace(
         ModelError: If the function is in training mode, needs values in Python, or has an output that does not depend
             on the explained arguments differentiably.
     """
-    call, _ = trace_call(fun, positions, args, kwargs, tokens=tokens)
+    call, _ = trace_call(fun, positions, args, kwargs, tokens=tokens, inference=inference)
     return call.read()
 
 
@@ -169,6 +197,7 @@ def trace_call(
     *,
     tokens: bool = False,
     holder: Any = None,
+    inference: Inference = "checked",
 ) -> tuple[Call, Any]:
     """Traces a call. Arrays become inputs; whatever else the arguments hold stays as it is.
 
@@ -179,14 +208,16 @@ def trace_call(
         kwargs: The keyword arguments.
         tokens: Whether integers may be explained; relevance then ends at their embeddings.
         holder: What holds the arrays that the function reads, if it is not the function itself.
+        inference: Whether it is checked that the function is in inference mode.
 
     Returns:
         The call, and the shapes and dtypes of its value.
 
     Raises:
-        InputError: If an explained argument is missing or of a dtype that has no relevance.
+        InputError: If an explained argument is missing or of a dtype that has no relevance, or `inference` is none.
         ModelError: If the function needs values in Python, or changes its state.
     """
+    check_choice(inference)
     if any(not -len(args) <= position < len(args) for position in positions):
         raise InputError(
             f"argnums={tuple(positions)} names a positional argument that the call does not have: "
@@ -221,6 +252,7 @@ def trace_call(
         tree,
         jax.tree.structure(output),
         tokens,
+        inference,
     )
     return Call(arrays, held, [], text), output
 

@@ -15,12 +15,19 @@ from lrp_jax.composites import Rules, as_composite
 from lrp_jax.errors import InputError
 from lrp_jax.forms import Form
 from lrp_jax.graph import Checkpoint, Graph, Status
+from lrp_jax.inference import Inference, check_choice
 from lrp_jax.operations import Call
 from lrp_jax.planning import Piece, Plan, make_plan
 from lrp_jax.tracing import trace
 
 
-def lrp(fun: Callable[..., Any], rules: Rules, argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
+def lrp(
+    fun: Callable[..., Any],
+    rules: Rules,
+    argnums: int | Sequence[int] = 0,
+    *,
+    inference: Inference = "checked",
+) -> Callable[..., Any]:
     """Transforms a function so that its vector-Jacobian product is layer-wise relevance propagation.
 
     The transformed function has the same value. Where JAX would propagate a gradient backwards, it propagates
@@ -34,6 +41,9 @@ def lrp(fun: Callable[..., Any], rules: Rules, argnums: int | Sequence[int] = 0)
             Linen module, a plain function; in inference mode.
         rules: A rule for every layer, or a composite that says which rule where.
         argnums: The positions of the arguments that are explained.
+        inference: "checked" refuses a function in training mode: one with dropout, or with statistics over the first
+            dimension of what is explained. "assumed" leaves that check out, for a function in which something is meant
+            that looks alike.
 
     Returns:
         A function with the arguments and the value of `fun`.
@@ -41,8 +51,9 @@ def lrp(fun: Callable[..., Any], rules: Rules, argnums: int | Sequence[int] = 0)
     Raises:
         UnsupportedOperationError: (when called) relevance reaches an operation that has no treatment; the message names
             it and the line that it comes from.
-        InputError: `fun` cannot be called; (when called) an explained argument is not real floating-point, `argnums`
-            does not fit the call, or the value is differentiated with regard to an argument that is not explained.
+        InputError: `fun` cannot be called, or `inference` is neither of the two; (when called) an explained argument is
+            not real floating-point, `argnums` does not fit the call, or the value is differentiated with regard to an
+            argument that is not explained.
         ModelError: (when called) `fun` is in training mode, needs values in Python, or has an output that is not
             differentiable.
 
@@ -59,11 +70,12 @@ def lrp(fun: Callable[..., Any], rules: Rules, argnums: int | Sequence[int] = 0)
     """
     if not callable(fun):
         raise InputError(f"lrp transforms a function, but this is a {type(fun).__name__}.")
+    check_choice(inference)
     composite = as_composite(rules)
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     def explained(*args: Any, **kwargs: Any) -> Any:
-        traced = trace(fun, positions, args, kwargs)
+        traced = trace(fun, positions, args, kwargs, inference=inference)
         outputs = rebind(make_plan(traced.graph, composite), begin(traced.graph, traced.inputs))
         return jax.tree.unflatten(traced.structure, outputs)
 

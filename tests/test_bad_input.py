@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lrp_jax import composites, errors, ledger, lrp, mark, operations, plan, relevance, rules
+from lrp_jax import baselines, composites, errors, evaluation, ledger, lrp, mark, operations, plan, relevance, rules
 from lrp_jax.errors import InputError, LRPWarning, ModelError, RuleError
+from lrp_jax.explain_dataset import explain_dataset
 from lrp_jax.forms import Form
 
 PAGE = Path(__file__).parents[1] / "book" / "errors.md"
@@ -239,6 +240,10 @@ CASES = {
         lambda: lrp(network, rules.Zero(), argnums=1)(X),
         r"argnums=\(1,\).*1 were given",
     ),
+    '`inference` is neither `"checked"` nor `"assumed"`': (
+        lambda: explain(network, inference="training"),
+        '"checked" or "assumed", but it is \'training\'',
+    ),
     "A derivative with regard to the parameters of `lrp(fun)`": (
         lambda: jax.grad(lrp(lambda weight, x: (x @ weight).sum(), rules.Zero(), argnums=1))(WEIGHT, X),
         "differentiate the original function",
@@ -284,6 +289,14 @@ CASES = {
     "Haiku: batch normalisation in training mode": (
         lambda: explain(haiku(True)),
         r"statistics of this batch.*is_training=False",
+    ),
+    "A mask or noise is drawn in it, and multiplies": (
+        lambda: explain(lambda x: x * jnp.floor(0.5 + jax.random.uniform(jax.random.key(0), x.shape)) @ WEIGHT),
+        r'dropout is active at .*test_bad_input.py:\d+.*draw it outside of the model, or pass inference="assumed"',
+    ),
+    "It normalises over its first dimension, which is not that of samples": (
+        lambda: lrp(lambda nodes: batch_norm(nodes) @ WEIGHT, rules.Zero())(X),
+        r'statistics of this batch at .*test_bad_input.py:\d+.*nodes of a graph.*pass inference="assumed"',
     ),
     "It keeps a cache that changes while it runs": (lambda: explain(WithCache()), "changes its state .* cache"),
     "It keeps an array in an attribute": (lambda: explain(WithMemory()), "keeps what it computes in last, .* return"),
@@ -560,6 +573,70 @@ def test_every_door_refuses_training_mode(door):
         door(NNXModule(rate=0.5), X)
 
 
+FIXED = 2.0 * jax.random.bernoulli(jax.random.key(0), 0.5, X.shape)
+KEEP = {
+    "relevance": lambda **options: relevance(masked, X, 0, rules.Zero(), **options).relevance,
+    "relevance, in batches": lambda **options: (
+        relevance(jax.vmap(lambda x: masked(x[None])[0]), X, 0, rules.Zero(), batch_size=2, **options).relevance
+    ),
+    "ledger": lambda **options: ledger(masked, X, 0, rules.Zero(), **options).inputs,
+    "plan": lambda **options: len(plan(masked, X, rules.Zero(), **options).rows),
+    "lrp": lambda **options: jax.grad(lambda x: lrp(masked, rules.Zero(), **options)(x)[:, 0].sum())(X),
+    "gradient": lambda **options: baselines.gradient(masked, X, 0, **options) * X,
+    "gradient times input": lambda **options: baselines.gradient_times_input(masked, X, 0, **options),
+    "integrated gradients": lambda **options: baselines.integrated_gradients(masked, X, 0, steps=2, **options),
+    "smoothgrad": lambda **options: baselines.smoothgrad(masked, X, 0, key=jax.random.key(0), samples=2, **options) * X,
+    "occlusion": lambda **options: baselines.occlusion(masked, X, 0, window=1, **options),
+    "mean replacement": lambda **options: baselines.mean_replacement(masked, X, 0, **options),
+    "pixel flipping": lambda **options: evaluation.pixel_flipping(masked, X, X, 0, steps=2, **options)[:, 0],
+}
+
+
+def masked(x):
+    return x * (2.0 * jax.random.bernoulli(jax.random.key(0), 0.5, X.shape))[: len(x)] @ WEIGHT
+
+
+@pytest.mark.parametrize("door", KEEP)
+def test_every_door_assumes_inference_mode(door):
+    with pytest.raises(ModelError, match=r'training mode.*dropout.*pass inference="assumed"'):
+        KEEP[door]()
+    for wrong in ("eval", None, True):
+        with pytest.raises(InputError, match=f"inference must be .* but it is {wrong!r}"):
+            KEEP[door](inference=wrong)
+    found = KEEP[door](inference="assumed")
+    mask = FIXED if "batches" not in door else FIXED[:1]
+    expected = X * mask * WEIGHT[:, 0]
+    if door == "plan":
+        assert found == 2  # the mask and the layer
+    elif door == "ledger":
+        np.testing.assert_allclose(found, expected.sum(), rtol=1e-5)
+    elif door == "pixel flipping":
+        np.testing.assert_allclose(found, expected.sum(1), rtol=1e-5)
+    elif door == "mean replacement":
+        mean = X.mean(1, keepdims=True)
+        np.testing.assert_allclose(found, (X - mean) * mask * WEIGHT[:, 0], rtol=1e-4, atol=1e-5)
+    else:
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_data_set_of_a_model_that_is_assumed_to_be_in_inference_mode(tmp_path):
+    mask = lambda x: x * (2.0 * jax.random.bernoulli(jax.random.key(0), 0.5, (4,))) @ WEIGHT
+    with pytest.raises(ModelError, match=r'dropout.*pass inference="assumed"'):
+        explain_dataset(mask, np.asarray(X), tmp_path / "a", 0, rules.Zero(), progress=False)
+    with pytest.raises(InputError, match="inference must be"):
+        explain_dataset(mask, np.asarray(X), tmp_path / "a", 0, rules.Zero(), progress=False, inference="eval")
+    stored = explain_dataset(
+        mask, np.asarray(X), tmp_path / "b", 0, rules.Zero(), batch_size=2, progress=False, inference="assumed"
+    )
+    expected = relevance(mask, X, 0, rules.Zero(), inference="assumed").relevance
+    np.testing.assert_allclose(stored["relevance"].read().result(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_value_of_inference_is_looked_at_before_the_call():
+    with pytest.raises(InputError, match="inference must be"):
+        lrp(network, rules.Zero(), inference="off")
+
+
 @pytest.mark.parametrize("door", [relevance, ledger])
 def test_every_door_refuses_nan(door):
     model = functools.partial(with_parameters, {"dense": {"kernel": WEIGHT * jnp.nan, "bias": jnp.ones(3)}})
@@ -615,6 +692,14 @@ def test_training_mode_is_found_in_every_place(place, part, message):
         lrp(model, rules.Epsilon())(X)
 
 
+def noise(draw):
+    return lambda x: x * draw(jax.random.key(0), x.shape) @ WEIGHT
+
+
+def uniform(x, key=None):
+    return jax.random.uniform(jax.random.key(0) if key is None else key, x.shape)
+
+
 DROPOUTS = {
     "a mask that multiplies": lambda x: x * jax.random.bernoulli(jax.random.key(0), 0.5, x.shape) @ WEIGHT,
     "a key for each sample": lambda x: jax.vmap(dropout)(x, jax.random.split(jax.random.key(0), len(x))) @ WEIGHT,
@@ -623,6 +708,33 @@ DROPOUTS = {
         jax.nn.softmax(x @ x.T) * (jax.random.bernoulli(jax.random.key(0), 0.5, (len(x), len(x))) / 0.5) @ x @ WEIGHT
     ),
     "an older key": lambda x: dropout(x, jax.random.PRNGKey(0)) @ WEIGHT,
+    "floor, after": lambda x: (x * jnp.floor(0.7 + uniform(x)) / 0.7) @ WEIGHT,
+    "floor, before": lambda x: (x / 0.7) * jnp.floor(0.7 + uniform(x)) @ WEIGHT,
+    "ceil": lambda x: x * jnp.ceil(uniform(x) - 0.3) @ WEIGHT,
+    "rounded": lambda x: x * jnp.round(uniform(x)) @ WEIGHT,
+    "sign": lambda x: x * (1 + jnp.sign(uniform(x) - 0.5)) @ WEIGHT,
+    "a comparison, cast": lambda x: x * (uniform(x) < 0.7).astype(x.dtype) / 0.7 @ WEIGHT,
+    "where": lambda x: jnp.where(uniform(x) < 0.7, x / 0.7, 0) @ WEIGHT,
+    "integers": lambda x: x * jax.random.randint(jax.random.key(0), x.shape, 0, 2) @ WEIGHT,
+    "chosen numbers": lambda x: x * jax.random.choice(jax.random.key(0), jnp.array([0.0, 2.0]), x.shape) @ WEIGHT,
+    "a quotient": lambda x: x / (1 / jax.random.bernoulli(jax.random.key(0), 0.5, x.shape)) @ WEIGHT,
+    "einsum": lambda x: jnp.einsum("nf,f->nf", x, jnp.floor(0.7 + uniform(x[0]))) @ WEIGHT,
+    "masks drawn in a loop": lambda x: (
+        (x * jax.lax.map(lambda key: jnp.floor(0.7 + uniform(x[0], key)), jax.random.split(jax.random.key(0), len(x))))
+        @ WEIGHT
+    ),
+    "stochastic depth": lambda x: (
+        jax.lax.cond(jax.random.bernoulli(jax.random.key(0)), jnp.tanh, lambda x: x, x) @ WEIGHT
+    ),
+    "by the value": lambda x: jnp.where(jax.nn.sigmoid(x) > uniform(x), x, 0) @ WEIGHT,
+    "a key as an argument": functools.partial(
+        lambda key, x: x * jnp.floor(0.7 + uniform(x, key)) @ WEIGHT, jax.random.key(1)
+    ),
+    "in a piece": lambda x: mark.piece(dropout, operations.smooth)(x) @ WEIGHT,
+    "Gaussian noise that multiplies": noise(lambda key, shape: 1 + 0.3 * jax.random.normal(key, shape)),
+    "truncated noise that multiplies": noise(lambda key, shape: jax.random.truncated_normal(key, -1, 1, shape)),
+    "gamma noise that multiplies": noise(lambda key, shape: jax.random.gamma(key, 1.0, shape)),
+    "a sampled latent": lambda x: (x + jnp.exp(x) * jax.random.normal(jax.random.key(0), x.shape)) @ WEIGHT,
 }
 
 
@@ -631,6 +743,63 @@ def test_dropout_is_found(name):
     with pytest.raises(ModelError, match="dropout is active"):
         plan(DROPOUTS[name], X)
 
+
+W4 = jax.random.normal(jax.random.key(3), (4, 4))
+
+
+def normalised_by(inverse, variance=lambda x: x.var(0)):
+    return lambda x: (x - x.mean(0)) * inverse(variance(x) + 1e-5)
+
+
+def linen_over_axis():
+    norm = nn.BatchNorm(use_running_average=False, axis_name="batch")
+    variables = norm.init(jax.random.key(0), X)
+    one = lambda x: norm.apply(variables, x.mean((0, 1)), mutable=["batch_stats"])[0] @ WEIGHT
+    return jax.vmap(one, axis_name="batch")
+
+
+def batch_norm_over_axis(x, together=False):
+    if together:
+        mean, square = jnp.split(jax.lax.pmean(jnp.concatenate([x, x**2]), "batch"), 2)
+    else:
+        mean, square = jax.lax.pmean(x, "batch"), jax.lax.pmean(x**2, "batch")
+    return (x - mean) / jnp.sqrt(square - mean**2 + 1e-5)
+
+
+def convolution(x):
+    return jax.lax.conv_general_dilated(
+        x, jnp.ones((2, 2, 4, 4)), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+SPELLINGS = {
+    "power": normalised_by(lambda v: v**-0.5),
+    "array as the power": normalised_by(lambda v: jnp.power(v, jnp.array(-0.5))),
+    "1 / sqrt": normalised_by(lambda v: 1 / jnp.sqrt(v)),
+    "1 / (sqrt + epsilon)": normalised_by(lambda v: 1 / (jnp.sqrt(v) + 0.1)),
+    "logarithm": normalised_by(lambda v: jnp.exp(-jnp.log(v) / 2)),
+    "mean of squares less square of the mean": normalised_by(jax.lax.rsqrt, lambda x: (x**2).mean(0) - x.mean(0) ** 2),
+    "the same, with products, and not below zero": normalised_by(
+        lambda v: v**-0.5, lambda x: jnp.maximum((x * x).mean(0) - x.mean(0) * x.mean(0), 0)
+    ),
+    "matrix products": normalised_by(
+        jax.lax.rsqrt, lambda x: jnp.einsum("nf,nf->f", x - x.mean(0), x - x.mean(0)) / len(x)
+    ),
+    "weights of the samples": normalised_by(
+        jax.lax.rsqrt, lambda x: jnp.full(len(x), 1 / len(x)) @ (x - x.mean(0)) ** 2
+    ),
+    "no division by zero": lambda x: (x - x.mean(0)) / jnp.where(x.std(0) == 0, 1, x.std(0)),
+    "statistics held": lambda x: (
+        (x - jax.lax.stop_gradient(x.mean(0))) / jax.lax.stop_gradient(jnp.sqrt(x.var(0) + 1e-5))
+    ),
+    "scale and shift": lambda x: (
+        x * (W4[0] / jnp.sqrt(x.var(0) + 1e-5)) + (W4[1] - x.mean(0) * W4[0] / jnp.sqrt(x.var(0) + 1e-5))
+    ),
+    "folded into the weight": lambda x: x @ (jax.lax.rsqrt(x.var(0) + 1e-5)[:, None] * W4),
+    "jax.nn.standardize": lambda x: jax.nn.standardize(x, 0),
+    "under jit": jax.jit(lambda x: normalised_by(lambda v: v**-0.5)(x)),
+    "behind a relu": lambda x: normalised_by(jax.lax.rsqrt, lambda x: (x**2).mean(0) - x.mean(0) ** 2)(jax.nn.relu(x)),
+}
 
 BATCH_NORMS = {
     "product with the inverse": lambda x: (x - x.mean(0)) * jax.lax.rsqrt(x.var(0) + 1e-5) @ WEIGHT,
@@ -648,6 +817,33 @@ BATCH_NORMS = {
         (0, 1, 2),
     ).reshape(len(x), -1),
     "of an embedding": lambda x: batch_norm(jnp.concatenate([x, x], 1)[..., 0, :3].mean(1)),
+    "of merged positions": lambda x: batch_norm(x.reshape(-1, 4)).reshape(len(x), 36, 4).mean(1) @ WEIGHT,
+    "of one channel": lambda x: batch_norm(x[..., :1], (0, 1, 2)).reshape(len(x), -1),
+    "in two steps": lambda x: (
+        (lambda d: d * jax.lax.rsqrt((d**2).mean((1, 2)).mean(0) + 1e-5))(x - x.mean((0, 1, 2))).mean((1, 2)) @ WEIGHT
+    ),
+    "Linen, over an axis of a map": linen_over_axis(),
+    "channels first, keeping dimensions": lambda x: (
+        (lambda y: y / y.std((np.int64(0), 2, 3), keepdims=True))(jnp.moveaxis(x, -1, 1)).mean((2, 3)) @ WEIGHT
+    ),
+    "behind a loop over the samples": lambda x: batch_norm(jax.lax.map(lambda image: image.mean((0, 1)), x)) @ WEIGHT,
+    "from a branch": lambda x: (
+        (lambda mean, variance: (x - mean) / jnp.sqrt(variance + 1e-5))(
+            *jax.lax.cond(x.sum() > 0, lambda x: (x.mean((0, 1, 2)), x.var((0, 1, 2))), lambda x: (W4[0], W4[1]), x)
+        ).mean((1, 2))
+        @ WEIGHT
+    ),
+    "in a piece": lambda x: mark.piece(lambda x: batch_norm(x.mean((1, 2))), operations.smooth)(x) @ WEIGHT,
+    "chosen columns": lambda x: batch_norm(x.mean((1, 2))[:, jnp.array([3, 1, 2, 0])]) @ WEIGHT,
+    "of the last token": lambda x: batch_norm(x[jnp.arange(len(x)), 2].mean(1)) @ WEIGHT,
+    "under vmap": lambda x: jax.vmap(lambda x: batch_norm_over_axis(x) @ WEIGHT, axis_name="batch")(x.mean((1, 2))),
+    "under vmap, the moments together": lambda x: jax.vmap(
+        lambda x: batch_norm_over_axis(x, together=True) @ WEIGHT, axis_name="batch"
+    )(x.mean((1, 2))),
+    **{
+        f"spelling: {name}": lambda x, spelling=spelling: spelling(jnp.tanh(x.mean((1, 2)) @ W4)) @ WEIGHT
+        for name, spelling in SPELLINGS.items()
+    },
 }
 
 
@@ -657,6 +853,24 @@ def test_batch_statistics_are_found(name, samples):
     x = X if name == "product with the inverse" else IMAGES
     with pytest.raises(ModelError, match="statistics of this batch"):
         plan(BATCH_NORMS[name], x[:samples])
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_batch_statistics_over_an_axis_of_a_map_outside_are_found(together):
+    model = lambda x: batch_norm_over_axis(x, together=together) @ WEIGHT
+    with pytest.raises(ModelError, match="statistics of this batch"):
+        jax.vmap(lrp(model, rules.Zero()), axis_name="batch")(X)
+    tensor_parallel = lambda x: (
+        (x - jax.lax.pmean(x.mean(), "parts")) * jax.lax.rsqrt(jax.lax.pmean((x**2).mean(), "parts"))
+    )
+    jax.eval_shape(jax.vmap(lrp(lambda x: tensor_parallel(x) @ WEIGHT, rules.Epsilon()), axis_name="parts"), X)
+
+
+def test_batch_statistics_of_what_returns_an_image_are_found():
+    # A convolution shows that the first dimension is that of its batch.
+    model = lambda x: convolution(batch_norm(convolution(x), (0, 1, 2)))
+    with pytest.raises(ModelError, match="statistics of this batch"):
+        lrp(model, rules.Epsilon())(IMAGES)
 
 
 def test_batch_statistics_of_embedded_integers_are_found():
@@ -672,10 +886,6 @@ def evaluated():
     module = NNXModule(rate=0.5)
     module.eval()
     return module
-
-
-def noise(draw):
-    return lambda x: x * draw(jax.random.key(0), x.shape) @ WEIGHT
 
 
 def one_image(x):
@@ -704,9 +914,6 @@ NOT_IN_TRAINING_MODE = {
     "tokens that attend to each other": (lambda x: batch_norm(x + jax.nn.softmax(x @ x.T) @ x) @ WEIGHT, X),
     "weight normalisation": (lambda x: x @ (WEIGHT / jnp.sqrt((WEIGHT**2).sum(0))), X),
     "noise added": (lambda x: (x + jax.random.normal(jax.random.key(0), x.shape)) @ WEIGHT, X),
-    "noise that multiplies": (noise(jax.random.normal), X),
-    "truncated noise": (noise(lambda key, shape: jax.random.truncated_normal(key, -1, 1, shape)), X),
-    "gamma noise": (noise(lambda key, shape: jax.random.gamma(key, 1.0, shape)), X),
     "random weights": (lambda x: x @ jax.random.normal(jax.random.key(0), WEIGHT.shape), X),
     "random mask of the weights": (
         lambda x: x @ (WEIGHT * jax.random.bernoulli(jax.random.key(0), 0.5, WEIGHT.shape)),
@@ -717,6 +924,140 @@ NOT_IN_TRAINING_MODE = {
         X,
     ),
 }
+
+
+SERIES = jax.random.normal(jax.random.key(4), (8, 4))
+ADJACENCY = jax.random.uniform(jax.random.key(5), (8, 8))
+NODES = jnp.arange(8)
+
+
+def graph_norm(x, alpha=0.7):
+    shifted = x - alpha * x.mean(0)
+    return 1.3 * shifted / jnp.sqrt((shifted**2).mean(0) + 1e-5)
+
+
+def attended(x):
+    return jax.nn.softmax(x @ x.T) @ x
+
+
+def recurrent(x):
+    def step(state, x):
+        state = jnp.tanh(x + state @ W4)
+        return state, state
+
+    return jax.lax.scan(step, jnp.zeros(4), x)
+
+
+def convolved(x):
+    return convolution(x[None])[0]
+
+
+# Statistics over the first dimension, which is not that of samples, without a dimension for them.
+OF_ONE_SAMPLE = {
+    "instance norm, pooled": (lambda x: batch_norm(x, (0, 1)).mean((0, 1)) @ WEIGHT, IMAGES[0]),
+    "instance norm of each pixel": (lambda x: batch_norm(x, (0, 1)) @ WEIGHT, IMAGES[0]),
+    "instance norm between convolutions": (lambda x: convolved(batch_norm(convolved(x), (0, 1))), IMAGES[0]),
+    "instance norm, flattened": (lambda x: batch_norm(x, (0, 1)).reshape(-1) @ jnp.ones((144, 3)), IMAGES[0]),
+    "instance norm, then rows": (lambda x: convolved(batch_norm(x, (0, 1))).mean(1) @ WEIGHT, IMAGES[0]),
+    "group norm, channels first": (
+        lambda x: (
+            (
+                lambda y: (
+                    (y - y.mean((1, 2, 3), keepdims=True)) / jnp.sqrt(y.var((1, 2, 3), keepdims=True) + 1e-5)
+                ).reshape(4, -1)
+            )(jnp.moveaxis(x, -1, 0).reshape(2, 2, 6, 6)).mean(1)
+            @ WEIGHT
+        ),
+        IMAGES[0],
+    ),
+    "attention to neighbours": (
+        lambda x: (
+            (lambda h: graph_norm(jax.nn.softmax(jnp.where(ADJACENCY > 0.5, h @ h.T, -1e9)) @ h))(x @ W4) @ WEIGHT
+        ),
+        SERIES,
+    ),
+    "graph norm, pooled": (lambda x: jnp.tanh(graph_norm(x @ W4)).mean(0) @ WEIGHT, SERIES),
+    "graph norm behind neighbours": (lambda x: graph_norm(ADJACENCY @ x @ W4) @ WEIGHT, SERIES),
+    "graph norm before neighbours": (lambda x: ADJACENCY @ graph_norm(x @ W4) @ WEIGHT, SERIES),
+    "graph norm, and a residual": (lambda x: (x + jax.nn.relu(graph_norm(ADJACENCY @ x @ W4))) @ WEIGHT, SERIES),
+    "graph norm, and edges": (
+        lambda x: jax.ops.segment_sum(graph_norm(x @ W4)[NODES], (NODES + 1) % 8, 8) @ WEIGHT,
+        SERIES,
+    ),
+    "series of one variable": (lambda x: batch_norm(x) @ jnp.ones((8, 3)), SERIES[:, 0]),
+    "series, flattened": (lambda x: batch_norm(x).reshape(-1) @ jnp.ones((32, 3)), SERIES),
+    "series, recurrent": (lambda x: recurrent(batch_norm(x))[0] @ WEIGHT, SERIES),
+    "series, recurrent, each step": (lambda x: recurrent(batch_norm(x))[1] @ WEIGHT, SERIES),
+    "series, pooled": (lambda x: jax.nn.relu(batch_norm(x) @ W4).mean(0) @ WEIGHT, SERIES),
+    "series, the last step": (lambda x: jax.nn.relu(batch_norm(x) @ W4)[-1] @ WEIGHT, SERIES),
+    "series, convolved": (
+        lambda x: (
+            jax.lax.conv_general_dilated(
+                batch_norm(x)[None], jnp.ones((3, 4, 4)), (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+            )[0]
+            @ WEIGHT
+        ),
+        SERIES,
+    ),
+    "norm over tokens": (lambda x: batch_norm(x + attended(x)) @ WEIGHT, SERIES),
+    "mixed tokens": (lambda x: (batch_norm(x) + ADJACENCY @ x) @ WEIGHT, SERIES),
+    "layer norm, channels first": (lambda x: W4 @ batch_norm(x), SERIES.T),
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE_SAMPLE)
+def test_statistics_of_one_sample_are_not_refused(name):
+    model, x = OF_ONE_SAMPLE[name]
+    jax.eval_shape(lrp(model, rules.Epsilon()), x)
+    plan(jax.vmap(model), jnp.stack([x, 2 * x]), rules.Epsilon())
+
+
+OVER_THE_FIRST_DIMENSION = {
+    "neighbours": (lambda x: graph_norm(ADJACENCY @ x @ W4) @ WEIGHT, SERIES),
+    "softmax": (lambda x: x * jax.nn.softmax(x @ W4, 0) @ WEIGHT, X),
+    "efficient attention": (lambda x: jax.nn.softmax(x, 1) @ (jax.nn.softmax(x, 0).T @ x) @ WEIGHT, X),
+    "slots": (lambda x: (lambda a: (a / a.sum(0)).T @ x)(jax.nn.softmax(x @ x.T)) @ WEIGHT, X),
+    "linear attention": (
+        lambda x: (lambda q: q @ (q.T @ x) / (q @ q.sum(0))[:, None])(jax.nn.elu(x) + 1) @ WEIGHT,
+        X,
+    ),
+    "contrastive norm": (lambda x: jax.nn.standardize(x - 0.1 * attended(x)) @ WEIGHT, X),
+    "largest": (lambda x: (x - x.max(0)) @ WEIGHT, X),
+    "divided by the largest": (lambda x: x / jnp.abs(x).max(0) @ WEIGHT, X),
+    "largest beside each": (
+        lambda x: jnp.concatenate([x, jnp.broadcast_to(x.max(0), x.shape)], 1) @ jnp.ones((8, 3)),
+        X,
+    ),
+    "mean behind a layer": (lambda x: (x @ W4 + x.mean(0) @ W4) @ WEIGHT, X),
+    "gates of the mean": (lambda x: x * jax.nn.sigmoid(x.mean(0) @ W4) @ WEIGHT, X),
+    "response norm": (
+        lambda x: x * (lambda norm: norm / (norm.mean() + 1e-6))(jnp.sqrt((x**2).sum(0))) @ WEIGHT,
+        X,
+    ),
+    "pair norm": (
+        lambda x: (lambda d: d / jnp.sqrt(1e-6 + (d**2).sum(1).mean()))(x - x.mean(0)) @ WEIGHT,
+        X,
+    ),
+    "series in each row": (lambda x: jax.nn.standardize(x, 1) @ WEIGHT, X),
+    "images, norm over their pixels": (
+        lambda x: ((x - x.mean((1, 2), keepdims=True)) / x.std((1, 2), keepdims=True)).mean(1).mean(1) @ WEIGHT,
+        IMAGES,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OVER_THE_FIRST_DIMENSION)
+def test_what_is_no_batch_norm_is_not_refused(name):
+    model, x = OVER_THE_FIRST_DIMENSION[name]
+    plan(model, x, rules.Epsilon())
+    jax.eval_shape(lrp(model, rules.Epsilon()), x)
+
+
+def test_what_a_target_picks_does_not_hide_batch_statistics():
+    labels = jnp.array([0, 2, 1, 0, 1])
+    for target in (lambda out: out[jnp.arange(5), labels], lambda out: ADJACENCY[:5, :5] @ out):
+        with pytest.raises(ModelError, match="statistics of this batch"):
+            relevance(lambda x: batch_norm(x) @ WEIGHT, X, target)
 
 
 @pytest.mark.sampled(3)
