@@ -57,8 +57,8 @@ class Explanation(Saved):
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], Any]:
         """The arrays, with those among the rules, and the rules, whose Python numbers stay what they are."""
         numbers, structure = jax.tree.flatten(self.rules)
-        arrays = [None if isinstance(number, float) else number for number in numbers]
-        known = tuple(number if isinstance(number, float) else None for number in numbers)
+        arrays = [None if isinstance(number, float | int) else number for number in numbers]
+        known = tuple(number if isinstance(number, float | int) else None for number in numbers)
         parts = {part.name: getattr(self, part.name) for part in fields(self)} | {"rules": arrays}
         keyed = tuple((jax.tree_util.GetAttrKey(name), part) for name, part in parts.items())
         return keyed, (structure, known)
@@ -91,7 +91,8 @@ def relevance(
     """Explains a model's output by the relevance of its input.
 
     The model is traced at each call, so that whatever it reads is read anew. The computation is compiled once for each
-    text of the traced program, rules and shapes; all arrays that the model holds are passed to it as arguments.
+    text of the traced program, rules and shapes; all arrays that the model holds are passed to it as arguments, and so
+    are gamma, epsilon and stabilizers.
     What comes out of it is looked at: NaN is refused, and inputs outside of the bounds of `ZBox` are counted in a
     warning. Inside of `jax.jit`, where values are not known, both are left out, and cost nothing.
 

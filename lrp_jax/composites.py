@@ -313,9 +313,8 @@ def _selects(selector: Selector, layer: Layer) -> bool:
         return bool(selector.matches(layer))
     except Exception as error:  # whatever a function of the user's own raises
         raise SelectorError(
-            f"The selector {selector} raised a {type(error).__name__} for the layer {layer.name!r} ({layer.kind}, "
-            f"weight {layer.weight_shape}): {error}. A selector is asked about every layer that no selector before it "
-            "has selected, and all of them at first; it must return whether the layer is meant."
+            f"The selector {selector} raised {type(error).__name__} for the layer {layer.name!r} ({layer.kind}, weight "
+            f"{layer.weight_shape}): {error}. It must say of every layer whether it is meant."
         ) from error
 
 

@@ -243,7 +243,7 @@ class Epsilon(Rule):
     systems, from 1e-11 to 1e-6.
 
     Attributes:
-        epsilon: In units of z; None for the default, which is relative.
+        epsilon: In units of z; None for the default, which is relative. It may be traced, as any stabilizer may.
         relative: Multiply epsilon by the root mean square of z over the output features of each sample (all dimensions
             that come from the weight).
         bias: "absorb", "ignore" or "distribute".
@@ -283,7 +283,7 @@ class Gamma(Rule):
     for signed ones. Captum leaves the bias as it is.
 
     Attributes:
-        gamma: How much more the favoured contributions weigh; 0 is LRP-epsilon.
+        gamma: How much more the favoured contributions weigh; 0 is LRP-epsilon. It may be traced.
         stabilizer: Distance that the denominators keep from zero, in units of z; None for the default.
         bias: "absorb", "ignore" or "distribute".
 

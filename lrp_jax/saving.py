@@ -45,7 +45,7 @@ class Saved:
             with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as folder:
                 complete = Path(folder) / path.name
                 with complete.open("wb") as file:
-                    np.savez(file, structure=np.array(structure), **arrays)  # type: ignore[arg-type]
+                    np.savez(file, structure=np.array(structure.encode()), **arrays)  # type: ignore[arg-type]
                 complete.replace(path)
         except OSError as error:
             raise StoreError(
@@ -67,7 +67,7 @@ class Saved:
         """
         try:
             with np.load(path, allow_pickle=False) as archive:
-                described = json.loads(str(archive["structure"]))
+                described = json.loads(archive["structure"].item())
                 version = described["lrp_jax"]
                 loaded = _restored(described["content"], archive) if version <= _FORMAT else None
         except FileNotFoundError as error:
