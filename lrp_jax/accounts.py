@@ -1,6 +1,5 @@
 """Accounts of relevance: what arrives at every piece of a function, what it hands on, and what stays there."""
 
-import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from lrp_jax.errors import ModelError
-from lrp_jax.planning import Piece, Plan
+from lrp_jax.layers import Layer, LinearMap
+from lrp_jax.planning import Piece, Plan, with_rules
 from lrp_jax.programs import run_compiled
 from lrp_jax.tracing import Traced
 from lrp_jax.transform import Probe, propagator, run_pieces
@@ -27,6 +27,7 @@ class Entry:
         arrived: The relevance of its outputs.
         handed_on: The relevance that its operands received.
         bias: What the bias of a layer kept.
+        unshared: What no input of a layer got, as it has no contributions of the sign that its rule asks for.
         moved: The sum of the absolute relevance of its outputs.
         moved_on: The same of its operands.
     """
@@ -35,6 +36,7 @@ class Entry:
     arrived: float
     handed_on: float
     bias: float
+    unshared: float
     moved: float
     moved_on: float
 
@@ -45,8 +47,8 @@ class Entry:
 
     @property
     def stabilizer(self) -> float:
-        """What is missing in a layer besides the bias: absorbed by the stabiliser of the denominator."""
-        return self.lost - self.bias if self.piece.layer is not None else 0.0
+        """What is missing in a layer besides: absorbed by the stabiliser of the denominator."""
+        return self.lost - self.bias - self.unshared if self.piece.layer is not None else 0.0
 
     @property
     def constants(self) -> float:
@@ -55,8 +57,8 @@ class Entry:
 
     @property
     def not_conserved(self) -> float:
-        """What is missing where an operation does not conserve relevance: a softmax, a derivative."""
-        return self.lost if self._loses("not conserved") else 0.0
+        """What is missing where an operation or a rule does not conserve relevance."""
+        return self.lost if self._loses("not conserved") else self.unshared
 
     def _loses(self, loss: str) -> bool:
         treatment = self.piece.treatment
@@ -123,21 +125,32 @@ def keep_account(
     Returns:
         The account. It closes, unless something is not finite: what started is what arrived and what stayed.
     """
-    pieces = [piece for piece in reversed(plan.pieces) if piece.treatment is not None]
-    sums, results = run_compiled(functools.partial(_sums, traced, plan, pieces, seed, also), traced.inputs)
+    rules, structure = jax.tree.flatten([piece.rule for piece in plan.all_pieces()])
+
+    def sums_and_results(rules: Sequence[Any], inputs: Sequence[jax.Array]) -> tuple[Any, Any]:
+        return _sums(traced, with_rules(plan, jax.tree.unflatten(structure, rules)), seed, also, inputs)
+
+    sums, results = run_compiled(sums_and_results, rules, traced.inputs)
+    pieces = _reached(plan)
     start, end, rows = jax.tree.map(float, sums)
     entries = tuple(Entry(piece, *row) for piece, row in zip(pieces, rows, strict=True))
     return Account(start, end, entries, results)
 
 
+def _reached(plan: Plan) -> list[Piece]:
+    """The pieces that relevance reaches, from the output to the input."""
+    return [piece for piece in reversed(plan.pieces) if piece.treatment is not None]
+
+
 def _sums(
     traced: Traced,
     plan: Plan,
-    pieces: Sequence[Piece],
     seed: Callable[[Any], Any],
     also: Callable[[Any, Any], Any],
     inputs: Sequence[jax.Array],
 ) -> tuple[Any, Any]:
+    pieces = _reached(plan)
+
     def is_followed(value: int) -> bool:
         return plan.graph.is_live(value) or plan.graph.is_token(value)
 
@@ -159,8 +172,9 @@ def _sums(
         arrived = [found[id(piece), "output", value] for value in piece.outputs if is_followed(value)]
         operands = (*piece.live, *piece.constants)
         handed_on = [found[id(piece), "operand", value] for value in operands if is_followed(value)]
-        bias = bias_share(piece, arrived[0], values).sum() if piece.layer is not None else jnp.zeros(())
-        rows.append((_sum(arrived), _sum(handed_on), bias, _sum(map(jnp.abs, arrived)), _sum(map(jnp.abs, handed_on))))
+        bias, unshared = (share(piece, arrived[0], values).sum() for share in (bias_share, _unshared))
+        moved, moved_on = _sum(map(jnp.abs, arrived)), _sum(map(jnp.abs, handed_on))
+        rows.append((_sum(arrived), _sum(handed_on), bias, unshared, moved, moved_on))
     total = _sum(s * e for s, e in zip(jax.tree.leaves(start), jax.tree.leaves(explained), strict=True))
     return (total, _sum(relevance), rows), also(returned, relevance)
 
@@ -173,6 +187,14 @@ def bias_share(piece: Piece, relevance: jax.Array, values: dict[int, jax.Array])
     """The relevance that the bias of a layer keeps, in the shape of its output; a zero for what is no layer."""
     if piece.layer is None or piece.rule is None:
         return jnp.zeros(())
-    constants = [values[i] for i in piece.layer.constants]
-    linear = piece.layer.linearize(values[piece.layer.input], constants, values[piece.layer.output])
-    return piece.rule.bias_share(linear, relevance)
+    return piece.rule.bias_share(_linear_map(piece.layer, values), relevance)
+
+
+def _unshared(piece: Piece, relevance: jax.Array, values: dict[int, jax.Array]) -> jax.Array:
+    if piece.layer is None or piece.rule is None:
+        return jnp.zeros(())
+    return piece.rule.unshared(_linear_map(piece.layer, values), relevance)
+
+
+def _linear_map(layer: Layer, values: dict[int, jax.Array]) -> LinearMap:
+    return layer.linearize(values[layer.input], [values[i] for i in layer.constants], values[layer.output])

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
 import jax
@@ -22,16 +22,17 @@ from lrp_jax.graph import Operation
 from lrp_jax.inference import Inference
 from lrp_jax.planning import Piece, Plan, make_plan
 from lrp_jax.programs import run_compiled
+from lrp_jax.saving import Saved
 from lrp_jax.tracing import Call, call_model, explaining, trace_call
 from lrp_jax.transform import Probe, propagator, run_pieces
 
 Target = int | str | Sequence[int] | jax.Array | np.ndarray | Callable[[Any], Any] | None
 
 
-@jax.tree_util.register_dataclass
+@jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True)
-class Explanation:
-    """The relevance of an input for a model's output.
+class Explanation(Saved):
+    """The relevance of an input for a model's output. A pytree whose leaves are its arrays.
 
     Attributes:
         output: The model's output.
@@ -51,8 +52,25 @@ class Explanation:
     relevance: Any
     at: dict[str, jax.Array] = field(default_factory=dict)
     x: Any = field(default=None, repr=False)
-    rules: Composite | None = field(default=None, metadata={"static": True})
+    rules: Composite | None = None
     growth: jax.Array | None = field(default=None, repr=False)
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], Any]:
+        """The arrays, with those among the rules, and the rules, whose Python numbers stay what they are."""
+        numbers, structure = jax.tree.flatten(self.rules)
+        arrays = [None if isinstance(number, float | int) else number for number in numbers]
+        known = tuple(number if isinstance(number, float | int) else None for number in numbers)
+        parts = {part.name: getattr(self, part.name) for part in fields(self)} | {"rules": arrays}
+        keyed = tuple((jax.tree_util.GetAttrKey(name), part) for name, part in parts.items())
+        return keyed, (structure, known)
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, parts: Sequence[Any]) -> "Explanation":
+        """The explanation with its arrays put back."""
+        structure, known = static
+        values = dict(zip((part.name for part in fields(cls)), parts, strict=True))
+        numbers = [value if number is None else number for number, value in zip(known, values["rules"], strict=True)]
+        return cls(**values | {"rules": jax.tree.unflatten(structure, numbers)})
 
     def _repr_html_(self) -> str:
         from lrp_jax.display import explanation_as_html
@@ -75,7 +93,8 @@ def relevance(
     """Explains a model's output by the relevance of its input.
 
     The model is traced at each call, so that whatever it reads is read anew. The computation is compiled once for each
-    text of the traced program, rules and shapes; all arrays that the model holds are passed to it as arguments.
+    text of the traced program, rules and shapes; all arrays that the model holds are passed to it as arguments, and so
+    are gamma, epsilon and stabilizers.
     What comes out of it is looked at: NaN is refused, and inputs outside of the bounds of `ZBox` are counted in a
     warning. Inside of `jax.jit`, where values are not known, both are left out, and cost nothing.
 
@@ -391,28 +410,30 @@ def explain_call(
 ) -> Explained:
     """The output, the relevance of x and of the named hidden values, and checks.
 
-    The program is compiled once for each text of the call. Rules and treatments of the user's own may read whatever
-    they like, so that they run at each call.
+    The program is compiled once for each text of the call, whatever numbers the rules have. Rules and treatments of the
+    user's own may read whatever they like, so that they run at each call.
     """
+    numbers, structure = jax.tree.flatten(composite)
     programs = [program for program in (call.text.program, call.text.target) if program is not None]
     if composite.is_built_in and all(is_built_in(program.treatments) for program in programs):
-        return explain_arrays(composite, request, kind, call, values, masks)
-    explain = functools.partial(explain_in_trace, composite, request, kind)
-    return run_compiled(explain, call, values, masks)
+        return explain_arrays(structure, request, kind, numbers, call, values, masks)
+    explain = functools.partial(explain_in_trace, structure, request, kind)
+    return run_compiled(explain, numbers, call, values, masks)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def explain_arrays(
-    composite: Composite, request: Request, kind: str, call: Call, values: Any, masks: list[jax.Array]
+    structure: Any, request: Request, kind: str, numbers: list[Any], call: Call, values: Any, masks: list[jax.Array]
 ) -> Explained:
     """As `explain_call`, for rules that read nothing but their fields."""
-    return explain_in_trace(composite, request, kind, call, values, masks)
+    return explain_in_trace(structure, request, kind, numbers, call, values, masks)
 
 
 def explain_in_trace(
-    composite: Composite, request: Request, kind: str, call: Call, values: Any, masks: list[jax.Array]
+    structure: Any, request: Request, kind: str, numbers: list[Any], call: Call, values: Any, masks: list[jax.Array]
 ) -> Explained:
-    """As `explain_call`, as part of a program that is traced."""
+    """As `explain_call`, as part of a program that is traced, for a composite that was taken apart."""
+    composite: Composite = jax.tree.unflatten(structure, numbers)
     _, x = call.args
     traced = call.read()
     plan = make_plan(traced.graph, composite)

@@ -10,9 +10,11 @@ A bare rule stands for the composite that gives it to every layer.
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeAlias
+
+import jax
 
 from lrp_jax import mark as marks_of_values
 from lrp_jax import operations
@@ -21,7 +23,8 @@ from lrp_jax.errors import SelectorError
 from lrp_jax.forms import Form
 from lrp_jax.layers import Layer
 from lrp_jax.operations import Treatment
-from lrp_jax.rules import AlphaBeta, Epsilon, Flat, Gamma, Gradient, Rule, WSquare, ZBox, ZPlus
+from lrp_jax.rules import AlphaBeta, Epsilon, Flat, Gamma, Gradient, Rule, WSquare, ZBox, ZPlus, checked
+from lrp_jax.saving import Saved
 
 __all__ = [
     "CPLRP",
@@ -204,9 +207,10 @@ def name(pattern: str) -> Selector:
     return Selector(_HasName(pattern), f"name({pattern!r})")
 
 
+@jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True)
-class Composite:
-    """Which rule where.
+class Composite(Saved):
+    """Which rule where. A pytree whose leaves are the numbers of its rules that may be traced.
 
     Attributes:
         rules: Pairs of a selector and a rule; the first that matches a layer wins. In place of a selector may stand any
@@ -239,13 +243,23 @@ class Composite:
     _added: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rules", tuple(map(_as_pair, self.rules)))
+        object.__setattr__(self, "rules", tuple(map(_as_pair, _as_pairs(self.rules))))
         if self.constants not in ("absorb", "pass"):
             raise SelectorError(f"constants={self.constants!r}: it must be 'absorb' or 'pass'.")
 
     def __hash__(self) -> int:
         options = self.holds_attention, self.input_form, self.strict, self.constants, tuple(self.marks)
         return hash((self.rules, tuple(self.treatments), options))
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], Any]:
+        """The rules, with their positions, and the composite with the selectors alone."""
+        others = _with_rules(self, tuple(selector for selector, _ in self.rules))
+        return tuple((jax.tree_util.SequenceKey(i), rule) for i, (_, rule) in enumerate(self.rules)), others
+
+    @classmethod
+    def tree_unflatten(cls, others: Any, rules: Sequence[Any]) -> "Composite":
+        """The composite with rules put back."""
+        return _with_rules(others, tuple(zip(others.rules, rules, strict=True)))
 
     @property
     def required_treatments(self) -> frozenset[str]:
@@ -272,11 +286,11 @@ class Composite:
         if self.strict:
             for selector, _ in self.rules:
                 is_needless = selector == any_layer and not layers
-                if not is_needless and not any(selector.matches(layer) for layer in layers):
+                if not is_needless and not any(_selects(selector, layer) for layer in layers):
                     raise SelectorError(f"{selector} matches no layer. {_list(layers)}")
         assigned = []
         for layer in layers:
-            rule = next((rule for selector, rule in self.rules if selector.matches(layer)), None)
+            rule = next((rule for selector, rule in self.rules if _selects(selector, layer)), None)
             if rule is None:
                 raise SelectorError(
                     f"No rule for the layer {layer.name!r}. End the list with (any_layer, Epsilon()), for example. "
@@ -284,6 +298,24 @@ class Composite:
                 )
             assigned.append(rule)
         return assigned
+
+
+def _with_rules(composite: Composite, rules: tuple[Any, ...]) -> Composite:
+    """A composite with something else in place of its rules, which is not looked at."""
+    other = object.__new__(Composite)
+    for part in fields(composite):
+        object.__setattr__(other, part.name, rules if part.name == "rules" else getattr(composite, part.name))
+    return other
+
+
+def _selects(selector: Selector, layer: Layer) -> bool:
+    try:
+        return bool(selector.matches(layer))
+    except Exception as error:  # whatever a function of the user's own raises
+        raise SelectorError(
+            f"The selector {selector} raised {type(error).__name__} for the layer {layer.name!r} ({layer.kind}, weight "
+            f"{layer.weight_shape}): {error}. It must say of every layer whether it is meant."
+        ) from error
 
 
 Rules: TypeAlias = Rule | Composite | Sequence[tuple[Selector, Rule]]
@@ -308,13 +340,8 @@ def as_composite(rules: Rules | None) -> Composite:
     if rules is None:
         return EpsilonPlus()
     if isinstance(rules, Composite):
-        return rules
-    if isinstance(rules, Rule):
-        return Composite([(any_layer, rules)])
-    if isinstance(rules, Sequence) and not isinstance(rules, str):
-        return Composite(rules)
-    hint = f" Did you mean {rules.__name__}()?" if isinstance(rules, type) else ""
-    raise SelectorError(f"rules must be a rule, a Composite or a list of (selector, rule) pairs, not {rules!r}.{hint}")
+        return replace(rules)  # looks at what has come out of a program or a jax.tree.map
+    return Composite(rules)  # type: ignore[arg-type]  # takes a rule, too
 
 
 def with_treatment(rules: Rules, key: str, treatment: Treatment) -> Composite:
@@ -404,6 +431,21 @@ def is_built_in(part: Any) -> bool:
     return not callable(part)
 
 
+def _as_pairs(rules: Any) -> Sequence[Any]:
+    if isinstance(rules, Rule):
+        return ((any_layer, rules),)
+    if isinstance(rules, Iterable) and not isinstance(rules, str | bytes | Mapping | Set | type):
+        return tuple(rules)
+    hint = ""
+    if isinstance(rules, type):
+        hint = f" Did you mean {rules.__name__}()?"
+    elif isinstance(rules, Mapping):
+        hint = " Write [(name('head'), Zero()), (any_layer, Epsilon())], as the order counts."
+    elif isinstance(rules, Composite):
+        hint = " It is one already: pass it as it is, or its field rules."
+    raise SelectorError(f"rules must be a rule, a Composite or a list of (selector, rule) pairs, not {rules!r}.{hint}")
+
+
 def _as_pair(pair: Any) -> tuple[Selector, Rule]:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise SelectorError(f"{pair!r} is no pair of a selector and a rule, such as (any_layer, Epsilon()).")
@@ -411,7 +453,7 @@ def _as_pair(pair: Any) -> tuple[Selector, Rule]:
     if not isinstance(rule, Rule):
         hint = f" Did you mean {rule.__name__}()?" if isinstance(rule, type) else ""
         raise SelectorError(f"In the pair ({selector}, {rule!r}) the second part is no rule.{hint}")
-    return _as_selector(selector), rule
+    return _as_selector(selector), checked(rule)
 
 
 def _as_selector(selector: Any) -> Selector:

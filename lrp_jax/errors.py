@@ -25,7 +25,7 @@ class CheckpointError(LRPError):
 
 
 class StoreError(LRPError, ValueError):
-    """A store of explanations belongs to another run, is damaged, cannot be written, or there is none."""
+    """A store or file of explanations is damaged, cannot be written, belongs to another run, or there is none."""
 
 
 def import_extra(module: str, extra: str, *, instead: str | None = None) -> ModuleType:
@@ -59,16 +59,16 @@ class UnsupportedOperationError(LRPError, NotImplementedError):
     """Relevance reaches an operation that has no treatment."""
 
 
-class RuleError(LRPError, ValueError):
+class InputError(LRPError, ValueError):
+    """An argument of a call does not fit: its dtype, its shape, a target, a name that there is not."""
+
+
+class RuleError(InputError):
     """A rule has a parameter that makes no sense, or cannot be applied to a layer."""
 
 
 class SelectorError(LRPError, ValueError):
     """A composite does not fit the layers of the function: a selector that matches none, or a layer without a rule."""
-
-
-class InputError(LRPError, ValueError):
-    """An argument of a call does not fit: its dtype, its shape, a target, a name that there is not."""
 
 
 class ModelError(LRPError, ValueError):

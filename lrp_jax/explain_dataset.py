@@ -30,7 +30,7 @@ from lrp_jax.attribution import (
     trace_static,
 )
 from lrp_jax.checks import Checks, check_batch_size, report_batches, summarise
-from lrp_jax.composites import Composite, Rules, as_composite
+from lrp_jax.composites import Rules, as_composite
 from lrp_jax.errors import InputError, LRPError, LRPWarning, StoreError, import_extra
 from lrp_jax.inference import Inference
 from lrp_jax.programs import Computation, array_digest, computation
@@ -148,10 +148,11 @@ def explain_dataset(
     kind, targets_of = _read_targets(target, target_of, output, number)
     arrays, static = split_model(model)
     function = target if callable(target) else None
-    explain = functools.partial(_explain_batch, static, model, composite, kind, function, reduce, inference)
+    numbers, structure = jax.tree.flatten(composite)
+    explain = functools.partial(_explain_batch, static, model, structure, kind, function, reduce, inference)
 
     one_target = targets_of([first], range(1))
-    computed = computation(explain, arrays, one, one_target)
+    computed = computation(explain, numbers, arrays, one, one_target)
     shapes, checks_shape = computed.value
     places_of_checks = jax.tree.structure(checks_shape)
     fingerprint = {
@@ -218,9 +219,11 @@ def explain_dataset(
                     samples, targets, digests = prepared(list(batch), indices)
                     x, targets = place(_stacked(samples, width)), place(_filled(targets, width))
                     if shared is None:
-                        shared = computation(functools.partial(_explain_shared, mesh, explain), arrays, x, targets)
+                        shared = computation(
+                            functools.partial(_explain_shared, mesh, explain), numbers, arrays, x, targets
+                        )
                         shared = replace(shared, arrays=[_placed(array, mesh) for array in shared.arrays])
-                    started = shared(arrays, x, targets)
+                    started = shared(numbers, arrays, x, targets)
                     if running is not None:  # is written while the devices are at work
                         finish(*running)
                     running = indices, started, digests
@@ -445,18 +448,19 @@ def _class_of(target_of: Callable[[Any], int], element: Any, index: int, classes
 def _explain_batch(
     static: StaticModel,
     holder: Any,
-    composite: Composite,
+    structure: Any,
     kind: str,
     function: Callable[[Any], Any] | None,
     reduce: Callable[[Any], Any] | None,
     inference: Inference,
+    numbers: list[Any],
     arrays: dict[str, Any],
     x: Any,
     targets: Any,
 ) -> tuple[dict[str, jax.Array], Checks]:
     """What is stored of a batch, by name, and what was found in it."""
     call, _ = trace_static(static, holder, arrays, x, function, inference)
-    output, maps, _, checks = explain_in_trace(composite, Request((), ()), kind, call, targets, [])
+    output, maps, _, checks = explain_in_trace(structure, Request((), ()), kind, numbers, call, targets, [])
     if kind == "all":
         maps = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), maps)
     explained = {"relevance": reduce(maps) if reduce else maps, "output": output}
@@ -481,7 +485,7 @@ def _explain_batch(
 
 
 def _explain_shared(
-    mesh: Mesh, explain: Callable[..., Any], arrays: dict[str, Any], x: Any, targets: Any
+    mesh: Mesh, explain: Callable[..., Any], numbers: list[Any], arrays: dict[str, Any], x: Any, targets: Any
 ) -> tuple[dict[str, jax.Array], Checks]:
     """Each device along the first axis of the mesh explains samples of its own: none has to wait for another."""
     (axis, *_) = mesh.axis_names
@@ -489,10 +493,10 @@ def _explain_shared(
     return jax.shard_map(
         explain,
         mesh=mesh,
-        in_specs=(everything, share, share),
+        in_specs=(everything, everything, share, share),
         out_specs=share,
         axis_names={axis},
-    )(arrays, x, targets)
+    )(numbers, arrays, x, targets)
 
 
 def _local_mesh(mesh: Mesh | None) -> Mesh:

@@ -151,7 +151,9 @@ class LedgerRow:
         stabilizer: What is missing in a layer besides: absorbed by the stabiliser of the denominator.
         constants: What constants outside of layers kept: shifts, positions, masks, values at zero, class tokens,
             paddings, constants that won a maximum; and all that stayed inside of a scan or a cond.
-        not_conserved: What is missing where an operation does not conserve relevance: a softmax, a derivative.
+        not_conserved: What is missing where an operation does not conserve relevance, such as a softmax,
+            or where a layer has no contributions of the sign that its rule asks for: z+ then hands nothing on, and
+            alpha-beta subtracts nothing.
         growth: How much absolute relevance was handed on for each unit that arrived.
     """
 
@@ -198,7 +200,7 @@ class Ledger:
 
     @property
     def not_conserved(self) -> float:
-        """What operations that do not conserve relevance did not hand on."""
+        """What operations and rules that do not conserve relevance did not hand on."""
         return sum(row.not_conserved for row in self.rows)
 
     @property
@@ -213,17 +215,20 @@ class Ledger:
         if not self.rows:
             return f"All of {self.explained:.6g} arrived at the input."
         worst = max(self.rows, key=lambda row: abs(row.arrived - row.handed_on))
+        unconserved = " to the operation, which does not conserve relevance"
+        if worst.kind in _LAYERS:
+            unconserved = ", for which there are no contributions of that sign"
         causes = {
-            "the bias": worst.bias,
-            "the stabilizer": worst.stabilizer,
-            "a constant": worst.constants,
-            "the operation, which does not conserve relevance": worst.not_conserved,
+            " to the bias": worst.bias,
+            " to the stabilizer": worst.stabilizer,
+            " to a constant": worst.constants,
+            unconserved: worst.not_conserved,
         }
         cause = max(causes, key=lambda name: abs(causes[name]))
         return (
             f"Of {self.explained:.6g}, {self.inputs:.6g} arrived at the input. The biases kept {self.bias:.6g}, the "
             f"stabilizers {self.stabilizer:.6g}, other constants {self.constants:.6g}; {self.not_conserved:.6g} was "
-            f"not conserved. Most was lost in {worst.path} ({worst.kind}): {causes[cause]:.6g} to {cause}."
+            f"not conserved. Most was lost in {worst.path} ({worst.kind}): {causes[cause]:.6g}{cause}."
         )
 
     def table(self) -> Table:
@@ -231,7 +236,7 @@ class Ledger:
         rows = [
             (row.path, row.kind, row.rule, *_numbers(*(getattr(row, name) for name in _COLUMNS)))
             for row in self.rows
-            if row.kind in ("dense", "conv") or abs(row.arrived - row.handed_on) > 1e-6 * abs(self.explained)
+            if row.kind in _LAYERS or abs(row.arrived - row.handed_on) > 1e-6 * abs(self.explained)
         ]
         sums = self.explained, self.inputs, self.bias, self.stabilizer, self.constants, self.not_conserved
         header = ("path", "kind", "rule", *(name.replace("_", " ") for name in _COLUMNS))
@@ -247,6 +252,7 @@ class Ledger:
         return self.table()._repr_html_()
 
 
+_LAYERS = ("dense", "conv")
 _COLUMNS = ("arrived", "handed_on", "bias", "stabilizer", "constants", "not_conserved", "growth")
 
 

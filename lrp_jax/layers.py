@@ -267,19 +267,19 @@ class LinearMap:
         """`z_positive`, precise even where the negative contributions are far larger."""
         if self.nonnegative:
             return self.z_positive
-        exact = functools.partial(self._sum, positive, negative)
+        exact = functools.partial(self._sum, self.x_positive, self.x_negative, positive, negative)
         return self._unless_lost(self.z_positive, self.z - self.z_positive, exact)
 
     @functools.cached_property
     def z_negative_alone(self) -> jax.Array:
         """`z_negative`, precise even where the positive contributions are far larger."""
-        exact = functools.partial(self._sum, negative, positive)
+        exact = functools.partial(self._sum, self.x_positive, self.x_negative, negative, positive)
         return self._unless_lost(self.z_negative, self.z_positive, exact)
 
-    def _sum(self, part: Callable, opposite: Callable) -> jax.Array:
+    def _sum(self, xp: jax.Array, xn: jax.Array | None, part: Callable, opposite: Callable) -> jax.Array:
         """The contributions of one sign, added up by products of their own."""
-        total = self.linear(self.x_positive, part(self.w)) + part(self.b)
-        return total if self.x_negative is None else total + self.linear(self.x_negative, opposite(self.w))
+        total = self.linear(xp, part(self.w)) + part(self.b)
+        return total if xn is None else total + self.linear(xn, opposite(self.w))
 
     def _unless_lost(self, difference: jax.Array, other: jax.Array, exact: Callable[[], jax.Array]) -> jax.Array:
         """The difference; where the other sum is so large that too little is left of it, the exact sum."""

@@ -22,6 +22,7 @@ from lrp_jax.forms import RELATIVE_STABILIZER, Form, divide, stabilize
 from lrp_jax.functions import Formula
 from lrp_jax.graph import Graph, Operation
 from lrp_jax.maxima import MAXIMA, to_winners, winners
+from lrp_jax.rules import Rule
 
 Arrays = Sequence[jax.Array]
 
@@ -40,6 +41,7 @@ class Call:
         outputs: What it returned.
         cotangents: The cotangents of the outputs.
         remembered: What the treatment kept of the forward pass.
+        rule: The rule, of a layer.
     """
 
     run: Callable[[Arrays, Arrays], Arrays]
@@ -51,6 +53,7 @@ class Call:
     outputs: Arrays
     cotangents: Arrays
     remembered: Any = None
+    rule: Rule | None = None
 
     @property
     def operands(self) -> list[jax.Array]:

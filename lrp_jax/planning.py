@@ -26,7 +26,7 @@ from lrp_jax.layers import (
     product,
 )
 from lrp_jax.operations import Arrays, Call, Treatment
-from lrp_jax.rules import Epsilon, Gradient, Norm, Rule, Zero
+from lrp_jax.rules import Epsilon, Gradient, Norm, Rule, ZBox, Zero
 from lrp_jax.softmax import MOVES, Group, Softmaxes, find_softmaxes
 
 Forms: TypeAlias = tuple[Form, ...]
@@ -127,6 +127,24 @@ class Plan:
                 yield from body.all_pieces()
 
 
+def with_rules(plan: Plan, rules: Sequence[Rule | None]) -> Plan:
+    """The plan with other numbers in its rules.
+
+    Args:
+        plan: A plan.
+        rules: A rule for each of its pieces, in the order of `Plan.all_pieces`.
+    """
+
+    def replaced(plan: Plan, rules: Iterator[Rule | None]) -> Plan:
+        pieces = []
+        for piece in plan.pieces:
+            rule = next(rules)
+            pieces.append(replace(piece, rule=rule, bodies=tuple(replaced(body, rules) for body in piece.bodies)))
+        return replace(plan, pieces=tuple(pieces))
+
+    return replaced(plan, iter(rules))
+
+
 def make_plan(graph: Graph, composite: Composite) -> Plan:
     """Decides the backward pass of every piece and the forms of every cotangent, before anything runs.
 
@@ -141,6 +159,7 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
         UnsupportedOperationError: If relevance reaches an operation that has no treatment.
         SelectorError: If a selector matches no layer, a layer has no rule, there is no layer for the rules, or a
             treatment is given for something that there is not.
+        RuleError: If the bounds of z-box do not broadcast to the input of a layer.
         ModelError: If a mark could have no effect, or its value is not what it says.
     """
     graph = _with_marks_of(composite, graph)
@@ -150,6 +169,9 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
     if not layers:
         _check_for_layers(graph, composite)
     rules = composite.assign(layers)
+    for layer, rule in zip(layers, rules, strict=True):
+        if isinstance(rule, ZBox):
+            rule.check_bounds(layer.input_shape, f"the layer {layer.name!r}")
     planner = _Planner(composite, {id(layer.operations[0]): layer for layer in layers}, rules)
     forms = tuple((Form.RATIO,) if graph.is_live(value) else () for value in graph.outputs)
     plan = planner.plan(graph, forms, composite.input_form)
@@ -517,11 +539,12 @@ def _layer_treatment(layer: Layer, rule: Rule) -> Treatment:
         return Treatment("Gradient", needs=Form.RATIO, returns=Form.RATIO, loss="bias")
 
     def backward(form: Form, call: Call) -> Arrays:
+        assert call.rule is not None
         (x,), (z,), (cotangent,) = call.live, call.outputs, call.cotangents
         linear = layer.linearize(x, call.constants, z)
         if form is Form.RELEVANCE:
             linear = replace(linear, rectified=False)
-        return (rule.propagate(linear, cotangent, form).astype(x.dtype),)
+        return (call.rule.propagate(linear, cotangent, form).astype(x.dtype),)
 
     by_form = {form: functools.partial(backward, form) for form in Form}
     return Treatment(type(rule).__name__, by_form, returns=rule.form, loss="bias")

@@ -18,8 +18,9 @@ Every rule has a field `bias`:
 
 import functools
 import math
+import reprlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Real
 from typing import Any, ClassVar, Literal, get_args
 
@@ -31,6 +32,7 @@ from lrp_jax import equations
 from lrp_jax.errors import RuleError
 from lrp_jax.forms import RELATIVE_STABILIZER, Form, divide, stabilize
 from lrp_jax.layers import LinearMap, negative, positive
+from lrp_jax.saving import Saved
 
 __all__ = [
     "AlphaBeta",
@@ -74,16 +76,34 @@ class Share:
     s: jax.Array
 
 
-class Rule:
+def _take_apart(rule: "Rule") -> tuple[tuple[Any, ...], Any]:
+    """A rule as a pytree: the fields that may be traced, with their names, and all others."""
+    traced = vars(type(rule)).get("traced", ())
+    values = {field.name: getattr(rule, field.name) for field in fields(rule)} if is_dataclass(rule) else vars(rule)
+    others = tuple((name, value) for name, value in values.items() if name not in traced)
+    return tuple((jax.tree_util.GetAttrKey(name), values[name]) for name in traced), others
+
+
+def _put_together(cls: type["Rule"], others: Any, numbers: Sequence[Any]) -> "Rule":
+    rule = object.__new__(cls)
+    for name, value in (*others, *zip(vars(cls).get("traced", ()), numbers, strict=True)):
+        object.__setattr__(rule, name, value)  # whatever JAX puts there: it is no rule yet
+    return rule
+
+
+class Rule(Saved):
     """Base of all rules.
 
     A rule of your own is a frozen dataclass that derives from this class and defines `shares`. Nothing has to be
-    registered.
+    registered. Every rule is a pytree whose leaves are its numbers that may be traced.
 
     Attributes:
         form: `Form.RATIO` if every x of the shares is the layer's input or zero, element by element: then the rule
             returns R / x, and the factor x, which may be zero, is left to the layer below. `Form.RELEVANCE` otherwise;
             a rule that needs it and does not say so is refused.
+        traced: The names of the fields whose values may be traced, as by `jax.jit` or `jax.vmap`. They are arguments of
+            a compiled program, so that another value needs no new one; all other fields are a part of it. It holds for
+            the class that says so alone: a class that derives from another one says it again.
         bias: What happens to the share of the bias: "absorb", "ignore" or "distribute".
 
     Example:
@@ -104,7 +124,12 @@ class Rule:
     """
 
     form: ClassVar[Form] = Form.RATIO
+    traced: ClassVar[tuple[str, ...]] = ()
     bias: Bias = "absorb"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        jax.tree_util.register_pytree_with_keys(cls, _take_apart, functools.partial(_put_together, cls))
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         """The terms of the rule's formula.
@@ -148,6 +173,13 @@ class Rule:
             return jnp.zeros_like(layer.z)
         kept = [share.b * share.s for share in self.shares(self._with_bias(layer), relevance)]
         return sum(kept, start=jnp.zeros_like(layer.z))
+
+    def unshared(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
+        """The relevance that no input gets, as there are no contributions of the sign that it is meant for.
+
+        Of the shape of `layer.z`; zero for a rule that treats contributions of both signs alike.
+        """
+        return jnp.zeros_like(layer.z)
 
     def _with_bias(self, layer: LinearMap) -> LinearMap:
         if self.bias != "ignore":
@@ -211,7 +243,7 @@ class Epsilon(Rule):
     systems, from 1e-11 to 1e-6.
 
     Attributes:
-        epsilon: In units of z; None for the default, which is relative.
+        epsilon: In units of z; None for the default, which is relative. It may be traced, as any stabilizer may.
         relative: Multiply epsilon by the root mean square of z over the output features of each sample (all dimensions
             that come from the weight).
         bias: "absorb", "ignore" or "distribute".
@@ -223,7 +255,8 @@ class Epsilon(Rule):
         Array([1. , 1.5], dtype=float32)
     """
 
-    epsilon: float | None = None
+    traced = ("epsilon",)
+    epsilon: float | jax.Array | None = None
     relative: bool = False
     bias: Bias = "absorb"
 
@@ -250,7 +283,7 @@ class Gamma(Rule):
     for signed ones. Captum leaves the bias as it is.
 
     Attributes:
-        gamma: How much more the favoured contributions weigh; 0 is LRP-epsilon.
+        gamma: How much more the favoured contributions weigh; 0 is LRP-epsilon. It may be traced.
         stabilizer: Distance that the denominators keep from zero, in units of z; None for the default.
         bias: "absorb", "ignore" or "distribute".
 
@@ -261,23 +294,25 @@ class Gamma(Rule):
         Array([ 2.6667, -0.6667], dtype=float32)
     """
 
-    gamma: float = 0.25
-    stabilizer: float | None = None
+    traced = ("gamma", "stabilizer")
+    gamma: float | jax.Array = 0.25
+    stabilizer: float | jax.Array | None = None
     bias: Bias = "absorb"
 
     def __post_init__(self) -> None:
         _check(self, "gamma", "stabilizer")
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
+        gamma = jnp.asarray(self.gamma, layer.w.dtype)
         xp, xn = layer.x_positive, layer.x_negative
-        wp, wn = (layer.w + self.gamma * part(layer.w) for part in (positive, negative))
-        bp, bn = (layer.b + self.gamma * part(layer.b) for part in (positive, negative))
-        dp = stabilized(layer, layer.z + self.gamma * layer.z_positive, self.stabilizer)
+        wp, wn = (layer.w + gamma * part(layer.w) for part in (positive, negative))
+        bp, bn = (layer.b + gamma * part(layer.b) for part in (positive, negative))
+        dp = stabilized(layer, layer.z + gamma * layer.z_positive, self.stabilizer)
         sp = divide(jnp.where(layer.z > 0, relevance, 0), dp)
         shares = [Share(xp, wp, bp, sp), Share(xn, wn, 0.0, sp)]
         if layer.rectified:
             return shares
-        dn = stabilized(layer, layer.z + self.gamma * layer.z_negative, self.stabilizer)
+        dn = stabilized(layer, layer.z + gamma * layer.z_negative, self.stabilizer)
         sn = divide(jnp.where(layer.z < 0, relevance, 0), dn)
         return [*shares, Share(xp, wn, bn, sn), Share(xn, wp, 0.0, sn)]
 
@@ -293,13 +328,14 @@ class AlphaBeta(Rule):
     Source: Bach et al. (2015), equation 60.
 
     Attributes:
-        alpha: Weight of the positive contributions.
+        alpha: Weight of the positive contributions; a known number, as is beta: without beta the negative contributions
+            are not computed at all.
         beta: Weight of the negative contributions; alpha - beta = 1.
         stabilizer: Distance that the denominators keep from zero, in units of z; None for the default.
         bias: "absorb", "ignore" or "distribute".
 
     Raises:
-        RuleError: If alpha - beta is not 1, or one of them is negative.
+        RuleError: If alpha - beta is not 1, or one of them is negative or traced.
 
     Example:
         >>> from lrp_jax import lrp
@@ -308,14 +344,15 @@ class AlphaBeta(Rule):
         Array([ 4., -2.], dtype=float32)
     """
 
+    traced = ("stabilizer",)
     alpha: float = 2.0
     beta: float = 1.0
-    stabilizer: float | None = None
+    stabilizer: float | jax.Array | None = None
     bias: Bias = "absorb"
 
     def __post_init__(self) -> None:
         _check(self, "alpha", "beta", "stabilizer")
-        if abs(self.alpha - self.beta - 1) > 1e-9:
+        if abs(self.alpha - self.beta - 1) > 1e-6:  # they may have been rounded to single precision
             raise RuleError(
                 f"AlphaBeta(alpha={self.alpha}, beta={self.beta}): alpha - beta must be 1, or relevance is multiplied "
                 f"by {self.alpha - self.beta:g} in every layer. For this alpha take beta={self.alpha - 1:g}."
@@ -330,6 +367,13 @@ class AlphaBeta(Rule):
             return shares
         sn = -self.beta * divide(relevance, stabilized(layer, layer.z_negative_alone, self.stabilizer))
         return [*shares, Share(xp, wn, bn, sn), Share(xn, wp, 0.0, sn)]
+
+    def unshared(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
+        layer = self._with_bias(layer)
+        missing = self.alpha * jnp.where(layer.z_positive_alone == 0, relevance, 0)
+        if self.beta == 0:
+            return missing
+        return missing - self.beta * jnp.where(layer.z_negative_alone == 0, relevance, 0)
 
 
 @dataclass(frozen=True)
@@ -352,7 +396,8 @@ class ZPlus(Rule):
         Array([2., 0.], dtype=float32)
     """
 
-    stabilizer: float | None = None
+    traced = ("stabilizer",)
+    stabilizer: float | jax.Array | None = None
     bias: Bias = "absorb"
 
     def __post_init__(self) -> None:
@@ -360,6 +405,9 @@ class ZPlus(Rule):
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         return AlphaBeta(1.0, 0.0, self.stabilizer).shares(layer, relevance)
+
+    def unshared(self, layer: LinearMap, relevance: jax.Array) -> jax.Array:
+        return AlphaBeta(1.0, 0.0, bias=self.bias).unshared(layer, relevance)
 
 
 @dataclass(frozen=True)
@@ -382,7 +430,8 @@ class WSquare(Rule):
     """
 
     form: ClassVar[Form] = Form.RELEVANCE
-    stabilizer: float | None = None
+    traced = ("stabilizer",)
+    stabilizer: float | jax.Array | None = None
     bias: Bias = "ignore"
 
     def __post_init__(self) -> None:
@@ -414,7 +463,8 @@ class Flat(Rule):
     """
 
     form: ClassVar[Form] = Form.RELEVANCE
-    stabilizer: float | None = None
+    traced = ("stabilizer",)
+    stabilizer: float | jax.Array | None = None
     bias: Bias = "ignore"
 
     def __post_init__(self) -> None:
@@ -454,16 +504,19 @@ class ZBox(Rule):
     """
 
     form: ClassVar[Form] = Form.RELEVANCE
+    traced = ("stabilizer",)
     low: "float | tuple"
     high: "float | tuple"
-    stabilizer: float | None = None
+    stabilizer: float | jax.Array | None = None
     bias: Bias = "ignore"
 
     def __post_init__(self) -> None:
-        for name in ("low", "high"):
-            object.__setattr__(self, name, _as_tuples(getattr(self, name)))
+        low, high = (_as_bound(name, getattr(self, name)) for name in ("low", "high"))
+        object.__setattr__(self, "low", _as_tuples(low.tolist()))
+        object.__setattr__(self, "high", _as_tuples(high.tolist()))
         _check(self, "stabilizer")
-        low, high = np.asarray(self.low), np.asarray(self.high)
+        if _broadcast(low.shape, high.shape) is None:
+            raise RuleError(f"ZBox: low of shape {low.shape} and high of shape {high.shape} do not fit each other.")
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise RuleError(f"ZBox(low={self.low}, high={self.high}): the bounds must be finite numbers.")
         if not (low <= high).all():
@@ -471,19 +524,28 @@ class ZBox(Rule):
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         x, w, lin = layer.x, layer.w, layer.linear
-        low, high = (self._filled(layer, bound) for bound in (self.low, self.high))
+        self.check_bounds(x.shape)
+        low, high = layer.filled(self.low), layer.filled(self.high)
         z = lin(x, w) - lin(low, positive(w)) - lin(high, negative(w)) + (0.0 if self.bias == "ignore" else layer.b)
         s = divide(relevance, stabilized(layer, z, self.stabilizer))
         return [Share(x, w, layer.b, s), Share(-low, positive(w), 0.0, s), Share(-high, negative(w), 0.0, s)]
 
-    def _filled(self, layer: LinearMap, bound: Any) -> jax.Array:
-        try:
-            return layer.filled(bound)
-        except ValueError as error:
-            raise RuleError(
-                f"ZBox: bounds of shape {np.shape(bound)} do not broadcast to the layer's input, {layer.x.shape}. "
-                "Pass numbers, or one for each channel (the last dimension, for Flax) or pixel."
-            ) from error
+    def check_bounds(self, shape: tuple[int, ...], layer: str = "the layer") -> None:
+        """Refuses bounds that do not fit the input of a layer.
+
+        Args:
+            shape: The shape of its input.
+            layer: What the layer is called in the message.
+
+        Raises:
+            RuleError: If a bound does not broadcast to this shape.
+        """
+        for name, bound in (("low", self.low), ("high", self.high)):
+            if _broadcast(np.shape(bound), shape) != shape:
+                raise RuleError(
+                    f"ZBox: bounds of shape {np.shape(bound)} ({name}) do not broadcast to the input of {layer}, of "
+                    f"shape {shape}. Pass numbers, or one for each channel (the last dimension, for Flax) or pixel."
+                )
 
 
 @dataclass(frozen=True)
@@ -559,7 +621,8 @@ class Norm(Rule):
         Array([1., 2.], dtype=float32)
     """
 
-    stabilizer: float | None = None
+    traced = ("stabilizer",)
+    stabilizer: float | jax.Array | None = None
     bias: Bias = "absorb"
 
     def __post_init__(self) -> None:
@@ -634,21 +697,87 @@ def _evaluated(rule: Rule, layer: LinearMap, relevance: jax.Array) -> Iterator[t
                 yield arrays[0], np.asarray(found)
 
 
+def checked(rule: Rule) -> Rule:
+    """A rule, which cannot change, and whose numbers are such, even if it came out of a program or a `jax.tree.map`.
+
+    Raises:
+        RuleError: If it is no frozen dataclass, or has a number that makes no sense.
+    """
+    parameters = getattr(type(rule), "__dataclass_params__", None)
+    if not parameters.frozen if parameters else vars(rule):
+        name = type(rule).__name__
+        raise RuleError(
+            f"The rule {name} can change after it was given, and cannot be compared. Make it a frozen dataclass: write "
+            f"'@dataclasses.dataclass(frozen=True)' above 'class {name}', and its parameters as fields."
+        )
+    is_known = type(rule).__module__ != __name__ or all(isinstance(leaf, float) for leaf in jax.tree.leaves(rule))
+    return rule if is_known else replace(rule)  # type: ignore[type-var]  # is a dataclass
+
+
 def _check(rule: Rule, *names: str) -> None:
-    """Checks that parameters are not negative, and that the treatment of the bias exists."""
+    """Checks that parameters are numbers that are not negative, and that the treatment of the bias exists."""
     for name in names:
         value = getattr(rule, name)
-        if value is None and name in {"epsilon", "stabilizer"}:
-            continue
-        if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
-            raise RuleError(f"{type(rule).__name__}({name}={value!r}): {name} must be a number that is not negative.")
+        if value is not None or name not in {"epsilon", "stabilizer"}:
+            object.__setattr__(rule, name, _as_number(rule, name, value))
     if rule.bias not in get_args(Bias):
         options = ", ".join(get_args(Bias))
         raise RuleError(f"{type(rule).__name__}(bias={rule.bias!r}): bias must be one of {options}.")
 
 
+def _as_number(rule: Rule, name: str, value: Any) -> float | jax.Array:
+    """A parameter as a Python number, so that rules can be compared and hashed; as it is if its value is not known."""
+    is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
+    place = f"{type(rule).__name__}({name}={f'{value.dtype}{list(value.shape)}' if is_array else repr(value)})"
+    if is_array and value.ndim:
+        raise RuleError(
+            f"{place}: {name} must be one number, not an array of them. For several, use jax.vmap over a function that "
+            "makes the rule."
+        )
+    if is_array and not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise RuleError(f"{place}: {name} must be a number that is not negative.")
+    if isinstance(value, jax.core.Tracer):
+        if name not in rule.traced:
+            raise RuleError(
+                f"{place}: {name} is traced, and cannot be: it decides which products are computed, so that its value "
+                "must be known. Pass a Python number; over several values, loop in Python, outside of jax.jit and "
+                "jax.vmap. gamma, epsilon and stabilizer may be traced."
+            )
+        return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)
+    if isinstance(value, bool) or not (is_array or isinstance(value, Real)) or not 0 <= float(value) < math.inf:
+        shown = f"{type(rule).__name__}({name}={float(value) if is_array else value!r})"
+        raise RuleError(f"{shown}: {name} must be a number that is not negative.")
+    return float(value)
+
+
+def _as_bound(name: str, bound: Any) -> np.ndarray:
+    """A bound of z-box as an array."""
+    shown = reprlib.repr(bound)
+    try:
+        array = np.asarray(bound)
+    except jax.errors.TracerArrayConversionError as error:
+        raise RuleError(
+            f"ZBox({name}={shown}): {name} is traced, and cannot be: its value must be known, as inputs outside of the "
+            "bounds are reported. Make the rule outside of jax.jit and jax.vmap."
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise RuleError(
+            f"ZBox({name}={shown}): {name} must be a number, or an array or nested tuples of numbers: {error}"
+        ) from error
+    is_number = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
+    if not is_number or not array.size:
+        raise RuleError(f"ZBox({name}={shown}): {name} must be a number, or an array or nested tuples of numbers.")
+    return array.astype(float)
+
+
+def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape that shapes broadcast to; None if they do not."""
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        return None
+
+
 def _as_tuples(bound: Any) -> Any:
-    """Turns an array into nested tuples, so that a rule can be compared and hashed."""
-    if isinstance(bound, tuple | list):
-        return tuple(_as_tuples(item) for item in bound)
-    return _as_tuples(bound.tolist()) if hasattr(bound, "tolist") else float(bound)
+    """Turns lists into tuples, so that a rule can be compared and hashed."""
+    return tuple(map(_as_tuples, bound)) if isinstance(bound, list) else bound

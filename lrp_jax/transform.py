@@ -319,21 +319,33 @@ def _runner(piece: Piece, taken: Form) -> Callable[[Sequence[jax.Array], Sequenc
     places = [order.index(i) for i in operation.inputs if i in order]
     make_call = functools.partial(Call, piece.run, operation.name, operation.equation.params, places)
 
-    @jax.custom_vjp
-    def run(live: list[jax.Array], constants: list[jax.Array]) -> list[jax.Array]:
-        return piece.run(live, constants)
+    numbers, structure = jax.tree.flatten(piece.rule)
 
-    def forward(live: list[jax.Array], constants: list[jax.Array]) -> tuple[list[jax.Array], Any]:
+    @jax.custom_vjp
+    def run(live: list[jax.Array], constants: list[jax.Array], numbers: list[Any]) -> list[jax.Array]:
+        return _for_each(numbers, piece.run(live, constants))
+
+    def forward(live: list[jax.Array], constants: list[jax.Array], numbers: list[Any]) -> tuple[list[jax.Array], Any]:
         outputs = piece.run_with_backward(live, constants)
         call = make_call(live, constants, outputs, ())
-        return outputs, (live, constants, outputs, remember(call) if remember else None)
+        kept = live, constants, outputs, remember(call) if remember else None, numbers
+        return _for_each(numbers, outputs), kept
 
-    def back(residuals: Any, cotangents: list[jax.Array]) -> tuple[list[jax.Array], None]:
-        live, constants, outputs, remembered = residuals
-        return list(backward(make_call(live, constants, outputs, cotangents, remembered))), None
+    def back(residuals: Any, cotangents: list[jax.Array]) -> tuple[list[jax.Array], None, None]:
+        live, constants, outputs, remembered, numbers = residuals
+        rule = jax.tree.unflatten(structure, numbers)
+        return list(backward(make_call(live, constants, outputs, cotangents, remembered, rule))), None, None
 
     run.defvjp(forward, back)
-    return run
+    return lambda live, constants: run(live, constants, numbers)
+
+
+def _for_each(numbers: Sequence[Any], outputs: list[jax.Array]) -> list[jax.Array]:
+    """The outputs, one for each number where `jax.vmap` has several: what is shared would share its cotangent."""
+    for number in numbers:
+        if isinstance(number, jax.core.Tracer):
+            outputs = [jnp.where(number == number, output, output) for output in outputs]
+    return outputs
 
 
 def _run_bodies(

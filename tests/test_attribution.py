@@ -1,7 +1,13 @@
 """`relevance`, `plan` and `ledger`: the doors besides `lrp`."""
 
+import collections
+import copy
 import functools
+import json
+import pickle
+import re
 import warnings
+from dataclasses import dataclass
 
 import flax.linen as nn
 import jax
@@ -11,8 +17,8 @@ import pytest
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from lrp_jax import LRPError, composites, ledger, lrp, operations, plan, relevance, rules
-from lrp_jax.errors import InputError, LRPWarning, ModelError
+from lrp_jax import Explanation, LRPError, composites, ledger, lrp, operations, plan, relevance, rules
+from lrp_jax.errors import InputError, LRPWarning, ModelError, StoreError
 from lrp_jax.forms import Form
 
 
@@ -345,3 +351,173 @@ def test_hidden_values_of_a_model_for_one_number_of_samples_stay_as_they_are(flo
     model = lambda x: jax.vmap(of_one_sample)(x.reshape(4, 5))
     found = relevance(model, jnp.ones((4, 5)), 1, rules.Zero(), at=["hidden"]).at["hidden"]
     assert found.shape == (4, 4)
+
+
+def mixed_input_network():
+    weight, table = jax.random.normal(jax.random.key(1), (4, 3)), jax.random.normal(jax.random.key(2), (7, 3))
+
+    def network(x):
+        looked_up = checkpoint_name(table[x["tokens"]], "looked up").mean(1)
+        return jax.nn.relu(x["parts"][0] @ weight + looked_up).astype(x["parts"][1].dtype) + x["parts"][1]
+
+    x = {
+        "tokens": jnp.array([[1, 2], [6, 0]]),
+        "parts": (jnp.ones((2, 4)), jnp.ones((2, 3), jnp.bfloat16)),
+    }
+    return network, x
+
+
+SAVED_RULES = [
+    rules.Gamma(0.1),
+    composites.EpsilonGammaBox(-1.0, 2.0, epsilon=0.3),
+    composites.Composite([(~composites.first | composites.index[0], rules.Epsilon(0.1, bias="ignore"))]),
+]
+
+
+@pytest.mark.parametrize("composite", SAVED_RULES, ids=["rule", "preset", "selectors"])
+def test_explanation_goes_through_files_pickles_and_programs(composite, tmp_path):
+    network, x = mixed_input_network()
+    explanation = relevance(network, x, 1, composite, at=["looked up"])
+    explanation.save(tmp_path / "file.lrp")
+    assert [path.name for path in tmp_path.iterdir()] == ["file.lrp"]
+    loaded = Explanation.load(tmp_path / "file.lrp")
+    for found in (loaded, pickle.loads(pickle.dumps(explanation)), copy.deepcopy(explanation)):
+        assert jax.tree.structure(found) == jax.tree.structure(explanation)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(explanation), strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+        assert found.rules == explanation.rules == composites.as_composite(composite)
+    in_program = jax.jit(lambda x: relevance(network, x, 1, composite, at=["looked up"]))(x)
+    assert in_program.rules == explanation.rules
+    first = jax.tree.map(lambda array: array[:1], explanation)
+    assert (first.relevance["tokens"].shape, first.rules) == ((1, 2), explanation.rules)
+
+
+def test_explanation_with_a_traced_number_holds_it_as_an_array(tmp_path):
+    weight, x = jax.random.normal(jax.random.key(1), (4, 3)), jnp.ones((2, 4))
+    explain = lambda gamma: relevance(lambda x: jax.nn.relu(x @ weight), x, 0, rules.Gamma(gamma))
+    explanation = jax.jit(explain)(0.5)
+    np.testing.assert_allclose(explanation.relevance, explain(0.5).relevance, rtol=1e-5, atol=1e-6)
+    assert explanation.rules == explain(0.5).rules
+    again = relevance(lambda x: jax.nn.relu(x @ weight), x, 0, explanation.rules)
+    np.testing.assert_allclose(again.relevance, explanation.relevance, rtol=1e-5, atol=1e-6)
+    explanation.save(tmp_path / "file")
+    assert Explanation.load(tmp_path / "file").rules == explain(0.5).rules
+    several = jax.vmap(explain)(jnp.array([0.5, 2.0, 8.0]))
+    assert (several.relevance.shape, several.rules.rules[0][1].gamma.shape) == ((3, 2, 4), (3,))
+
+
+def test_double_precision_is_kept_where_jax_would_cut_it_off(tmp_path):
+    Explanation(np.array([0.1, np.nan]), {"x": [np.arange(3), (), None]}).save(tmp_path / "file")
+    loaded = Explanation.load(tmp_path / "file")
+    np.testing.assert_array_equal(loaded.output, np.array([0.1, np.nan]))
+    assert (loaded.output.dtype, loaded.relevance["x"][0].dtype) == (np.float64, np.int64)
+    assert loaded.relevance["x"][1:] == [(), None]
+
+
+@dataclass(frozen=True)
+class OwnRule(rules.Zero):
+    """A rule of a user's own."""
+
+
+Pair = collections.namedtuple("Pair", "left right")
+
+
+@pytest.mark.parametrize(
+    ("whole", "message"),
+    [
+        (OwnRule(), r"OwnRule cannot be saved: it is OwnRule\(bias='absorb'\)"),
+        (composites.as_composite(OwnRule()), r"Composite.rules\[0\]\[1\] cannot be saved: it is OwnRule"),
+        (
+            composites.Composite([(lambda layer: True, rules.Zero())]),
+            r"Composite.rules\[0\]\[0\].matches cannot be saved: it is <function",
+        ),
+        (
+            composites.with_treatment(rules.Zero(), "tanh", operations.Treatment("own")),
+            r"Composite.treatments\['tanh'\] cannot be saved",
+        ),
+        (Explanation(None, Pair(1, 2)), r"Explanation.relevance cannot be saved: it is Pair\(left=1, right=2\)"),
+        (Explanation(None, {"a": jax.random.key(0)}), r"relevance\['a'\] cannot be saved: .* random key.*key_data"),
+        (Explanation(np.array(["a"]), None), "Explanation.output cannot be saved: .*not of numbers"),
+    ],
+    ids=["rule", "composite", "selector", "treatment", "named tuple", "key", "strings"],
+)
+def test_what_cannot_be_saved_is_named(whole, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        whole.save(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_traced_cannot_be_saved(tmp_path):
+    with pytest.raises(InputError, match=r"Explanation.output cannot be saved: it is traced.*outside of jax.jit"):
+        jax.jit(lambda x: Explanation(x, x).save(tmp_path / "file"))(jnp.ones(2))
+
+
+def test_path_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", tmp_path / "missing" / "file", str(tmp_path / "folder")):
+        with pytest.raises(StoreError, match=f"{re.escape(str(path))}' cannot be written"):
+            rules.Zero().save(path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
+def written(path, **arrays):
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def structure(content, version=1):
+    return json.dumps({"lrp_jax": version, "content": content})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "damaged"),
+        (lambda path: path.write_bytes(b""), "damaged"),
+        (lambda path: path.write_bytes(pickle.dumps([1])), "damaged"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"Gamma", b"Gamna")), "damaged"),
+        (lambda path: written(path, relevance=np.ones(2)), "no file that save has written"),
+        (lambda path: written(path, structure=structure({"os.system": "ls"})), "no file that save has written"),
+        (lambda path: written(path, structure=structure({"rules.jax": {}})), "no file that save has written"),
+        (lambda path: written(path, structure=structure({"rules.Gamma": {"gamma": -1}})), "damaged"),
+        (lambda path: written(path, structure=structure({"new": []}, version=2)), "a later version of lrp_jax"),
+        (lambda path: rules.Zero().save(path), "holds a Zero, and no Gamma: call Zero.load"),
+        (lambda path: path.unlink(), "There is no file"),
+        (lambda path: (path.unlink(), path.mkdir()), "no file that save has written"),
+    ],
+    ids=["short", "empty", "pickle", "bit", "archive", "code", "module", "number", "later", "other", "none", "folder"],
+)
+def test_file_that_is_none_is_refused(spoil, message, tmp_path):
+    path = tmp_path / "file"
+    rules.Gamma(0.1).save(path)
+    spoil(path)
+    with pytest.raises(StoreError, match=f"{re.escape(str(path))}.*{message}|{message} .*{re.escape(str(path))}"):
+        rules.Gamma.load(path)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("bias", ["absorb", "ignore", "distribute"])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_ledger_says_where_there_are_no_contributions_of_a_sign(float64, samples, bias, sign):
+    # All contributions have one sign: alpha-beta (2, 1) has nothing to subtract from, or nothing to double.
+    weight, x = sign * jnp.array([[1.0], [3.0]]), jnp.array([[2.0, 1.0], [1.0, 0.5], [4.0, 2.0]])[:samples]
+    network = lambda x: x @ weight
+    book = ledger(network, x, 0, rules.AlphaBeta(2.0, 1.0, bias=bias))
+    missing = -book.explained if sign > 0 else 2 * book.explained
+    np.testing.assert_allclose(book.not_conserved, missing, rtol=1e-9)
+    assert abs(book.stabilizer) < 1e-5 * abs(book.explained)
+    assert f"{missing:.6g}, for which there are no contributions of that sign." in book.verdict
+    assert abs(book.unaccounted) < 1e-9 * abs(book.explained)
+    of_zplus = ledger(network, x, 0, rules.ZPlus(bias=bias))
+    np.testing.assert_allclose(of_zplus.not_conserved, 0.0 if sign > 0 else book.explained, rtol=1e-9)
+
+
+def test_ledger_keeps_the_stabilizer_apart_from_what_has_no_contributions(float64):
+    # The first output has both signs, the second has positive ones alone; stabilizer 1: 2 R zp/(zp+1) - R zn/(zn-1).
+    weight, x = jnp.array([[1.0, 1.0], [-3.0, 3.0]]), jnp.array([[2.0, 1.0]])
+    book = ledger(lambda x: x @ weight, x, lambda output: output.sum(), rules.AlphaBeta(2.0, 1.0, stabilizer=1.0))
+    handed_on = -1 * (2 * 2 / 3 - 3 / 4) + 5 * 2 * 5 / 6
+    np.testing.assert_allclose(book.inputs, handed_on)
+    np.testing.assert_allclose(book.not_conserved, -5.0)
+    np.testing.assert_allclose(book.stabilizer, 4.0 - handed_on + 5.0)

@@ -134,6 +134,13 @@ def appending(hidden):
     return model
 
 
+@dataclass
+class ChangingRule(rules.Rule):
+    """A rule that is not frozen."""
+
+    power: float = 1.0
+
+
 @dataclass(frozen=True)
 class OwnRule(rules.Rule):
     """LRP-0 with a function of the input in place of it."""
@@ -365,11 +372,21 @@ CASES = {
     "epsilon is negative": (lambda: rules.Epsilon(-1e-6), "epsilon=-1e-06.*not negative"),
     "epsilon is infinite or NaN": (lambda: rules.Epsilon(float("inf")), "epsilon=inf"),
     "epsilon is no number": (lambda: rules.Epsilon("1e-6"), "epsilon='1e-6'.*must be a number"),
+    "gamma is several numbers": (lambda: rules.Gamma(np.ones(3)), r"gamma=float64\[3\].*one number.*jax.vmap"),
+    "alpha or beta is traced": (
+        lambda: jax.vmap(lambda alpha: rules.AlphaBeta(alpha, alpha - 1))(jnp.ones(3)),
+        "alpha is traced, and cannot be.*which products are computed.*loop in Python",
+    ),
     "low is larger than high": (lambda: rules.ZBox(1.0, 0.0), "Swap them"),
     "A bound of z-box is infinite": (lambda: rules.ZBox(-float("inf"), 1.0), "must be finite"),
+    "A bound of z-box is no number": (lambda: rules.ZBox(None, 1.0), r"ZBox\(low=None\): low must be a number"),
+    "The bounds of z-box do not broadcast to each other": (
+        lambda: rules.ZBox((0.0, 0.0), (1.0, 1.0, 1.0)),
+        r"low of shape \(2,\) and high of shape \(3,\) do not fit",
+    ),
     "The bounds of z-box do not broadcast to the input": (
         lambda: explain(network, rule=rules.ZBox((0.0, 0.0), (1.0, 1.0))),
-        r"bounds of shape \(2,\) do not broadcast to the layer's input, \(5, 4\)",
+        r"bounds of shape \(2,\) \(low\) do not broadcast to the input of the layer 'dense_0', of shape \(5, 4\)",
     ),
     "`x` is outside of the bounds of z-box": (
         lambda: explain(network, jnp.array([[0.0, 1.0, 0.5, 1.5], [-0.5, 2.0, 0.0, 1.0]]), 0, rules.ZBox(0.0, 1.0)),
@@ -411,6 +428,14 @@ CASES = {
     "The class of a rule in place of a rule": (
         lambda: composites.Composite([(composites.dense, rules.Epsilon)]),
         r"Did you mean Epsilon\(\)\?",
+    ),
+    "A rule of your own can change": (
+        lambda: lrp(network, ChangingRule()),
+        r"frozen=True\)' above 'class ChangingRule'",
+    ),
+    "A selector raises something": (
+        lambda: lrp(network, [(lambda layer: layer.size, rules.Zero())])(X),
+        "The selector <lambda> raised .*AttributeError.* for the layer 'dense_0'",
     ),
     "A pair without a rule": (lambda: composites.Composite([rules.Epsilon()]), "is no pair"),
     "Something that is no selector": (lambda: composites.Composite([(3, rules.Zero())]), "3 selects no layers"),
@@ -479,6 +504,16 @@ CASES = {
     "tqdm is not installed, and a progress bar is to be shown": (
         "test_explain_dataset.test_progress_bar_is_not_needed"
     ),
+    "Something that cannot be saved, such as a rule of your own": (
+        lambda path: composites.as_composite(OwnRule(None)).save(path),
+        r"Composite.rules\[0\]\[1\] cannot be saved: it is OwnRule",
+    ),
+    "A path that cannot be written": (lambda path: rules.Zero().save(path / "file"), "cannot be written.*in a folder"),
+    "A file of an explanation, a composite or a rule is damaged, or none": (
+        lambda path: (path.write_bytes(b"123"), rules.Rule.load(path)),
+        "no file that save has written, or is damaged",
+    ),
+    "It was written by a later version": "test_attribution.test_file_that_is_none_is_refused",
 }
 
 

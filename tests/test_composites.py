@@ -1,14 +1,18 @@
 """Which rule where: selectors, composites, presets."""
 
+import copy
+import pickle
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from lrp_jax import composites, lrp, operations, relevance, rules
+from lrp_jax import composites, lrp, mark, operations, relevance, rules
 from lrp_jax.composites import Composite, any_layer, conv, dense, first, index, last, name
-from lrp_jax.errors import SelectorError
+from lrp_jax.errors import RuleError, SelectorError
 from lrp_jax.planning import make_plan
 from lrp_jax.tracing import trace
 
@@ -335,3 +339,122 @@ def test_guided_backprop_finds_a_relu_within_a_function():
     spelled = lambda x: (jax.nn.relu(x) / 2) @ weight
     maps = relevance(spelled, SAMPLES, 0, composites.GuidedBackprop()).relevance
     np.testing.assert_allclose(maps, [[0.25, 0.0, 0.0]])
+
+
+def test_composite_of_one_rule_gives_it_to_every_layer():
+    assert Composite(rules.Gamma()) == composites.as_composite(rules.Gamma()) == Composite([(any_layer, rules.Gamma())])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (rules.Epsilon, r"Did you mean Epsilon\(\)\?"),
+        (Composite(rules.Epsilon()), "It is one already"),
+        ({"dense": rules.Epsilon()}, r"Write \[\(name\('head'\), Zero\(\)\)"),
+        ({(any_layer, rules.Epsilon())}, "a list of"),
+        ("epsilon", "not 'epsilon'"),
+        (3, "not 3"),
+    ],
+    ids=["class", "composite", "mapping", "set", "string", "number"],
+)
+def test_what_is_no_list_of_pairs_is_refused(given, message):
+    with pytest.raises(SelectorError, match=message):
+        Composite(given)
+
+
+def broken(layer):
+    return layer.no_such_attribute
+
+
+@pytest.mark.parametrize("selector", [broken, ~dense & composites.Selector(broken, "broken") | first])
+def test_selector_that_raises_is_named_with_its_layer(network, image, selector):
+    composite = Composite([(selector, rules.Zero()), (any_layer, rules.Epsilon())])
+    with pytest.raises(SelectorError, match=r"broken.* raised .*AttributeError.* for the layer 'stem'") as raised:
+        lrp(network, composite)(image)
+    assert isinstance(raised.value.__cause__, AttributeError)
+
+
+class Remembering(rules.Rule):
+    """A rule of a user's own that can change."""
+
+    def __init__(self):
+        self.seen = []
+
+
+@dataclass
+class Unfrozen(rules.Rule):
+    """A dataclass that can change."""
+
+    power: float = 2.0
+
+
+class Stateless(rules.Rule):
+    """No dataclass, but nothing that could change."""
+
+    def shares(self, layer, relevance):
+        return rules.Zero().shares(layer, relevance)
+
+
+def test_rule_that_can_change_is_refused(network, image):
+    for rule in (Remembering(), Unfrozen()):
+        for door in (lambda rule: lrp(network, rule), lambda rule: Composite([(any_layer, rule)])):
+            with pytest.raises(RuleError, match=rf"dataclass\(frozen=True\)' above 'class {type(rule).__name__}'"):
+                door(rule)
+    expected = jax.grad(lambda x: lrp(network, rules.Zero())(x)[0, 0])(image)
+    found = jax.grad(lambda x: lrp(network, Stateless())(x)[0, 0])(image)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+ALL_RULES = [
+    rules.Zero(),
+    rules.Epsilon(0.1, True, "ignore"),
+    rules.Gamma(0.1, 1e-3),
+    rules.AlphaBeta(1.7, 0.7),
+    rules.ZPlus(1e-3),
+    rules.WSquare(),
+    rules.Flat(),
+    rules.ZBox((0.1, 1.0), np.float32(2)),
+    rules.Pass(),
+    rules.Gradient(),
+    rules.Norm(),
+]
+ALL_COMPOSITES = [
+    composites.EpsilonPlus(0.1),
+    composites.EpsilonPlusFlat(),
+    composites.EpsilonGammaBox(0.0, 1.0, gamma=0.1),
+    composites.EpsilonAlpha2Beta1(),
+    composites.EpsilonAlpha2Beta1Flat(),
+    composites.DeepTaylor((0.0, 0.0), (1.0, 2.0)),
+    composites.AttnLRP(),
+    composites.CPLRP(),
+    composites.ExcitationBackprop(),
+    composites.GuidedBackprop(),
+    composites.Deconvnet(),
+    composites.with_treatment(rules.Epsilon(), "max", operations.pooled_in_proportion),
+    composites.with_mark(rules.Epsilon(), "^a$", mark.gate),
+    Composite([(~conv & first | name("a") & index[1:3], rules.Gamma(0.3)), (last, rules.Zero())], constants="pass"),
+]
+
+
+@pytest.mark.parametrize("whole", ALL_RULES + ALL_COMPOSITES, ids=lambda whole: type(whole).__name__)
+def test_rules_and_composites_go_through_files_pickles_and_programs(whole, tmp_path):
+    whole.save(tmp_path / "file")
+    loaded = type(whole).load(tmp_path / "file")
+    unpickled = pickle.loads(pickle.dumps(whole))
+    rebuilt = jax.tree.unflatten(jax.tree.structure(whole), jax.tree.leaves(whole))
+    for found in (loaded, unpickled, rebuilt, copy.deepcopy(whole)):
+        assert found == whole
+        assert hash(found) == hash(whole)
+        assert repr(found) == repr(whole)
+    assert composites.as_composite(loaded).is_built_in
+    assert jax.jit(lambda whole: whole)(whole) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    if isinstance(whole, rules.Rule):
+        assert rules.Rule.load(tmp_path / "file") == whole
+
+
+@pytest.mark.parametrize(
+    "selector", [any_layer, conv, dense, first, last, index[0], index[1:], ~name("a") | conv & first]
+)
+def test_selectors_are_pickled(selector):
+    assert pickle.loads(pickle.dumps(selector)) == selector

@@ -114,6 +114,18 @@ def written(monkeypatch):
     return indices
 
 
+def test_another_gamma_compiles_nothing_and_is_another_run(tmp_path, compiled):
+    composite = lambda gamma: composites.EpsilonGammaBox(0.0, 1.0, epsilon=gamma, gamma=gamma)
+    for gamma in (0.1, 0.3, 0.5):
+        stored = explain(Source(), tmp_path / str(gamma), 1, composite(gamma))
+        if gamma == 0.1:
+            compiled.clear()
+    assert "_explain_shared" not in compiled
+    assert_explains(stored, 1, composite(0.5))
+    with pytest.raises(StoreError, match="rules"):
+        explain(Source(), tmp_path / "0.5", 1, composite(0.3))
+
+
 def test_indexed_source_and_its_last_batch_are_compiled_once(store, compiled):
     jax.clear_caches()
     stored = explain(Source(), store)  # 21 samples: five batches of 4, and one of 1
@@ -342,9 +354,10 @@ def on_eight_devices(folder):
     for target in (None, "all"):
         arrays, static = split_model(a_network())
         kind = target or "largest"
-        explain_batch = functools.partial(_explain_batch, static, None, COMPOSITE, kind, None, None)
+        numbers, structure = jax.tree.flatten(COMPOSITE)
+        explain_batch = functools.partial(_explain_batch, static, None, structure, kind, None, None)
         shared_out = jax.jit(functools.partial(_explain_shared, mesh, explain_batch))
-        program = shared_out.lower(arrays, np.zeros((16, 6, 6, 1)), None)
+        program = shared_out.lower(numbers, arrays, np.zeros((16, 6, 6, 1)), None)
         assert not re.findall(r"all-\w+|collective-\w+|reduce-scatter", program.compile().as_text())
 
     maps = {}

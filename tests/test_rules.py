@@ -1,5 +1,7 @@
 """Every rule on every kind of layer, against the dense oracle."""
 
+import math
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -10,8 +12,9 @@ import pytest
 from compiling import quick_jit
 from jax import lax
 
-from lrp_jax import composites, lrp, rules
-from lrp_jax.errors import RuleError
+from lrp_jax import composites, ledger, lrp, plan, rules
+from lrp_jax import relevance as relevance_of
+from lrp_jax.errors import InputError, RuleError
 
 RULES = {
     "zero": (rules.Zero, oracle.zero, {}),
@@ -366,3 +369,194 @@ def test_scale_behind_a_flip_belongs_to_the_weight(float64, rule):
     maps = lambda network: jax.vjp(lrp(network, rule), x)[1](seed)[0]
     flipped = maps(lambda x: (x @ weight)[:, ::-1] * scale)
     np.testing.assert_allclose(flipped, maps(lambda x: x @ (weight[:, ::-1] * scale)), rtol=1e-12)
+
+
+# Rules that have one number, and a network with a scan, a checkpoint and a branch.
+
+SWEPT = {
+    "gamma": lambda number: rules.Gamma(number),
+    "epsilon": lambda number: rules.Epsilon(number, bias="distribute"),
+    "relative epsilon": lambda number: rules.Epsilon(number, relative=True),
+    "stabilizer of alpha-beta": lambda number: rules.AlphaBeta(2.0, 1.0, stabilizer=number),
+    "stabilizer of z+": lambda number: rules.ZPlus(number, "ignore"),
+    "stabilizer of w^2": lambda number: rules.WSquare(number, "absorb"),
+    "a composite": lambda number: [
+        (composites.first, rules.Gamma(number)),
+        (composites.any_layer, rules.Epsilon(number)),
+    ],
+    "a preset": lambda number: composites.EpsilonGammaBox(-9.0, 9.0, epsilon=number, gamma=number),
+}
+NUMBERS = (0.1, 0.7, 9.0)
+
+
+def deep_network():
+    weights, kernel, bias = normal(1, 2, 4, 4), normal(2, 4, 3), normal(3, 4)
+
+    @jax.checkpoint
+    def block(h, weight):
+        return jax.nn.relu(h @ weight + bias), None
+
+    def network(x):
+        h, _ = lax.scan(block, x @ weights[1], weights)
+        return lax.cond(h.sum() > 0, lambda h: h @ kernel, lambda h: -h @ kernel, block(h, weights[0])[0])
+
+    return network
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("name", SWEPT)
+def test_numbers_of_rules_are_traced_and_vmapped(float64, name):
+    network, make, x, numbers = deep_network(), SWEPT[name], normal(4, 3, 4), jnp.array(NUMBERS)
+    value = lambda number, x: lrp(network, make(number))(x)[:, 1].sum()
+    maps = jax.grad(value, argnums=1)
+    right = quick_jit(lambda x: jnp.stack([maps(number, x) for number in NUMBERS]))(x)
+    assert np.ptp(right, axis=0).max() > 1e-3
+    sum_of_maps = jax.grad(lambda x: jax.vmap(value, (0, None))(numbers, x).sum())
+    explained = jax.vmap(lambda number: relevance_of(network, x, 1, make(number)).relevance)
+    found = quick_jit(lambda: (jax.vmap(maps, (0, None))(numbers, x), explained(numbers), sum_of_maps(x)))()
+    for array, expected in zip(found, (right, right, right.sum(0)), strict=True):
+        np.testing.assert_allclose(array, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_derivative_by_gamma(float64):
+    # R = x (w + gamma w+) / (z + gamma z+) z with x = (2, 1), w = (3, -1), z = 5, z+ = 6.
+    weight, x = jnp.array([[3.0], [-1.0]]), jnp.array([2.0, 1.0])
+    second = lambda gamma: jax.grad(lambda x: lrp(lambda x: x @ weight, rules.Gamma(gamma, 0.0))(x)[0])(x)[1]
+    np.testing.assert_allclose(second(0.5), -1 / 8 * 5)
+    np.testing.assert_allclose(jax.grad(second)(0.5), 6 / 8**2 * 5)
+    of_a_rule = jax.grad(lambda rule: relevance_of(lambda x: x @ weight, x[None], 0, rule).relevance[0, 1])
+    np.testing.assert_allclose(of_a_rule(rules.Gamma(0.5, 0.0)).gamma, 6 / 8**2 * 5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
+def test_a_traced_number_leaves_the_dtype_as_it_is(float64, dtype):
+    weight, x = normal(1, 4, 3).astype(dtype), normal(2, 2, 4).astype(dtype)
+    maps = lambda gamma: jax.grad(lambda x: lrp(lambda x: x @ weight, rules.Gamma(gamma))(x).sum())(x)
+    assert jax.jit(maps)(jnp.array(0.1, jnp.float32)).dtype == dtype
+    np.testing.assert_allclose(jax.jit(maps)(0.5).astype(float), maps(0.5).astype(float), rtol=1e-2)
+    np.testing.assert_array_equal(jax.jit(maps)(jnp.array(1, jnp.uint8)), jax.jit(maps)(1.0))
+
+
+@dataclass(frozen=True)
+class Raised(rules.Rule):
+    """A rule of a user's own whose number may be traced."""
+
+    form = rules.Form.RELEVANCE
+    traced = ("power",)
+    power: float = 1.0
+
+    def shares(self, layer, relevance):
+        w, ones = jnp.abs(layer.w) ** self.power, jnp.ones_like(layer.x)
+        return [rules.Share(ones, w, 0.0, relevance / layer.linear(ones, w))]
+
+
+@pytest.mark.parametrize("make", [*list(SWEPT.values()), Raised], ids=[*SWEPT, "a rule of one's own"])
+def test_another_number_compiles_nothing(make, compiled):
+    weight, x = normal(1, 4, 3), normal(2, 5, 4)
+    network = lambda x: jax.nn.relu(x @ weight) @ jnp.asarray(weight).T
+    for door in (relevance_of, ledger):
+        door(network, x, 0, make(0.3))
+        compiled.clear()
+        others = () if make is Raised else (2, np.float32(0.2), np.int64(1), jnp.array(0.4))
+        for number in (*NUMBERS, *others):
+            door(network, x, 0, make(number))
+        assert [name for name in compiled if "explain" in name or "sums" in name] == []
+    explain = jax.jit(lambda rule: relevance_of(network, x, 0, rule).relevance)
+    maps = [explain(composites.as_composite(make(number))) for number in NUMBERS]
+    assert explain._cache_size() == 1
+    expected = [relevance_of(network, x, 0, make(number)).relevance for number in NUMBERS]
+    np.testing.assert_allclose(np.stack(maps), np.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "number", [np.float64(0.25), np.float32(0.25), np.array(0.25), jnp.array(0.25), jnp.bfloat16(0.25)]
+)
+def test_scalars_of_numpy_and_jax_are_numbers(number):
+    for make in (rules.Gamma, rules.Epsilon, rules.ZPlus):
+        assert make(number) == make(0.25)
+        assert hash(make(number)) == hash(make(0.25))
+        assert repr(make(number)) == repr(make(0.25))
+    assert rules.Gamma(np.int64(1)) == rules.Gamma(1) == rules.Gamma(1.0)
+    assert rules.AlphaBeta(np.float32(1.7), np.float32(0.7)).shares  # they differ by 1 up to rounding
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        True,
+        np.True_,
+        "0.25",
+        math.nan,
+        np.float32(-1),
+        -1,
+        np.array([0.25]),
+        jnp.ones((2, 3)),
+        1j,
+        jnp.array(True),
+        [1.0],
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize(
+    ("rule", "name"), [(rules.Gamma, "gamma"), (rules.Epsilon, "epsilon"), (rules.AlphaBeta, "alpha")]
+)
+def test_what_is_no_number_is_refused(rule, name, number):
+    with pytest.raises(InputError, match=rf"^{rule.__name__}\({name}=.*\): {name} must be (a|one) number"):
+        rule(**{name: number})
+
+
+def test_numbers_that_must_be_known_say_so():
+    with pytest.raises(
+        RuleError, match=r"alpha=float32\[\]\): alpha is traced.*which products are computed.*loop in Pyth"
+    ):
+        jax.jit(lambda alpha: jnp.zeros(0) if rules.AlphaBeta(alpha, 1.0) else None)(2.0)
+    with pytest.raises(RuleError, match=r"AlphaBeta\(beta=float32\[\]\): beta is traced"):
+        jax.vmap(lambda beta: jnp.zeros(0) if rules.AlphaBeta(2.0, beta) else None)(jnp.ones(2))
+    with pytest.raises(RuleError, match=r"ZBox\(high=.*high is traced.*Make the rule outside of jax.jit"):
+        jax.jit(lambda high: jnp.zeros(0) if rules.ZBox(0.0, (1.0, high)) else None)(2.0)
+    with pytest.raises(RuleError, match=r"Gamma\(gamma=float32\[3\]\): gamma must be one number.*jax.vmap"):
+        jax.jit(lambda gamma: jnp.zeros(0) if rules.Gamma(gamma) else None)(jnp.ones(3))
+    several = jax.tree.map(lambda number: number * jnp.ones(3), rules.Gamma(0.5))
+    with pytest.raises(RuleError, match=r"gamma=float32\[3\]"):
+        relevance_of(lambda x: x @ jnp.asarray(np.ones((4, 3))), jnp.ones((3, 4)), 0, several)
+
+
+def test_rules_are_pytrees_of_their_numbers():
+    assert jax.tree.leaves([rules.Gamma(0.5, 1e-3), rules.Epsilon(), rules.AlphaBeta(), rules.ZBox(0, 1)]) == [
+        0.5,
+        1e-3,
+    ]
+    assert jax.tree.map(lambda number: 2 * number, rules.Gamma(0.5, bias="ignore")) == rules.Gamma(1.0, bias="ignore")
+    assert jax.tree.structure(rules.Gamma(0.5)) != jax.tree.structure(rules.Gamma(0.5, bias="ignore"))
+    assert jax.jit(lambda rule: rule)(rules.Gamma(0.5)) == rules.Gamma(0.5)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [
+        ("0", 1.0, r"ZBox\(low='0'\): low must be a number, or an array"),
+        (0.0, None, r"ZBox\(high=None\): high must be a number"),
+        (False, True, r"low must be a number"),
+        (0.0, 1j, r"high must be a number"),
+        ((0.0, (1.0, 2.0)), 3.0, r"low must be a number, or an array or nested tuples of numbers: .*inhomogeneous"),
+        ((), (), r"low must be a number"),
+        ((0.0, 0.0), (1.0, 1.0, 1.0), r"low of shape \(2,\) and high of shape \(3,\) do not fit"),
+        (0.0, np.nan, "must be finite"),
+        ((0.0, 2.0), 1.0, "low must not be larger than high"),
+    ],
+)
+def test_bounds_of_another_kind_are_refused(low, high, message):
+    with pytest.raises(RuleError, match=message):
+        rules.ZBox(low, high)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("shape", [(3,), (2, 1, 4), (2, 4), (1, 1, 4)])
+def test_bounds_that_do_not_broadcast_are_refused_before_anything_runs(shape, samples):
+    weight, x = normal(1, 4, 3), jnp.ones((samples, 4))
+    rule = rules.ZBox(np.zeros(shape), np.ones(shape))
+    for door in (lrp(lambda x: x @ weight, rule), lambda x: plan(lambda x: x @ weight, x, rule)):
+        with pytest.raises(
+            RuleError, match=rf"bounds of shape .* do not broadcast .*'dense_0', of shape \({samples}, 4\)"
+        ):
+            door(x)
