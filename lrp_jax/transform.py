@@ -17,7 +17,7 @@ from lrp_jax.forms import Form
 from lrp_jax.graph import Checkpoint, Graph, Status
 from lrp_jax.operations import Call
 from lrp_jax.planning import Piece, Plan, make_plan
-from lrp_jax.tracing import trace
+from lrp_jax.tracing import check_is_no_class, trace
 
 
 def lrp(fun: Callable[..., Any], rules: Rules, argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
@@ -59,6 +59,7 @@ def lrp(fun: Callable[..., Any], rules: Rules, argnums: int | Sequence[int] = 0)
     """
     if not callable(fun):
         raise InputError(f"lrp transforms a function, but this is a {type(fun).__name__}.")
+    check_is_no_class(fun)
     composite = as_composite(rules)
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
