@@ -4,7 +4,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from lrp_jax import held_arrays
 from lrp_jax.accounts import bias_share, keep_account, path_of
 from lrp_jax.checks import MOST_GROWTH, Checks, check, check_batch_size, growth_of, number_of_samples, report
 from lrp_jax.composites import Composite, Rules, as_composite, is_built_in
@@ -19,11 +20,12 @@ from lrp_jax.equations import IDENTITIES
 from lrp_jax.errors import InputError, LRPError, LRPWarning, ModelError, import_extra
 from lrp_jax.forms import Form
 from lrp_jax.graph import Operation
+from lrp_jax.held_arrays import is_array
 from lrp_jax.inference import Inference
 from lrp_jax.planning import Piece, Plan, make_plan
 from lrp_jax.programs import run_compiled
 from lrp_jax.saving import Saved
-from lrp_jax.tracing import Call, call_model, explaining, trace_call
+from lrp_jax.tracing import Call, call_model, check_is_no_class, explaining, trace_call
 from lrp_jax.transform import Probe, propagator, run_pieces
 
 Target = int | str | Sequence[int] | jax.Array | np.ndarray | Callable[[Any], Any] | None
@@ -109,8 +111,9 @@ def relevance(
         rules: A rule, a composite, or a list of (selector, rule) pairs; `EpsilonPlus()` if None.
         at: Names of layers, or of values named with `jax.ad_checkpoint.checkpoint_name`, whose output's relevance is
             wanted too.
-        given: By the same names, factors for the relevance of a hidden value, of a shape that broadcasts to it: with a
-            mask of channels, relevance passes through the chosen channels only (Achtibat et al. 2023).
+        given: By the same names, factors for the relevance of a hidden value, of a shape that broadcasts to that of
+            `at`, the samples first: with a mask of channels, relevance passes through the chosen channels only
+            (Achtibat et al. 2023).
         batch_size: The number of samples that are explained at a time; all if None. If `x` is sharded over devices, a
             multiple of their number: else each of them explains the whole batch.
         progress: Whether to show a progress bar, if there is more than one batch; it needs tqdm.
@@ -121,8 +124,9 @@ def relevance(
         The output, the relevance, and the relevance of the hidden values.
 
     Raises:
-        InputError: If the target does not fit the output, a name does not exist, `batch_size` is no number of samples,
-            `inference` is neither of the two, or `x` is NaN or has a dtype without relevance.
+        InputError: If the target does not fit the output, a name does not exist or stands for several values, `given`
+            is no mapping of factors that fit, the model is a class, `batch_size` is no number of samples, `inference`
+            is neither of the two, or `x` is NaN or has a dtype without relevance.
         MissingExtraError: If a progress bar is to be shown and tqdm is not installed.
         ModelError: If the model is in training mode, needs values in Python, has parameters that are NaN or an output
             that is not differentiable.
@@ -137,8 +141,14 @@ def relevance(
         Array([[2., 3.]], dtype=float32)
     """
     composite = as_composite(rules)
+    if isinstance(at, str):
+        raise InputError(f"at is a list of names, but it is the name {at!r} alone. Pass at=[{at!r}].")
+    if not isinstance(given, Mapping | None):
+        raise InputError(
+            f"given is a mapping from names to factors, but it is a {type(given).__name__}. Pass "
+            "given={'name': mask}."
+        )
     request = Request(tuple(at), tuple(sorted(given or ())))
-    masks = [jnp.asarray((given or {})[name]) for name in request.given]
     number = number_of_samples(x)
     if batch_size is not None:
         check_batch_size(batch_size)
@@ -148,9 +158,10 @@ def relevance(
     function = target if callable(target) else None
     axis = 1 if kind == "all" else 0  # of the samples
     explain = functools.partial(explain_call, composite, request, kind)
+    whole = whole if function is None else explaining(whole, output, function)
+    factors = _factors(trace, x, number, function, composite, whole, given) if given else []
     if batch_size is None or batch_size >= number:
-        whole = whole if function is None else explaining(whole, output, function)
-        output, maps, hidden, found = explain(whole, values, masks)
+        output, maps, hidden, found = explain(whole, values, [factor.array for factor in factors])
         report([found], whole.read)
         (hidden,) = _samples_first(trace, x, number, function, composite, [hidden], axis)
         _report_growth(trace, x, function, values, composite, kind, found.growth)
@@ -168,6 +179,7 @@ def relevance(
         if shapes not in calls:
             calls[shapes] = trace(batch, function)[0]
         call = calls[shapes].replaced(calls[shapes].args[0], batch)
+        masks = [factor.of_samples(start, batch_size) for factor in factors]
         parts.append(explain(call, values[start : start + batch_size] if per_sample else values, masks))
     outputs, all_maps, parts_of_hidden, checks = zip(*parts, strict=True)
     all_hidden = _samples_first(trace, x, batch_size, function, composite, parts_of_hidden, axis)
@@ -191,24 +203,93 @@ def _samples_first(
 ) -> list[dict[str, jax.Array]]:
     """Brings the samples of hidden values to the front, behind the classes if all are explained (`axis` is 1 then).
 
-    Their dimension is the one that grows by another sample. The first part has as many samples as `number` says.
+    The first part has as many samples as `number` says.
     """
     shapes = {name: array.shape[axis:] for name, array in parts[0].items()}
-    if all(shape[:1] == (number,) and shape.count(number) == 1 for shape in shapes.values()):
+    places = _axes_of_samples(trace, x, number, function, composite, shapes)
+    if not any(places.values()):
         return list(parts)
+    return [{name: jnp.moveaxis(array, places[name] + axis, axis) for name, array in part.items()} for part in parts]
+
+
+def _axes_of_samples(
+    trace: Callable[..., tuple[Call, Any]],
+    x: Any,
+    number: int,
+    function: Callable[[Any], Any] | None,
+    composite: Composite,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, int]:
+    """The dimension of the samples in hidden values of some shapes: the one that grows by another sample."""
+    places = dict.fromkeys(shapes, 0)
+    if all(shape[:1] == (number,) and shape.count(number) == 1 for shape in shapes.values()):
+        return places
     more = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((number + 1, *leaf.shape[1:]), leaf.dtype), x)
     try:
         plan = make_plan(trace(more, function)[0].read().graph, composite)
         readings = _readings(plan, tuple(shapes))
     except Exception:  # whatever a model says that is made for this number of samples
-        return list(parts)
-    places = dict.fromkeys(shapes, 0)
-    for (name, shape), reading in zip(shapes.items(), readings, strict=True):
+        return places
+    for (name, shape), (reading, *_) in zip(shapes.items(), readings, strict=True):
         grown = plan.graph.shapes[reading.probe.value].shape
         differ = [i for i, sizes in enumerate(zip(shape, grown, strict=False)) if sizes[0] != sizes[1]]
         if len(shape) == len(grown) and len(differ) == 1:
             places[name] = differ[0]
-    return [{name: jnp.moveaxis(array, places[name] + axis, axis) for name, array in part.items()} for part in parts]
+    return places
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """A factor for the relevance of a hidden value, in the order of dimensions within the model.
+
+    Attributes:
+        array: The factor, of the rank of the value.
+        axis: The dimension of the samples if there is a factor for each of them; None otherwise.
+    """
+
+    array: jax.Array
+    axis: int | None
+
+    def of_samples(self, start: int, size: int) -> jax.Array:
+        """The factor for some of the samples."""
+        if self.axis is None:
+            return self.array
+        return self.array[(slice(None),) * self.axis + (slice(start, start + size),)]
+
+
+def _factors(
+    trace: Callable[..., tuple[Call, Any]],
+    x: Any,
+    number: int,
+    function: Callable[[Any], Any] | None,
+    composite: Composite,
+    call: Call,
+    given: Mapping[str, Any],
+) -> list[_Factor]:
+    """The factors for hidden values, in the order of their names, checked and brought from samples first to the model.
+
+    Raises:
+        InputError: If a factor is no array of numbers, or does not broadcast to its value.
+    """
+    names = sorted(given)
+    plan = make_plan(call.read().graph, composite)
+    values = [reading.probe.value for reading, *_ in _readings(plan, names)]
+    shapes = {name: plan.graph.shapes[value].shape for name, value in zip(names, values, strict=True)}
+    axes = _axes_of_samples(trace, x, number, function, composite, shapes)
+    factors = []
+    for name, shape in shapes.items():
+        try:
+            array = jnp.asarray(given[name])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"given[{name!r}] is no array of numbers, but a {type(given[name]).__name__}.") from error
+        axis = axes[name]
+        first = (*shape[axis : axis + 1], *shape[:axis], *shape[axis + 1 :])
+        if not _broadcasts(array.shape, first):
+            raise InputError(f"given[{name!r}] has the shape {array.shape}, which does not broadcast to {first}.")
+        array = jnp.moveaxis(array.reshape((1,) * (len(shape) - array.ndim) + array.shape), 0, axis) if shape else array
+        is_by_sample = bool(shape) and number > 1 and array.shape[axis] == number == shape[axis]
+        factors.append(_Factor(array, axis if is_by_sample else None))
+    return factors
 
 
 def _report_growth(
@@ -280,10 +361,17 @@ class _Path:
 
 @dataclass(frozen=True)
 class StaticModel:
-    """What remains of a model without its arrays."""
+    """What remains of a model without its arrays.
+
+    Attributes:
+        structure: The structure of the model as a pytree.
+        leaves: Its leaves; where an array was, its path in the pytree.
+        names: What the arrays are called in the model, by their paths in the pytree.
+    """
 
     structure: Any
     leaves: tuple[Any, ...]
+    names: Mapping[str, str]
 
     def call(self, arrays: Mapping[str, Any], x: Any) -> Any:
         """Calls the model with its arrays put back."""
@@ -312,17 +400,20 @@ def split_model(model: Callable[[Any], Any]) -> tuple[dict[str, Any], StaticMode
     """Takes a model apart into its arrays, by path, and the rest."""
     if not callable(model):
         raise InputError(f"The model is a {type(model).__name__}, which cannot be called. Pass a function of x.")
+    check_is_no_class(model)
     with_paths, structure = jax.tree_util.tree_flatten_with_path(as_pytree(model))
     arrays: dict[str, Any] = {}
     leaves = []
     for path, leaf in with_paths:
-        if hasattr(leaf, "dtype"):
+        if is_array(leaf):
             leaf_path = _Path(jax.tree_util.keystr(path, simple=True, separator="."))
             arrays[leaf_path.name] = leaf
             leaves.append(leaf_path)
         else:
             leaves.append(leaf)
-    return arrays, StaticModel(structure, tuple(leaves))
+    found = zip(arrays, held_arrays.names_of(model, list(arrays.values())), strict=True)
+    names = {path: name or held_arrays.name_of_parameter(path) for path, name in found}
+    return arrays, StaticModel(structure, tuple(leaves), names)
 
 
 def read_target(target: Any, output: Any, samples: int) -> tuple[str, Any]:
@@ -399,6 +490,8 @@ def trace_static(
 ) -> tuple[Call, Any]:
     """As `trace_model`, for a model that was taken apart; `holder` is what it was, where its arrays have names."""
     call, output = trace_call(static.call, (1,), (arrays, x), {}, tokens=True, holder=holder, inference=inference)
+    paths = (*jax.tree.leaves(dict(static.names)), *call.text.paths[len(static.names) :])
+    call = replace(call, text=replace(call.text, paths=paths))
     return call if target is None else explaining(call, output, target), output
 
 
@@ -437,14 +530,12 @@ def explain_in_trace(
     _, x = call.args
     traced = call.read()
     plan = make_plan(traced.graph, composite)
-    readings = _readings(plan, (*request.at, *request.given))
+    wanted, masked = _readings(plan, request.at), _readings(plan, request.given)
+    readings = [reading for found in (*wanted, *masked) for reading in found]
     named = [reading.probe for reading in readings]
     last = _probe_of_last_layer(plan)
-    for name, mask, probe in zip(request.given, masks, named[len(request.at) :], strict=True):
-        shape = plan.graph.shapes[probe.value].shape
-        if not _broadcasts(mask.shape, shape):
-            raise InputError(f"given[{name!r}] has the shape {mask.shape}, which does not broadcast to {shape}.")
-    given = {len(request.at) + i: mask for i, mask in enumerate(masks)}
+    repeated = [mask for mask, found in zip(masks, masked, strict=True) for _ in found]
+    given = dict(enumerate(repeated, len(readings) - len(repeated)))
     outputs, propagate = propagator(plan, traced.inputs, [*named, *last], given)
     output, explained = traced.split(outputs)
 
@@ -455,9 +546,12 @@ def explain_in_trace(
         found = jax.tree.unflatten(jax.tree.structure(x), explained_arrays)
         started = [s * e for s, e in zip(jax.tree.leaves(seed), jax.tree.leaves(explained), strict=True)]
         growth = growth_of(samples, [*started, *probed[len(named) :]], found) if is_relevance else None
+        arrays = iter(probed)
         hidden = {
-            name: _without_bias(plan, reading, array, traced.inputs)
-            for name, reading, array in zip(request.at, readings, probed, strict=False)
+            name: functools.reduce(
+                jnp.add, [_without_bias(plan, reading, next(arrays), traced.inputs) for reading in found_at]
+            )
+            for name, found_at in zip(request.at, wanted, strict=True)
         }
         return found, hidden, growth
 
@@ -499,26 +593,60 @@ class _Reading:
     is_before_bias: bool = False
 
 
-def _readings(plan: Plan, names: Sequence[str]) -> list[_Reading]:
-    """Finds the values that are asked for by name."""
-    found: dict[str, _Reading | None] = {}
+_Named: TypeAlias = dict[str, dict[int, list[_Reading | None]]]  # by name, and by the layer or the operation
+
+
+def _readings(plan: Plan, names: Sequence[str]) -> list[list[_Reading]]:
+    """Finds the values that are asked for by name.
+
+    Returns:
+        For each name the places whose relevance is added up: a layer that is read in several ways is in several pieces.
+
+    Raises:
+        InputError: If a name does not exist, is that of several values, or of one whose relevance cannot be read.
+    """
+    layers: _Named = {}
+    named: _Named = {}
     for piece in plan.pieces:
         if piece.treatment is None:
             continue
         if piece.layer is not None:
-            found.setdefault(piece.layer.name, _Reading(Probe(piece, "output", piece.layer.output)))
+            reading = _Reading(Probe(piece, "output", piece.layer.output))
+            layers.setdefault(piece.layer.name, {}).setdefault(id(piece.operations[0]), []).append(reading)
         for i, operation in enumerate(piece.operations):
             if operation.name == "name":
-                found[operation.equation.params["name"]] = _reading_of(piece, i)
-    for name in names:
-        if found.get(name) is None:
-            inside = any(piece.layer is not None and piece.layer.name == name for piece in plan.all_pieces())
-            reason = "is inside a scan or a cond, where its relevance cannot be read" if inside else "does not exist"
-            if name in found:
-                reason = "is in the middle of an elementwise function; name what goes into it or comes out of it"
-            known = [known for known, reading in found.items() if reading is not None]
-            raise InputError(f"{name!r} {reason}. There are: {', '.join(known) or 'no names'}.")
-    return [reading for name in names if (reading := found[name]) is not None]
+                name = operation.equation.params["name"]
+                layers.setdefault(name, {})  # keeps the order; a value's name goes before that of a layer
+                values = named.setdefault(name, {})
+                values.setdefault(id(operation), []).append(_reading_of(piece, i))
+    return [_readings_of(plan, name, layers | named) for name in names]
+
+
+def _readings_of(plan: Plan, name: str, found: _Named) -> list[_Reading]:
+    values = list(found.get(name, {}).values())
+    readings = [reading for value in values for reading in value if reading is not None]
+    if len(values) > 1:
+        reason = (
+            f"is the name of {len(values)} values, which are told apart by names of their own: "
+            "checkpoint_name(h, f'hidden_{i}')"
+        )
+    elif not values:
+        pieces = [piece for piece in plan.all_pieces() if name in _names_in(piece)]
+        reason = "is inside a scan or a cond, where its relevance cannot be read" if pieces else "does not exist"
+    elif len(readings) < len(values[0]):
+        reason = "is in the middle of an elementwise function; name what goes into it or comes out of it"
+    elif len({plan.graph.shapes[reading.probe.value].shape for reading in readings}) > 1:
+        reason = "is read in several shapes; name what is read with checkpoint_name"
+    else:
+        return readings
+    known = [other for other, (first, *others) in found.items() if not others and None not in found[other][first]]
+    raise InputError(f"{name!r} {reason}. There are: {', '.join(known) or 'no names'}.")
+
+
+def _names_in(piece: Piece) -> list[str]:
+    """The names of a layer, and of values in it."""
+    names = [operation.equation.params["name"] for operation in piece.operations if operation.name == "name"]
+    return names if piece.layer is None else [piece.layer.name, *names]
 
 
 def _reading_of(piece: Piece, place: int) -> _Reading | None:

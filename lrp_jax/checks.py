@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from lrp_jax.errors import InputError, LRPWarning, ModelError
 from lrp_jax.graph import Graph, Operation, Status
+from lrp_jax.held_arrays import is_array
 from lrp_jax.planning import Plan
 from lrp_jax.rules import ZBox
 from lrp_jax.tracing import Traced, check_dtype
@@ -28,7 +29,7 @@ def number_of_samples(x: Any) -> int:
     with_paths = jax.tree_util.tree_leaves_with_path(x)
     for path, leaf in with_paths:
         name = f"x{jax.tree_util.keystr(path)}"
-        if not hasattr(leaf, "dtype"):
+        if not is_array(leaf):
             raise InputError(f"{name} is no array, but a {type(leaf).__name__}. Pass jnp.asarray(x), or leave it out.")
         check_dtype(leaf, tokens=True)
         if leaf.ndim == 0:

@@ -21,6 +21,7 @@ from lrp_jax.baselines import (
     map_in_batches,
 )
 from lrp_jax.errors import InputError
+from lrp_jax.held_arrays import is_array
 from lrp_jax.inference import Inference
 from lrp_jax.programs import run_compiled
 from lrp_jax.tracing import name_of_path
@@ -277,7 +278,7 @@ def _randomise_layer(
 
 
 def _is_parameter(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _belongs_to(name: str, layer: str) -> bool:

@@ -142,6 +142,7 @@ class Graph:
     marks: dict[int, dict[Mark, str]] = field(default_factory=dict)
     is_inner: bool = False
     _numbers: dict[int, np.ndarray | None] = field(default_factory=dict)
+    _names: dict[int, str] = field(default_factory=dict)
 
     def new_value(self, aval: Any, status: Status, bounds: Range | None = None) -> int:
         """Numbers a value."""
@@ -178,6 +179,8 @@ class Graph:
         self.producer.update(dict.fromkeys(operation.outputs, operation))
         for value in dict.fromkeys(operation.inputs):
             self.readers.setdefault(value, []).append(operation)
+        name = next(filter(None, map(self.name_of, operation.inputs)), "")
+        self._names.update(dict.fromkeys(operation.outputs, name))
 
     def drop_unused(self) -> None:
         """Removes the operations whose outputs nobody reads, but for those with a side effect."""
@@ -217,16 +220,19 @@ class Graph:
 
     def name_of(self, value: int) -> str:
         """The path of the first parameter that a constant is computed from; empty if there is none."""
-        if value in self.paths:
-            return self.paths[value]
-        operation = self.producer.get(value)
-        names = (self.name_of(i) for i in operation.inputs) if operation else iter(())
-        return next((name for name in names if name), "")
+        return self.paths.get(value) or self._names.get(value, "")
 
     def number(self, value: int) -> np.ndarray | None:
         """The number with which a constant is filled, if it stands in the program; None otherwise."""
-        if value not in self._numbers:
-            self._numbers[value] = self._find_number(value)
+        waiting = [value]
+        while waiting:
+            unknown = [i for i in self._operands_of_number(waiting[-1]) if i not in self._numbers]
+            if unknown:
+                waiting.append(unknown[0])
+                continue
+            found = waiting.pop()
+            if found not in self._numbers:
+                self._numbers[found] = self._find_number(found)
         return self._numbers[value]
 
     def note_number(self, value: int, number: np.ndarray) -> None:
@@ -234,17 +240,22 @@ class Graph:
         if number.size == 1:
             self._numbers[value] = number.reshape(())
 
-    def _find_number(self, value: int) -> np.ndarray | None:
-        if self.status[value] is not Status.CONSTANT or value in self.parameters:
-            return None
+    def _operands_of_number(self, value: int) -> Sequence[int]:
+        """The operands of the operation from whose numbers that of a value follows; empty where it has none."""
+        if value in self._numbers or self.status[value] is not Status.CONSTANT or value in self.parameters:
+            return ()
         operation = self.producer.get(value)
-        if operation is None or not operation.inputs or len(operation.outputs) != 1:
+        if operation is None or len(operation.outputs) != 1:
+            return ()
+        is_followed = equations.is_elementwise(operation.equation) or operation.name in equations.SPREADS
+        return operation.inputs if is_followed else ()
+
+    def _find_number(self, value: int) -> np.ndarray | None:
+        """The number of a value from those of its operands, which are known."""
+        operands = [self._numbers[i] for i in self._operands_of_number(value)]
+        if not operands or any(operand is None for operand in operands):
             return None
-        if not equations.is_elementwise(operation.equation) and operation.name not in equations.SPREADS:
-            return None
-        operands = [self.number(i) for i in operation.inputs]
-        if any(operand is None for operand in operands):
-            return None
+        operation = self.producer[value]
         if operation.name in equations.SPREADS or operation.name in equations.IDENTITIES - {"convert_element_type"}:
             return operands[0]
         with jax.ensure_compile_time_eval():

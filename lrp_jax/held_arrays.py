@@ -62,8 +62,25 @@ def arrays_of(holder: Any) -> Iterator[tuple[str, Any]]:
 
 
 def is_array(value: Any) -> bool:
-    """Whether something is an array: of JAX (or one that is traced), or of NumPy."""
-    return isinstance(value, jax.Array | np.ndarray)
+    """Whether something is an array: of JAX (or one that is traced), of NumPy, or the shape and dtype of one.
+
+    Having a dtype makes no array: modules have one too, of what they compute with.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind in "biufcV"  # V: bfloat16 and the like
+    return isinstance(value, jax.Array | jax.ShapeDtypeStruct)
+
+
+def names_of(holder: Any, arrays: Sequence[Any]) -> list[str]:
+    """The paths of arrays in what holds them; empty where an array is not found."""
+    wanted = set(map(id, arrays))
+    found: dict[int, str] = {}
+    held = arrays_of(holder)
+    while len(found) < len(wanted) and (next_one := next(held, None)) is not None:
+        path, array = next_one
+        if id(array) in wanted:
+            found[id(array)] = path
+    return [found.get(id(array), "") for array in arrays]
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -71,8 +88,10 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def name_of_parameter(name: str) -> str:
-    """The path of a parameter as a name: without the attribute that holds the array, and Linen's collection."""
-    return re.sub(r"^(\d+\.)*params\.", "", re.sub(r"\.(value|_?raw_value)$", "", name))
+    """The path of a parameter as a name: without the attribute that holds the array, Linen's scope and collection."""
+    name = re.sub(r"\.(_?value|_?raw_value)$", "", name)
+    name = re.sub(r"(^|\.)(?:_parent_ref|scope)\._variables\.(?:params\.)?", r"\1", name)
+    return re.sub(r"^(\d+\.)*_?params\.", "", name)
 
 
 _Parts = Iterator[tuple[tuple[Any, ...], Any]]
@@ -92,6 +111,9 @@ def _parts(value: Any) -> _Parts:
     wrapped = getattr(value, "__wrapped__", None) if callable(value) and not isinstance(value, type) else None
     if wrapped is not None:
         yield (), wrapped
+    if isinstance(value, functools.partial):  # or JAX's own; which argument it is adds nothing
+        yield from (((), held) for held in (*value.args, *value.keywords.values(), value.func))
+        return
     if isinstance(value, Mapping):
         yield from (((key,), held) for key, held in list(value.items()))
         return
@@ -153,11 +175,6 @@ def _is_users(function: types.FunctionType) -> bool:
 
 
 def _parts_of_instance(value: Any) -> _Parts:
-    if isinstance(value, functools.partial):  # or JAX's own
-        yield (), value.func
-        yield from (((i,), held) for i, held in enumerate(value.args))
-        yield from (((key,), held) for key, held in value.keywords.items())
-        return
     if _is_closed(type(value)):
         return
     attributes = dict(getattr(value, "__dict__", None) or {})

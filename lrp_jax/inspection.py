@@ -45,10 +45,11 @@ class Table:
 
     def __rich__(self) -> Any:
         from rich.table import Table as RichTable
+        from rich.text import Text
 
-        table = RichTable(*self.header, title=self.title)
+        table = RichTable(*self.header, title=Text(self.title))
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # and no markup, as which rich reads square brackets
         return table
 
     def _repr_html_(self) -> str:

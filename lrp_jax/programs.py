@@ -410,7 +410,7 @@ class _Writer:
             return self._program(value)
         if isinstance(value, np.ndarray | np.generic) and value.ndim == 0:
             return str(value.dtype), value.tobytes()
-        if hasattr(value, "dtype") and hasattr(value, "shape"):
+        if isinstance(value, jax.Array | np.ndarray):
             return array_digest(value)
         if inspect.isfunction(value) or isinstance(value, types.MethodType | functools.partial):
             return self._function(value)

@@ -238,17 +238,22 @@ def _is_reciprocal(graph: Graph, operation: Operation) -> bool:
 
 def _products_on_the_way(graph: Graph, value: int, leaves: dict[int, Operation]) -> int | None:
     """With how many other live values an exponential was multiplied on its way to a value; None if it is not there."""
-    if value in leaves:
-        return 0
-    operation = graph.producer.get(value)
-    if operation is None or not graph.is_live(value) or operation.name not in _LINEAR:
-        return None
-    live = [i for i in operation.inputs if graph.is_live(i)]
-    counted = [found for i in live if (found := _products_on_the_way(graph, i, leaves)) is not None]
-    if not counted:
-        return None
-    is_product = operation.name in {"mul", "dot_general"} and len(live) > 1
-    return max(counted) + is_product
+    reached: dict[int, list[int]] = {}  # and the live operands of which it is computed
+    waiting = [value]
+    while waiting:
+        i = waiting.pop()
+        operation = graph.producer.get(i)
+        if i in reached or i in leaves or operation is None or not graph.is_live(i) or operation.name not in _LINEAR:
+            continue
+        reached[i] = [operand for operand in operation.inputs if graph.is_live(operand)]
+        waiting.extend(reached[i])
+    counted = dict.fromkeys(leaves, 0)
+    for i in sorted(reached):  # numbers rise in the order of computing
+        found = [counted[operand] for operand in reached[i] if operand in counted]
+        if found:
+            is_product = graph.producer[i].name in {"mul", "dot_general"} and len(reached[i]) > 1
+            counted[i] = max(found) + is_product
+    return counted.get(value)
 
 
 def _subtracted(graph: Graph, value: int, logarithms: Mapping[int, "_Terms"]) -> int | None:

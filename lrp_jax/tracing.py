@@ -15,7 +15,7 @@ from lrp_jax import held_arrays
 from lrp_jax.equations import is_of_user
 from lrp_jax.errors import InputError, LRPError, ModelError
 from lrp_jax.graph import Graph, Held, Status, read
-from lrp_jax.held_arrays import name_of_parameter
+from lrp_jax.held_arrays import is_array, name_of_parameter
 from lrp_jax.inference import HOW_TO_SWITCH, Inference, check_choice, check_inference
 from lrp_jax.programs import Program, computation, take_apart
 from lrp_jax.tokens import check_tokens, place_of_size
@@ -231,23 +231,23 @@ def trace_call(
     for leaf, live in zip(leaves, is_live, strict=True):
         if live:
             check_dtype(leaf, tokens=tokens)
-    is_array = [live or hasattr(leaf, "dtype") for leaf, live in zip(leaves, is_live, strict=True)]
+    are_arrays = [live or is_array(leaf) for leaf, live in zip(leaves, is_live, strict=True)]
 
     def call(arrays: list[Any]) -> Any:
         given = iter(arrays)
-        merged = [next(given) if array else leaf for leaf, array in zip(leaves, is_array, strict=True)]
+        merged = [next(given) if array else leaf for leaf, array in zip(leaves, are_arrays, strict=True)]
         arguments, keywords = jax.tree.unflatten(tree, merged)
         return call_model(fun, *arguments, **keywords)
 
-    arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
+    arrays = [leaf for leaf, array in zip(leaves, are_arrays, strict=True) if array]
     closed_jaxpr, output = jax.make_jaxpr(call, return_shape=True)(arrays)
     program, held = take_apart(closed_jaxpr)
-    statuses = [_status(leaf, live) for leaf, live, array in zip(leaves, is_live, is_array, strict=True) if array]
+    statuses = [_status(leaf, live) for leaf, live, array in zip(leaves, is_live, are_arrays, strict=True) if array]
     paths = [name_of_path(path[2:]) for path, _ in jax.tree_util.tree_leaves_with_path((args, kwargs))]
     text = CallText(
         program,
         tuple(statuses),
-        tuple(path for path, array in zip(paths, is_array, strict=True) if array),
+        tuple(path for path, array in zip(paths, are_arrays, strict=True) if array),
         tuple(held_arrays.find(fun if holder is None else holder, held)),
         tree,
         jax.tree.structure(output),
@@ -277,16 +277,28 @@ def check_dtype(leaf: Any, *, tokens: bool = False) -> None:
     Raises:
         InputError: If the leaf is such.
     """
-    if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+    if not is_array(leaf) and not isinstance(leaf, bool | int | float | complex):
         raise InputError(
             f"The explained argument holds a {type(leaf).__name__}, and relevance needs arrays of real floating-point "
             "numbers. Pass other arguments apart from it."
         )
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    dtype = leaf.dtype if is_array(leaf) else jnp.result_type(leaf)
     if not (jnp.issubdtype(dtype, jnp.floating) or (tokens and jnp.issubdtype(dtype, jnp.integer))):
         raise InputError(
             f"The explained argument holds {dtype} values, and relevance needs real floating-point "
             "numbers. Convert it first, for example with x.astype('float32')."
+        )
+
+
+def check_is_no_class(model: Any) -> None:
+    """Refuses a class where an instance of it is meant.
+
+    Raises:
+        InputError: If the model is a class.
+    """
+    if isinstance(model, type):
+        raise InputError(
+            f"The model is the class {model.__name__}, and no instance of it. Make one: {model.__name__}(...)."
         )
 
 
@@ -296,6 +308,9 @@ _NEEDS_VALUES = (
     jax.errors.TracerIntegerConversionError,
     jax.errors.NonConcreteBooleanIndexError,
 )
+# What Flax says of a Linen module that has no variables.
+_ONLY_BOUND = "only accessible from inside 'init' or 'apply'"
+_UNBOUND = {"CallCompactUnboundModuleError", "CallSetupUnboundModuleError"}
 # Errors of Flax that say the same: a module writes to its variables, or dropout asks for a key.
 _CHANGES_STATE = {"TraceContextError", "ModifyScopeVariableError", "InvalidRngError"}
 
@@ -306,7 +321,8 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     A module is copied, so that it may count random numbers while it is traced.
 
     Raises:
-        ModelError: If it needs values in Python that a trace does not have, changes its state, or keeps traced values.
+        ModelError: If it needs values in Python that a trace does not have, changes its state, keeps traced values, or
+            is a module of Flax Linen without variables.
     """
     before, structure = jax.tree.flatten(model)
     copied = jax.tree.unflatten(structure, before)
@@ -326,6 +342,11 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             raise ModelError(
                 f"The model is in training mode, or changes its state{_line_of(error)}: {error}. {HOW_TO_SWITCH}."
             ) from error
+        if type(error).__name__ in _UNBOUND or _ONLY_BOUND in str(error) or _is_unbound(model):
+            raise ModelError(
+                f"The model is a Flax Linen module without its variables{_line_of(error)}. Pass "
+                "functools.partial(module.apply, variables), or module.bind(variables)."
+            ) from error
         raise
     if changed := _changed_numbers(before, model, copied):
         raise ModelError(
@@ -339,6 +360,13 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             "return what you need; jax.debug.print shows values on the way."
         )
     return value
+
+
+def _is_unbound(model: Any) -> bool:
+    """Whether a model is a module of Flax Linen, or a method of one, that holds no variables."""
+    owner = getattr(model, "__self__", model)
+    is_linen = any(cls.__module__.startswith("flax.linen") for cls in type(owner).__mro__)
+    return is_linen and getattr(owner, "scope", None) is None
 
 
 def _changed_numbers(before: Sequence[Any], model: Any, copied: Any) -> list[str]:
@@ -376,7 +404,7 @@ def _leaves_with_path(holder: Any) -> Sequence[tuple[Any, Any]]:
 
 
 def _is_real(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _line_of(error: Exception) -> str:

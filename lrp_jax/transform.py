@@ -18,7 +18,7 @@ from lrp_jax.graph import Checkpoint, Graph, Status
 from lrp_jax.inference import Inference, check_choice
 from lrp_jax.operations import Call
 from lrp_jax.planning import Piece, Plan, make_plan
-from lrp_jax.tracing import trace
+from lrp_jax.tracing import check_is_no_class, trace
 
 
 def lrp(
@@ -71,6 +71,7 @@ def lrp(
     if not callable(fun):
         raise InputError(f"lrp transforms a function, but this is a {type(fun).__name__}.")
     check_choice(inference)
+    check_is_no_class(fun)
     composite = as_composite(rules)
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 

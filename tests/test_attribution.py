@@ -3,12 +3,15 @@
 import collections
 import copy
 import functools
+import io
 import json
 import pickle
 import re
+import time
 import warnings
 from dataclasses import dataclass
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,8 +20,9 @@ import pytest
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from lrp_jax import Explanation, LRPError, composites, ledger, lrp, operations, plan, relevance, rules
+from lrp_jax import Explanation, LRPError, baselines, composites, ledger, lrp, operations, plan, relevance, rules
 from lrp_jax.errors import InputError, LRPWarning, ModelError, StoreError
+from lrp_jax.explain_dataset import explain_dataset
 from lrp_jax.forms import Form
 
 
@@ -124,6 +128,308 @@ def test_linen_and_plain_functions():
     plain = relevance(lambda x: module.apply(variables, x), x, 0, rules.Zero())
     np.testing.assert_allclose(linen.relevance, plain.relevance, rtol=1e-6)
     assert set(linen.at) == {"layers_0"}
+
+
+LOW = jax.random.normal(jax.random.key(1), (5, 6))
+HIGH = jax.random.normal(jax.random.key(2), (6, 2))
+SAMPLES = jax.random.normal(jax.random.key(3), (3, 5))
+
+
+class Typed:
+    """As a model of Keras: it has a dtype, and is no pytree."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        self.low, self.high = {"w": LOW}, {"w": HIGH}
+
+    def __call__(self, x):
+        return jax.nn.relu(x @ self.low["w"]) @ self.high["w"]
+
+    def double(self):
+        self.high = {"w": 2 * self.high["w"]}
+
+
+class Transformer:
+    """As a model of Hugging Face: its parameters are in an attribute, and its output has a name."""
+
+    dtype = jnp.dtype("float32")
+
+    def __init__(self):
+        self._params = {"low": {"w": LOW}, "high": {"w": HIGH}}
+
+    def __call__(self, x):
+        return {"logits": jax.nn.relu(x @ self._params["low"]["w"]) @ self._params["high"]["w"]}
+
+    def double(self):
+        self._params["high"]["w"] = 2 * self._params["high"]["w"]
+
+
+class Container:
+    """Holds a module of Linen with its variables."""
+
+    def __init__(self):
+        self.module = nn.Dense(2, use_bias=False, dtype=jnp.float32)
+        self.variables = {"params": {"kernel": LOW[:, :2]}}
+
+    def __call__(self, x):
+        return self.module.bind(self.variables)(x)
+
+    def double(self):
+        self.variables["params"]["kernel"] = 2 * self.variables["params"]["kernel"]
+
+
+def through_the_network(factor=1.0):
+    """The relevance for the first output of the network by LRP-0."""
+    x, low, high = (np.asarray(array, np.float64) for array in (SAMPLES, LOW, HIGH))
+    return factor * x * ((x @ low > 0) * high[:, 0] @ low.T)
+
+
+def first_logit(output):
+    return (output["logits"] if isinstance(output, dict) else output)[:, 0]
+
+
+@pytest.mark.parametrize("make", [lambda: Typed("float32"), lambda: Typed(None), Transformer, Container])
+def test_model_with_a_dtype_is_no_array(make, tmp_path):
+    model = make()
+    expected = SAMPLES * LOW[:, 0] if isinstance(model, Container) else through_the_network()
+    for spelling in (model, model.__call__, functools.partial(model), jax.jit(lambda x: model(x))):
+        explanation = relevance(spelling, SAMPLES, first_logit, rules.Zero())
+        np.testing.assert_allclose(explanation.relevance, expected, rtol=1e-4, atol=1e-5)
+        gradient = jax.grad(lambda x, spelling=spelling: first_logit(lrp(spelling, rules.Zero())(x)).sum())(SAMPLES)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+    kinds = [row[1] for row in plan(model, SAMPLES, rules.Zero()).rows]
+    assert kinds.count("dense") == 1 + (not isinstance(model, Container))
+    np.testing.assert_allclose(ledger(model, SAMPLES, first_logit, rules.Zero()).inputs, expected.sum(), rtol=1e-4)
+    stored = explain_dataset(
+        model, np.asarray(SAMPLES), tmp_path / "maps", first_logit, rules.Zero(), batch_size=2, progress=False
+    )
+    np.testing.assert_allclose(stored["relevance"].read().result(), expected, rtol=1e-4, atol=1e-5)
+    if not isinstance(model, Transformer):  # whose output has a name
+        attribution = baselines.gradient_times_input(model, SAMPLES, 0)
+        np.testing.assert_allclose(attribution, expected, rtol=1e-4, atol=1e-5)
+    model.double()
+    explanation = relevance(model, SAMPLES, first_logit, rules.Zero())
+    np.testing.assert_allclose(explanation.relevance, 2 * expected, rtol=1e-4, atol=1e-5)
+
+
+def test_module_of_linen_that_is_bound():
+    module = nn.Dense(2, bias_init=nn.initializers.normal(1.0), dtype=jnp.float32)
+    variables = module.init(jax.random.key(0), SAMPLES)
+    bound, x = module.bind(variables), SAMPLES
+    expected = x * variables["params"]["kernel"][:, 1]
+    np.testing.assert_allclose(relevance(bound, x, 1, rules.Zero()).relevance, expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(lambda x: lrp(bound, rules.Zero())(x)[:, 1].sum())(x), expected, rtol=1e-5)
+    np.testing.assert_allclose(ledger(bound, x, 1, rules.Zero()).bias, 3 * variables["params"]["bias"][1], rtol=1e-4)
+    np.testing.assert_allclose(baselines.gradient_times_input(bound, x, 1), expected, rtol=1e-5)
+
+
+def test_names_of_classes_are_no_arrays():
+    """An array of strings is no array of JAX, and stays where it is."""
+    network = functools.partial(lambda names, weight, x: x @ weight[:, : len(names)], np.array(["cat", "dog"]), LOW)
+    np.testing.assert_allclose(relevance(network, SAMPLES, 0, rules.Zero()).relevance, SAMPLES * LOW[:, 0], rtol=1e-5)
+
+
+class Two(nn.Module):
+    def setup(self):
+        self.low, self.high = nn.Dense(6), nn.Dense(2)
+
+    def __call__(self, x):
+        return self.high(nn.relu(self.low(x)))
+
+
+class TwoOfNNX(nnx.Module):
+    def __init__(self):
+        self.low, self.high = (nnx.Linear(*sizes, rngs=nnx.Rngs(0)) for sizes in ((5, 6), (6, 2)))
+
+    def __call__(self, x):
+        return self.high(nnx.relu(self.low(x)))
+
+    def logits(self, x):
+        return self(x)
+
+
+class TwoOfEquinox(eqx.Module):
+    low: eqx.nn.Linear
+    high: eqx.nn.Linear
+
+    def __init__(self):
+        self.low, self.high = (eqx.nn.Linear(*sizes, key=jax.random.key(0)) for sizes in ((5, 6), (6, 2)))
+
+    def __call__(self, x):
+        return self.high(jax.nn.relu(self.low(x)))
+
+
+def two_layers(weights, x):
+    return jax.nn.relu(x @ weights["low"]["w"]) @ weights["high"]["w"]
+
+
+def spellings():
+    weights = {"low": {"w": LOW}, "high": {"w": HIGH}}
+    module, of_nnx, of_equinox, instance = Two(), TwoOfNNX(), TwoOfEquinox(), Typed("float32")
+    variables = module.init(jax.random.key(0), SAMPLES)
+    return {
+        "closure": lambda x: two_layers(weights, x),
+        "partial": functools.partial(two_layers, weights),
+        "partial of JAX": jax.tree_util.Partial(two_layers, weights),
+        "partial by keyword": functools.partial(lambda x, weights: two_layers(weights, x), weights=weights),
+        "instance": instance,
+        "bound method": instance.__call__,
+        "NNX": of_nnx,
+        "method of NNX": of_nnx.logits,
+        "vmap of Equinox": jax.vmap(of_equinox),
+        "filter_vmap of Equinox": eqx.filter_vmap(of_equinox),
+        "vmap of a lambda": jax.vmap(lambda x: of_equinox(x)),
+        "Linen, partial": functools.partial(module.apply, variables),
+        "Linen, bound": module.bind(variables),
+        "Linen, bound in a lambda": lambda x: module.bind(variables)(x),
+        "Linen, bound method": module.bind(variables).__call__,
+        "jit of a partial": jax.jit(functools.partial(two_layers, weights)),
+        "partial of a jit": functools.partial(jax.jit(two_layers), weights),
+        "jit of an instance": jax.jit(instance),
+        "checkpoint": jax.checkpoint(lambda x: two_layers(weights, x)),
+        "partial of a checkpoint": functools.partial(jax.checkpoint(two_layers), weights),
+    }
+
+
+@pytest.mark.parametrize("spelling", spellings())
+def test_layer_has_one_name_in_every_spelling_and_at_every_door(spelling):
+    model = spellings()[spelling]
+    composite = [(composites.name("^low$"), rules.Epsilon()), (composites.name("^high$"), rules.Zero())]
+    rows = [(row[0], row[3]) for row in plan(model, SAMPLES, composite).rows if row[1] == "dense"]
+    assert [path for path, _ in rows] == ["low", "high"]
+    explained = jax.eval_shape(lambda x: relevance(model, x, 0, composite, at=["low", "high"]).at, SAMPLES)
+    assert {name: array.shape for name, array in explained.items()} == {"low": (3, 6), "high": (3, 2)}
+    jax.eval_shape(jax.grad(lambda x: lrp(model, composite)(x)[:, 0].sum()), SAMPLES)
+    assert [row.path for row in ledger(model, SAMPLES, 0, composite).rows if row.kind == "dense"] == ["high", "low"]
+
+
+def test_parameters_among_the_arguments_have_the_names_of_those_that_are_held():
+    composite = [(composites.name("^low$"), rules.Epsilon()), (composites.name("^high$"), rules.Zero())]
+    module, weights = Two(), {"low": {"w": LOW}, "high": {"w": HIGH}}
+    variables = module.init(jax.random.key(0), SAMPLES)
+    calls = {
+        two_layers: (weights, SAMPLES),
+        module.apply: (variables, SAMPLES),
+        lambda model, x: jax.vmap(model)(x): (TwoOfEquinox(), SAMPLES),
+        lambda model, x: model(x): (TwoOfNNX(), SAMPLES),
+    }
+    for function, arguments in calls.items():
+        explained = lrp(function, composite, argnums=1)
+        jax.eval_shape(jax.grad(lambda *args, explained=explained: explained(*args)[:, 0].sum(), 1), *arguments)
+    explained = functools.partial(lrp(two_layers, composite, argnums=1), weights)
+    jax.eval_shape(jax.grad(lambda x: explained(x)[:, 0].sum()), SAMPLES)
+
+
+def newton_schulz(w, steps):
+    w = w / jnp.linalg.norm(w)
+    for _ in range(steps):
+        w = 1.5 * w - 0.5 * w @ (w.T @ w)
+    return w
+
+
+def test_names_of_computed_weights():
+    """Each of 40 steps reads the one before four times: 4 ** 40 ways lead to the parameter."""
+
+    def network(weights, x):
+        return x @ newton_schulz(weights["low"]["w"], 40) @ weights["high"]["w"]
+
+    start = time.perf_counter()
+    named = functools.partial(network, {"low": {"w": LOW}, "high": {"w": HIGH}})
+    assert [row[0] for row in plan(named, SAMPLES, rules.Epsilon()).rows] == ["low", "high"]
+    without = functools.partial(network, {"low": {"w": np.asarray(LOW)}, "high": {"w": HIGH}})
+    unnamed = plan(lambda x: x @ newton_schulz(LOW, 40), SAMPLES, rules.Epsilon())
+    assert [row[0] for row in unnamed.rows] == ["dense_0"]
+    assert [row[0] for row in plan(without, SAMPLES, rules.Epsilon()).rows] == ["low", "high"]
+    assert time.perf_counter() - start < 60
+
+
+def test_value_whose_name_is_that_of_several():
+    def network(x):
+        for weight in (LOW, LOW.T, LOW):
+            x = checkpoint_name(jax.nn.relu(x @ weight), "hidden")
+        return checkpoint_name(x @ HIGH, "logits")
+
+    for options in ({"at": ["hidden"]}, {"given": {"hidden": jnp.ones(6)}}):
+        with pytest.raises(InputError, match=r"'hidden' is the name of 3 values, .*There are: .*logits"):
+            relevance(network, SAMPLES, 0, rules.Zero(), **options)
+    assert relevance(network, SAMPLES, 0, rules.Zero(), at=["logits"]).at["logits"].shape == (3, 2)
+
+
+def test_named_value_that_several_biases_are_added_to(float64):
+    """It is in two pieces, one for each bias, whose relevance is added up."""
+    x, low, high = (np.asarray(array, np.float64) for array in (SAMPLES, LOW, HIGH))
+
+    def network(x):
+        z = checkpoint_name(x @ low, "z")
+        return jax.nn.relu(z + 0.5) @ high + jax.nn.relu(z - 0.25) @ high[::-1]
+
+    z = x @ low
+    expected = z * ((z > -0.5) * high[:, 0] + (z > 0.25) * high[::-1, 0])
+    explanation = relevance(network, jnp.asarray(x), 0, rules.Zero(), at=["z"])
+    np.testing.assert_allclose(explanation.at["z"], expected, atol=1e-10)
+    halved = relevance(network, jnp.asarray(x), 0, rules.Zero(), given={"z": 0.5}).relevance
+    np.testing.assert_allclose(halved, explanation.relevance / 2, atol=1e-10)
+
+
+def test_named_value_inside_of_a_scan():
+    def network(x):
+        step = lambda h, w: (checkpoint_name(jax.nn.relu(h @ w), "hidden"), None)
+        return jax.lax.scan(step, x, jnp.stack([LOW[:, :5], LOW[:, 1:]]))[0] @ LOW
+
+    with pytest.raises(InputError, match=r"'hidden' is inside a scan or a cond"):
+        relevance(network, SAMPLES, 0, rules.Zero(), at=["hidden"])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("samples", [1, 3, 4])
+def test_factors_for_hidden_values_have_the_samples_first(axis, samples, float64):
+    """Whatever the order of dimensions within the model: they are what `at` returns."""
+    x = jax.random.normal(jax.random.key(0), (samples, 4, 5), float)
+    low, high = np.asarray(LOW, np.float64), np.asarray(HIGH, np.float64)
+
+    def network(x):
+        inner = jax.vmap(lambda x: checkpoint_name(jax.nn.relu(x @ low), "hidden"), out_axes=axis)
+        return jnp.moveaxis(inner(x), axis, 0).sum(1) @ high
+
+    whole = relevance(network, x, 0, rules.Zero(), at=["hidden"])
+    hidden = np.maximum(np.asarray(x) @ low, 0) * high[:, 0]
+    np.testing.assert_allclose(whole.at["hidden"], hidden, atol=1e-10)
+    run = functools.partial(relevance, network, x, 0, rules.Zero(), progress=False)
+    ones = jnp.ones_like(whole.at["hidden"])
+    mask = jax.random.uniform(jax.random.key(1), ones.shape)
+    expected = np.asarray(x) * ((np.asarray(x) @ low > 0) * high[:, 0] * mask @ low.T)
+    for batch_size in (None, 2):
+        np.testing.assert_allclose(run(given={"hidden": ones}, batch_size=batch_size).relevance, whole.relevance)
+        found = run(given={"hidden": mask}, batch_size=batch_size, at=["hidden"])
+        np.testing.assert_allclose(found.relevance, expected, atol=1e-10)
+    np.testing.assert_allclose(jax.jit(lambda x: run(given={"hidden": mask}).relevance)(x), expected, atol=1e-10)
+    parts = [run(given={"hidden": jnp.eye(6)[i]}).relevance for i in range(6)]
+    np.testing.assert_allclose(sum(parts), whole.relevance, atol=1e-10)
+
+
+def test_factors_under_vmap_of_an_axis_in_the_middle(float64):
+    """The samples are last within the model."""
+    x, low, high = (jnp.asarray(array, float) for array in (SAMPLES, LOW, HIGH))
+
+    def network(x):
+        one = lambda x: jax.nn.relu(x @ low)
+        hidden = checkpoint_name(jax.vmap(one, in_axes=1, out_axes=1)(x.T), "hidden")  # of shape (6, samples)
+        return jax.vmap(lambda h: h @ high, in_axes=1)(hidden)
+
+    mask = jax.random.uniform(jax.random.key(0), (3, 6))
+    found = relevance(network, x, 0, rules.Zero(), given={"hidden": mask}).relevance
+    np.testing.assert_allclose(found, x * ((x @ low > 0) * high[:, 0] * mask @ low.T), atol=1e-10)
+    with pytest.raises(InputError, match=r"given\['hidden'\] has the shape \(6, 3\), .* to \(3, 6\)"):
+        relevance(network, x, 0, rules.Zero(), given={"hidden": mask.T})
+
+
+def test_table_shows_square_brackets_in_rich():
+    console = pytest.importorskip("rich.console")
+    network = functools.partial(lambda weights, x: x @ weights["blocks[bold]"]["w"], {"blocks[bold]": {"w": LOW}})
+    for shown in (plan(network, SAMPLES, rules.Zero()), ledger(network, SAMPLES, 0, rules.Zero())):
+        with console.Console(width=200, file=io.StringIO(), record=True) as terminal:
+            terminal.print(shown)
+        assert "blocks[bold]" in terminal.export_text()
 
 
 def test_integers_end_at_their_embedding(float64):

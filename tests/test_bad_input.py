@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from lrp_jax import baselines, composites, errors, evaluation, ledger, lrp, mark, operations, plan, relevance, rules
 from lrp_jax.errors import InputError, LRPWarning, ModelError, RuleError
@@ -160,6 +161,11 @@ def explain(model, x=X, target=0, rule=None, **options):
     return relevance(model, x, target, rule, **options)
 
 
+def repeated(x):
+    hidden = checkpoint_name(jax.nn.relu(x @ WEIGHT), "hidden")
+    return checkpoint_name(jax.nn.relu(hidden @ WEIGHT.T), "hidden")
+
+
 def branching(x):
     return network(x) if x.sum() > 0 else network(-x)
 
@@ -241,6 +247,19 @@ CASES = {
         lambda: explain(network, given={"dense_0": jnp.ones(7)}),
         r"given\['dense_0'\] has the shape \(7,\), which does not broadcast to \(5, 3\)",
     ),
+    "A name in `at` or `given` is that of several values": (
+        lambda: explain(repeated, at=["hidden"]),
+        r"'hidden' is the name of 2 values, .*checkpoint_name",
+    ),
+    "`at` is a name, and no list of names": (lambda: explain(network, at="dense_0"), r"Pass at=\['dense_0'\]"),
+    "`given` is no mapping from names to factors": (
+        lambda: explain(network, given=["dense_0"]),
+        r"is a mapping from names to factors, but it is a list\. Pass given=\{'name': mask\}",
+    ),
+    "A factor in `given` is no array of numbers": (
+        lambda: explain(network, given={"dense_0": "all"}),
+        r"given\['dense_0'\] is no array of numbers, but a str",
+    ),
     "`batch_size` is 0": (lambda: explain(network, batch_size=0), "at least 1, but it is 0"),
     "`batch_size` is no integer": (lambda: explain(network, batch_size=1.5), r"an integer, but it is 1\.5"),
     "`argnums` names an argument that the call does not have": (
@@ -257,6 +276,14 @@ CASES = {
     ),
     # The model.
     "It cannot be called": (lambda: explain(WEIGHT), "cannot be called"),
+    "It is a class, and no instance of it": (
+        lambda: explain(NNXModule),
+        "is the class NNXModule, .* NNXModule\\(...\\)",
+    ),
+    "Flax Linen: a module without its variables": (
+        lambda: explain(nn.Dense(3)),
+        r"Linen module without its variables.* functools.partial\(module.apply, variables\), or module.bind",
+    ),
     "Flax NNX: batch normalisation in training mode": (
         lambda: explain(NNXModule()),
         r"changes its state.*norm.mean, norm.var.*training mode.*model.eval\(\)",
