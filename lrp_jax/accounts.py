@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrp_jax.errors import ModelError
+from lrp_jax.errors import InputError, ModelError
 from lrp_jax.planning import Piece, Plan
 from lrp_jax.programs import run_compiled
 from lrp_jax.tracing import Traced
@@ -125,6 +125,8 @@ def keep_account(
     """
     pieces = [piece for piece in reversed(plan.pieces) if piece.treatment is not None]
     sums, results = run_compiled(functools.partial(_sums, traced, plan, pieces, seed, also), traced.inputs)
+    if any(isinstance(number, jax.core.Tracer) for number in jax.tree.leaves(sums)):
+        raise InputError("An account needs numbers, which are not known within a trace. Keep it outside of jax.jit.")
     start, end, rows = jax.tree.map(float, sums)
     entries = tuple(Entry(piece, *row) for piece, row in zip(pieces, rows, strict=True))
     return Account(start, end, entries, results)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import reprlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from lrp_jax.accounts import bias_share, keep_account, path_of
+from lrp_jax.arguments import as_array, broadcasts, check_function, is_real, within_memory
 from lrp_jax.checks import MOST_GROWTH, Checks, check, growth_of, number_of_samples, report
 from lrp_jax.composites import Composite, Rules, as_composite, is_built_in
 from lrp_jax.equations import IDENTITIES
@@ -261,8 +263,10 @@ class StaticModel:
     def call(self, arrays: Mapping[str, Any], x: Any) -> Any:
         """Calls the model with its arrays put back."""
         leaves = [arrays[leaf.name] if isinstance(leaf, _Path) else leaf for leaf in self.leaves]
+        model = jax.tree.unflatten(self.structure, leaves)
+        check_function(model, "The model", "x")
         try:
-            return call_model(jax.tree.unflatten(self.structure, leaves), x)
+            return call_model(model, x)
         except LRPError:
             raise
         except Exception as error:
@@ -309,8 +313,10 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[str, Any]:
         )
     if not hasattr(output, "shape") or len(output.shape) != 2:
         shape = jax.tree.map(lambda leaf: leaf.shape, output)
-        if hasattr(output, "shape") and np.shape(target) == output.shape:
-            return "mask", jnp.asarray(target)
+        if getattr(output, "shape", ()) and not (target is None or isinstance(target, str)):
+            mask = as_array(target, "The target")
+            if mask.shape == output.shape:
+                return "mask", mask
         raise InputError(
             f"A target of this kind needs an output of shape (samples, classes), but the model returns {shape}. Pass a "
             "function of the output that returns what is to be explained, or x[None] if x is one sample."
@@ -321,6 +327,8 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[str, Any]:
             "dimension."
         )
     classes = output.shape[1]
+    if not classes:
+        raise InputError(f"The model returns no classes, but {output.shape}: nothing is to explain.")
     if target is None:
         return "largest", None
     if isinstance(target, str):
@@ -329,10 +337,12 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[str, Any]:
         return "all", None
     try:  # with NumPy, as JAX would cut off what 32 bits do not hold
         array = target if isinstance(target, jax.Array) else np.asarray(target)
-        if not (array.dtype == bool or jnp.issubdtype(array.dtype, jnp.number)):
+        if not is_real(array.dtype):
             raise TypeError(f"it holds {array.dtype}")
-    except (TypeError, ValueError) as error:
-        raise InputError(f"The target {target!r} is no class index, and no array of them: {error}") from error
+    except Exception as error:  # what a conversion can raise is up to the object
+        raise InputError(
+            f"The target {reprlib.repr(target)} is no class index, and no array of them: {error}"
+        ) from error
     if array.ndim == 2:
         if array.shape != output.shape:
             raise InputError(f"A mask needs the output's shape {output.shape}, but it has {array.shape}.")
@@ -343,7 +353,8 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[str, Any]:
         raise InputError(f"There are {samples} samples, but {len(array)} targets.")
     if not isinstance(array, jax.core.Tracer) and array.size and not (array.min() >= 0 and array.max() < classes):
         raise InputError(f"The target must be from 0 to {classes - 1}, for {classes} classes, but it is {target}.")
-    return "index", jnp.broadcast_to(jnp.asarray(array, jnp.int32), (samples,))
+    with within_memory("The target"):
+        return "index", jnp.broadcast_to(jnp.asarray(array, jnp.int32), (samples,))
 
 
 def trace_model(model: Callable[[Any], Any], x: Any, target: Callable[[Any], Any] | None = None) -> tuple[Call, Any]:
@@ -377,7 +388,8 @@ def explain_call(
     """
     programs = [program for program in (call.text.program, call.text.target) if program is not None]
     if composite.is_built_in and all(is_built_in(program.treatments) for program in programs):
-        return explain_arrays(composite, request, kind, call, values, masks)
+        with within_memory("What is explained"):
+            return explain_arrays(composite, request, kind, call, values, masks)
     explain = functools.partial(explain_in_trace, composite, request, kind)
     return run_compiled(explain, call, values, masks)
 
@@ -402,7 +414,7 @@ def explain_in_trace(
     last = _probe_of_last_layer(plan)
     for name, mask, probe in zip(request.given, masks, named[len(request.at) :], strict=True):
         shape = plan.graph.shapes[probe.value].shape
-        if not _broadcasts(mask.shape, shape):
+        if not broadcasts(mask.shape, shape):
             raise InputError(f"given[{name!r}] has the shape {mask.shape}, which does not broadcast to {shape}.")
     given = {len(request.at) + i: mask for i, mask in enumerate(masks)}
     outputs, propagate = propagator(plan, traced.inputs, [*named, *last], given)
@@ -429,13 +441,6 @@ def explain_in_trace(
     else:
         found, hidden, growth = maps(seed_of(kind, values, explained))
     return output, found, hidden, check(plan, traced.inputs, output, found, growth)
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    try:
-        return np.broadcast_shapes(shape, to) == to
-    except ValueError:
-        return False
 
 
 def _probe_of_last_layer(plan: Plan) -> list[Probe]:

@@ -10,26 +10,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrp_jax.arguments import check_tree
 from lrp_jax.errors import InputError, LRPWarning, ModelError
 from lrp_jax.graph import Graph, Operation, Status
 from lrp_jax.planning import Plan
 from lrp_jax.rules import ZBox
-from lrp_jax.tracing import Traced, check_dtype
+from lrp_jax.tracing import Traced, check_dtype, check_has_values
 from lrp_jax.transform import run_pieces
 
 
-def number_of_samples(x: Any) -> int:
+def number_of_samples(x: Any, *, has_values: bool = True) -> int:
     """The length of the first dimension, which all arrays of an input have in common.
+
+    Args:
+        x: The input.
+        has_values: Whether its numbers are needed; else shapes and dtypes are enough.
 
     Raises:
         InputError: If there is none, or the input holds something else than arrays of numbers.
     """
+    check_tree(x, "x")
     with_paths = jax.tree_util.tree_leaves_with_path(x)
     for path, leaf in with_paths:
         name = f"x{jax.tree_util.keystr(path)}"
         if not hasattr(leaf, "dtype"):
             raise InputError(f"{name} is no array, but a {type(leaf).__name__}. Pass jnp.asarray(x), or leave it out.")
         check_dtype(leaf, tokens=True)
+        if has_values:
+            check_has_values(leaf)
         if leaf.ndim == 0:
             raise InputError(f"{name} has no dimension for the samples. Pass x[None] for one sample.")
     samples = {leaf.shape[0] for _, leaf in with_paths}
