@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrp_jax.errors import ModelError
+from lrp_jax.errors import InputError, ModelError
 from lrp_jax.layers import Layer, LinearMap
 from lrp_jax.planning import Piece, Plan, with_rules
 from lrp_jax.programs import run_compiled
@@ -132,6 +132,8 @@ def keep_account(
 
     sums, results = run_compiled(sums_and_results, rules, traced.inputs)
     pieces = _reached(plan)
+    if any(isinstance(number, jax.core.Tracer) for number in jax.tree.leaves(sums)):
+        raise InputError("An account needs numbers, which are not known within a trace. Keep it outside of jax.jit.")
     start, end, rows = jax.tree.map(float, sums)
     entries = tuple(Entry(piece, *row) for piece, row in zip(pieces, rows, strict=True))
     return Account(start, end, entries, results)

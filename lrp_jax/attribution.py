@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -14,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from lrp_jax import held_arrays
 from lrp_jax.accounts import bias_share, keep_account, path_of
-from lrp_jax.checks import MOST_GROWTH, Checks, check, check_batch_size, growth_of, number_of_samples, report
+from lrp_jax.arguments import as_array, as_count, broadcasts, check_function, is_real, within_memory
+from lrp_jax.checks import MOST_GROWTH, Checks, check, growth_of, number_of_samples, report
 from lrp_jax.composites import Composite, Rules, as_composite, is_built_in
 from lrp_jax.equations import IDENTITIES
 from lrp_jax.errors import InputError, LRPError, LRPWarning, ModelError, import_extra
@@ -151,7 +153,7 @@ def relevance(
     request = Request(tuple(at), tuple(sorted(given or ())))
     number = number_of_samples(x)
     if batch_size is not None:
-        check_batch_size(batch_size)
+        batch_size = as_count(batch_size, "batch_size")
     trace = functools.partial(trace_model, model, inference=inference)
     whole, output = trace(x)
     kind, values = read_target(target, output, number)
@@ -284,7 +286,7 @@ def _factors(
             raise InputError(f"given[{name!r}] is no array of numbers, but a {type(given[name]).__name__}.") from error
         axis = axes[name]
         first = (*shape[axis : axis + 1], *shape[:axis], *shape[axis + 1 :])
-        if not _broadcasts(array.shape, first):
+        if not broadcasts(array.shape, first):
             raise InputError(f"given[{name!r}] has the shape {array.shape}, which does not broadcast to {first}.")
         array = jnp.moveaxis(array.reshape((1,) * (len(shape) - array.ndim) + array.shape), 0, axis) if shape else array
         is_by_sample = bool(shape) and number > 1 and array.shape[axis] == number == shape[axis]
@@ -376,8 +378,10 @@ class StaticModel:
     def call(self, arrays: Mapping[str, Any], x: Any) -> Any:
         """Calls the model with its arrays put back."""
         leaves = [arrays[leaf.name] if isinstance(leaf, _Path) else leaf for leaf in self.leaves]
+        model = jax.tree.unflatten(self.structure, leaves)
+        check_function(model, "The model", "x")
         try:
-            return call_model(jax.tree.unflatten(self.structure, leaves), x)
+            return call_model(model, x)
         except LRPError:
             raise
         except Exception as error:
@@ -427,8 +431,10 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[str, Any]:
         )
     if not hasattr(output, "shape") or len(output.shape) != 2:
         shape = jax.tree.map(lambda leaf: leaf.shape, output)
-        if hasattr(output, "shape") and np.shape(target) == output.shape:
-            return "mask", jnp.asarray(target)
+        if getattr(output, "shape", ()) and not (target is None or isinstance(target, str)):
+            mask = as_array(target, "The target")
+            if mask.shape == output.shape:
+                return "mask", mask
         raise InputError(
             f"A target of this kind needs an output of shape (samples, classes), but the model returns {shape}. Pass a "
             "function of the output that returns what is to be explained, or x[None] if x is one sample."
@@ -439,6 +445,8 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[str, Any]:
             "dimension."
         )
     classes = output.shape[1]
+    if not classes:
+        raise InputError(f"The model returns no classes, but {output.shape}: nothing is to explain.")
     if target is None:
         return "largest", None
     if isinstance(target, str):
@@ -447,10 +455,12 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[str, Any]:
         return "all", None
     try:  # with NumPy, as JAX would cut off what 32 bits do not hold
         array = target if isinstance(target, jax.Array) else np.asarray(target)
-        if not (array.dtype == bool or jnp.issubdtype(array.dtype, jnp.number)):
+        if not is_real(array.dtype):
             raise TypeError(f"it holds {array.dtype}")
-    except (TypeError, ValueError) as error:
-        raise InputError(f"The target {target!r} is no class index, and no array of them: {error}") from error
+    except Exception as error:  # what a conversion can raise is up to the object
+        raise InputError(
+            f"The target {reprlib.repr(target)} is no class index, and no array of them: {error}"
+        ) from error
     if array.ndim == 2:
         if array.shape != output.shape:
             raise InputError(f"A mask needs the output's shape {output.shape}, but it has {array.shape}.")
@@ -461,7 +471,8 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[str, Any]:
         raise InputError(f"There are {samples} samples, but {len(array)} targets.")
     if not isinstance(array, jax.core.Tracer) and array.size and not (array.min() >= 0 and array.max() < classes):
         raise InputError(f"The target must be from 0 to {classes - 1}, for {classes} classes, but it is {target}.")
-    return "index", jnp.broadcast_to(jnp.asarray(array, jnp.int32), (samples,))
+    with within_memory("The target"):
+        return "index", jnp.broadcast_to(jnp.asarray(array, jnp.int32), (samples,))
 
 
 def trace_model(
@@ -509,7 +520,8 @@ def explain_call(
     numbers, structure = jax.tree.flatten(composite)
     programs = [program for program in (call.text.program, call.text.target) if program is not None]
     if composite.is_built_in and all(is_built_in(program.treatments) for program in programs):
-        return explain_arrays(structure, request, kind, numbers, call, values, masks)
+        with within_memory("What is explained"):
+            return explain_arrays(structure, request, kind, numbers, call, values, masks)
     explain = functools.partial(explain_in_trace, structure, request, kind)
     return run_compiled(explain, numbers, call, values, masks)
 
@@ -563,13 +575,6 @@ def explain_in_trace(
     else:
         found, hidden, growth = maps(seed_of(kind, values, explained))
     return output, found, hidden, check(plan, traced.inputs, output, found, growth)
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    try:
-        return np.broadcast_shapes(shape, to) == to
-    except ValueError:
-        return False
 
 
 def _probe_of_last_layer(plan: Plan) -> list[Probe]:

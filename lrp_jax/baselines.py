@@ -5,6 +5,7 @@ pass its values as `x` and the rest of the network, from that layer on, as `mode
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrp_jax.arguments import MOST, as_array, as_count, as_counts, as_number, broadcasts, check_key
 from lrp_jax.attribution import read_target, seed_of, split_model, trace_model
 from lrp_jax.errors import InputError
 from lrp_jax.inference import Inference
@@ -123,7 +125,7 @@ def integrated_gradients(
     """
     x = as_samples(x)
     explained = explained_output(model, x, target, inference)
-    _check_positive(steps, "steps")
+    steps = as_count(steps, "steps")
     start = broadcast_to_x(baseline, x, "The baseline")
     fractions = (jnp.arange(steps, dtype=x.dtype) + 0.5) / steps
     return run_compiled(functools.partial(_integrated_gradients, explained), x, start, fractions)
@@ -167,9 +169,10 @@ def smoothgrad(
     """
     x = as_samples(x)
     explained = explained_output(model, x, target, inference)
-    _check_positive(samples, "samples")
-    if noise < 0:
-        raise InputError(f"noise is a standard deviation, as a fraction of the range of a sample, but it is {noise}.")
+    samples = as_count(samples, "samples")
+    wanted = "is a standard deviation, as a fraction of the range of a sample"
+    noise = as_number(noise, "noise", wanted, lambda noise: 0 <= noise < math.inf)
+    check_key(key)
     return run_compiled(functools.partial(_smoothgrad, explained), x, jax.random.split(key, samples), noise)
 
 
@@ -217,8 +220,8 @@ def occlusion(
     """
     x = as_samples(x)
     explained = explained_output(model, x, target, inference)
-    windows = (window,) * min(2, x.ndim - 1) if isinstance(window, int) else tuple(window)
-    strides = (stride,) * len(windows) if isinstance(stride, int) else tuple(stride)
+    windows = as_counts(window, "window", -MOST, times=min(2, x.ndim - 1))
+    strides = as_counts(stride, "stride", -MOST, times=len(windows))
     if not 1 <= len(windows) < x.ndim or len(strides) != len(windows):
         raise InputError(
             f"window and stride need one number for each of the same dimensions of a sample, of which there are "
@@ -264,7 +267,7 @@ def mean_replacement(
         >>> mean_replacement(lambda x: x @ weight, jnp.array([[2.0, 1.0]]), 0)  # the mean is 1.5
         Array([[ 0.5, -1.5]], dtype=float32)
     """
-    x = jnp.asarray(x)
+    x = as_samples(x)
     mean = x.mean(axis=tuple(range(1, x.ndim)), keepdims=True)
     return occlusion(model, x, target, window=(1,) * (x.ndim - 1), value=mean, inference=inference)
 
@@ -309,6 +312,7 @@ def explained_output(
         >>> explained(jnp.array([[0.0, 1.0]]))  # still the first output, which was the largest
         Array([0.], dtype=float32)
     """
+    x = as_samples(x)
     arrays, static = split_model(model)
     call = functools.partial(static.call, arrays)
     traced, output = trace_model(model, x, inference=inference)
@@ -340,7 +344,7 @@ def as_samples(x: Any) -> jax.Array:
         >>> as_samples(np.zeros((2, 3), "float32")).shape
         (2, 3)
     """
-    x = jnp.asarray(x)
+    x = as_array(x, "x")
     if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(
             f"x needs the shape (samples, ...) and floating-point numbers, but it has {x.shape} and {x.dtype}. Convert "
@@ -391,12 +395,10 @@ def broadcast_to_x(values: Any, x: jax.Array, name: str) -> jax.Array:
         >>> broadcast_to_x(1, jnp.zeros((1, 2)), "The value")
         Array([[1., 1.]], dtype=float32)
     """
-    try:
-        return jnp.broadcast_to(jnp.asarray(values, x.dtype), x.shape)
-    except ValueError as error:
-        raise InputError(
-            f"{name} has the shape {jnp.shape(values)}, which does not broadcast to the shape {x.shape} of x."
-        ) from error
+    array = as_array(values, name)
+    if not broadcasts(array.shape, x.shape):
+        raise InputError(f"{name} has the shape {array.shape}, which does not broadcast to the shape {x.shape} of x.")
+    return jnp.broadcast_to(array.astype(x.dtype), x.shape)
 
 
 def _gradient(explained: ExplainedOutput, x: jax.Array) -> jax.Array:
@@ -451,8 +453,3 @@ def _cover(size: int, window: int, stride: int) -> jax.Array:
     starts = np.array([*range(0, size - window, stride), size - window])[:, None]
     pixels = np.arange(size)
     return jnp.asarray((pixels >= starts) & (pixels < starts + window))
-
-
-def _check_positive(number: int, name: str) -> None:
-    if number < 1:
-        raise InputError(f"{name} must be at least 1, but it is {number}.")

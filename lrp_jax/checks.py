@@ -1,7 +1,6 @@
 """What is looked at before and after an explanation is computed, so that nothing wrong passes in silence."""
 
 import functools
-import operator
 import reprlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,27 +10,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrp_jax.arguments import check_tree
 from lrp_jax.errors import InputError, LRPWarning, ModelError
 from lrp_jax.graph import Graph, Operation, Status
 from lrp_jax.held_arrays import is_array
 from lrp_jax.planning import Plan
 from lrp_jax.rules import ZBox
-from lrp_jax.tracing import Traced, check_dtype
+from lrp_jax.tracing import Traced, check_dtype, check_has_values
 from lrp_jax.transform import run_pieces
 
 
-def number_of_samples(x: Any) -> int:
+def number_of_samples(x: Any, *, has_values: bool = True) -> int:
     """The length of the first dimension, which all arrays of an input have in common.
+
+    Args:
+        x: The input.
+        has_values: Whether its numbers are needed; else shapes and dtypes are enough.
 
     Raises:
         InputError: If there is none, or the input holds something else than arrays of numbers.
     """
+    check_tree(x, "x")
     with_paths = jax.tree_util.tree_leaves_with_path(x)
     for path, leaf in with_paths:
         name = f"x{jax.tree_util.keystr(path)}"
         if not is_array(leaf):
             raise InputError(f"{name} is no array, but a {type(leaf).__name__}. Pass jnp.asarray(x), or leave it out.")
         check_dtype(leaf, tokens=True)
+        if has_values:
+            check_has_values(leaf)
         if leaf.ndim == 0:
             raise InputError(f"{name} has no dimension for the samples. Pass x[None] for one sample.")
     samples = {leaf.shape[0] for _, leaf in with_paths}
@@ -40,22 +47,6 @@ def number_of_samples(x: Any) -> int:
     if len(samples) > 1:
         raise InputError(f"The arrays of x need the samples in their first dimension, but these differ: {samples}.")
     return samples.pop()
-
-
-def check_batch_size(batch_size: Any) -> None:
-    """Refuses what is no number of samples.
-
-    Raises:
-        InputError: If it is no integer of at least 1.
-    """
-    try:
-        number = operator.index(batch_size)
-    except TypeError:
-        number = None
-    if number is None or isinstance(batch_size, bool):
-        raise InputError(f"batch_size must be an integer, but it is {batch_size!r}.")
-    if number < 1:
-        raise InputError(f"batch_size must be at least 1, but it is {batch_size}.")
 
 
 MOST_GROWTH = 1000.0

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lrp_jax.errors import DatasetError, LRPError, import_extra
+from lrp_jax.arguments import as_numpy, as_path, within_memory
+from lrp_jax.errors import ArrayError, DatasetError, LRPError, import_extra
 
 # A source checkout may carry the original files of a data set, in a folder of its name.
 _CARRIED_FILES = Path(__file__).resolve().parents[1] / "book" / "data"
@@ -87,8 +88,9 @@ def mnist(name: str = "mnist", *, data_dir: str | os.PathLike[str] | None = None
         >>> digits.train.images.shape, digits.test.labels.shape
         ((60000, 28, 28, 1), (10000,))
     """
-    if name not in _ORIGINALS:
+    if not isinstance(name, str) or name not in _ORIGINALS:
         raise DatasetError(f"There is no data set {name!r}. Choose one of {', '.join(_ORIGINALS)}.")
+    data_dir = None if data_dir is None else as_path(data_dir, "data_dir", DatasetError)
     with _only_errors_logged():
         builder = _opened(name, data_dir)
         if not builder.data_path.exists():
@@ -107,11 +109,16 @@ def as_float(images: np.ndarray) -> np.ndarray:
     Returns:
         float32 array of the same shape, values in [0, 1].
 
+    Raises:
+        ArrayError: If `images` are no numbers.
+
     Example:
         >>> as_float(np.array([0, 51, 255], np.uint8)).round(6).tolist()
         [0.0, 0.20000000298023224, 1.0]
     """
-    return images.astype(np.float32) / np.float32(255)
+    images = as_numpy(images, "images", ArrayError)
+    with within_memory("images", ArrayError):
+        return images.astype(np.float32) / np.float32(255)
 
 
 def _builder(dataset_name: str, data_dir: str | os.PathLike[str] | None) -> Any:

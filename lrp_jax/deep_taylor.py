@@ -17,6 +17,7 @@ The theory in three parts, each of which can be computed here.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,8 +28,10 @@ from flax import nnx
 from jax import lax
 from jax.typing import ArrayLike
 
+from lrp_jax.arguments import as_array, as_count, as_number, broadcasts, check_function, check_key, kind_of
 from lrp_jax.errors import InputError, import_extra
 from lrp_jax.forms import divide
+from lrp_jax.tracing import call_model
 
 __all__ = [
     "FittedRelevanceModel",
@@ -161,7 +164,11 @@ def find_root(
     direction = _in_shape_of(x, direction, "direction")
     _check_scalar(fun, x)
     low, high = _bounds(x, low, high)
-    tolerance = float(jnp.finfo(x.dtype).eps) ** 0.75 if tolerance is None else tolerance
+    if tolerance is None:
+        tolerance = float(jnp.finfo(x.dtype).eps) ** 0.75
+    else:
+        wanted = "is a fraction of |f(x)|, from 0 to less than 1"
+        tolerance = as_number(tolerance, "tolerance", wanted, lambda tolerance: 0 <= tolerance < 1)
     start = fun(x)
 
     def point(t: jax.Array) -> jax.Array:
@@ -318,6 +325,9 @@ def neuron_root(
     """
     x = _as_floats(x)
     w = _in_shape_of(x, w, "w")
+    b = as_array(b, "b").astype(x.dtype)
+    if b.ndim:
+        raise InputError(f"b must be one number, but has the shape {b.shape}. For several neurons use jax.vmap.")
     if low is None and high is None:
         direction = direction_w_square(w)
     elif low is not None and high is not None:
@@ -383,12 +393,15 @@ def training_free_relevance_model(
         (Array([3.], dtype=float32), Array([3.], dtype=float32))
     """
     x = _as_floats(x)
-    w, b, relevance = (jnp.asarray(array, x.dtype) for array in (w, b, relevance))
+    named = {"w": w, "b": b, "relevance": relevance}
+    w, b, relevance = (as_array(array, name).astype(x.dtype) for name, array in named.items())
     if x.ndim != 1 or w.shape[:-1] != x.shape or relevance.shape != w.shape[-1:]:
         raise InputError(
             f"x, w and relevance need the shapes (inputs,), (inputs, neurons) and (neurons,), but have {x.shape}, "
             f"{w.shape} and {relevance.shape}. For a batch use jax.vmap."
         )
+    if not broadcasts(b.shape, relevance.shape):
+        raise InputError(f"b must broadcast to {relevance.shape}, one for each neuron, but has the shape {b.shape}.")
     b = jnp.broadcast_to(b, relevance.shape)
     activation = jax.nn.relu(x @ w + b)
     return TrainingFreeRelevanceModel(w, b, jnp.where(activation > 0, divide(relevance, activation), 0))
@@ -430,6 +443,8 @@ def taylor_messages(
         [[3.]
          [3.]]
     """
+    if not isinstance(model, TrainingFreeRelevanceModel):
+        raise InputError(f"model must come from training_free_relevance_model, but it is {kind_of(model)}.")
     x = _as_floats(x)
 
     def messages(neuron: TrainingFreeRelevanceModel) -> jax.Array:
@@ -477,6 +492,8 @@ class MinMaxRelevanceModel(nnx.Module):
         dtype: jax.typing.DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
+        inputs, outputs = as_count(inputs, "inputs"), as_count(outputs, "outputs")
+        detectors, upper = as_count(detectors, "detectors"), as_count(upper, "upper", least=0)
         # The sum over a group starts at the size of one input, however many detectors there are.
         initializer = nnx.initializers.variance_scaling(1 / detectors**2, "fan_in", "normal")
         dense = functools.partial(nnx.Linear, use_bias=False, kernel_init=initializer, param_dtype=dtype, rngs=rngs)
@@ -500,7 +517,10 @@ class MinMaxRelevanceModel(nnx.Module):
                 if self.inhibition is None
                 else "This model needs the relevance of the layer above as its second argument."
             )
-        lifted = self.d[...] if upper is None or self.inhibition is None else self.inhibition(upper) + self.d[...]
+        if upper is None or self.inhibition is None:
+            lifted = self.d[...]
+        else:
+            lifted = self.inhibition(_features(upper, self.inhibition.in_features, "upper")) + self.d[...]
         return jnp.minimum(lifted, 0)
 
     def __call__(self, x: jax.Array, upper: jax.Array | None = None) -> jax.Array:
@@ -514,9 +534,15 @@ class MinMaxRelevanceModel(nnx.Module):
             Array of shape (..., outputs); never negative.
 
         Raises:
-            InputError: If the model has a layer above and `upper` is missing, or the other way round.
+            InputError: If the model has a layer above and `upper` is missing, or the other way round, or a shape
+                does not fit the model.
         """
-        y = jax.nn.relu(self.detection(x) + self.bias(upper))
+        x = _features(x, self.detection.in_features, "x")
+        bias = self.bias(upper)
+        if not broadcasts(bias.shape[:-1], x.shape[:-1]):
+            samples = x.shape[:-1], bias.shape[:-1]
+            raise InputError(f"x and upper need the same samples, but have the shapes {samples[0]} and {samples[1]}.")
+        y = jax.nn.relu(self.detection(x) + bias)
         return y.reshape(*y.shape[:-1], self.outputs, self.detectors).sum(-1)
 
 
@@ -585,9 +611,14 @@ def fit_relevance_model(
     """
     import_extra("optax", "book")
     x = _as_floats(x)
-    relevance = jnp.asarray(relevance, x.dtype)
+    check_key(key)
+    detectors, epochs = as_count(detectors, "detectors"), as_count(epochs, "epochs")
+    batch_size = as_count(batch_size, "batch_size")
+    learning_rate = as_number(learning_rate, "learning_rate", "must be positive", lambda rate: 0 < rate < math.inf)
+    held_out = as_number(held_out, "held_out", "is a fraction of the samples, from 0 to 1", lambda part: 0 <= part <= 1)
+    relevance = as_array(relevance, "relevance").astype(x.dtype)
     # Without a layer above, an array without columns stands for its relevance.
-    above = jnp.zeros((len(x), 0), x.dtype) if upper is None else jnp.asarray(upper, x.dtype)
+    above = jnp.zeros((len(x), 0), x.dtype) if upper is None else as_array(upper, "upper").astype(x.dtype)
     _check_samples(x, relevance, above)
     number_held_out = round(held_out * len(x))
     number = len(x) - number_held_out
@@ -689,15 +720,14 @@ def _distance_to_bounds(x: jax.Array, direction: jax.Array, low: jax.Array, high
 
 
 def _bounds(x: jax.Array, low: ArrayLike | None, high: ArrayLike | None) -> tuple[jax.Array, jax.Array]:
-    lower = jnp.asarray(-jnp.inf if low is None else low, x.dtype)
-    upper = jnp.asarray(jnp.inf if high is None else high, x.dtype)
-    try:
-        lower, upper = jnp.broadcast_to(lower, x.shape), jnp.broadcast_to(upper, x.shape)
-    except ValueError as error:
+    lower = as_array(-jnp.inf if low is None else low, "low").astype(x.dtype)
+    upper = as_array(jnp.inf if high is None else high, "high").astype(x.dtype)
+    if not broadcasts(lower.shape, x.shape) or not broadcasts(upper.shape, x.shape):
         raise InputError(
             f"low and high must broadcast to the shape {x.shape} of x, but have the shapes {lower.shape} and "
             f"{upper.shape}."
-        ) from error
+        )
+    lower, upper = jnp.broadcast_to(lower, x.shape), jnp.broadcast_to(upper, x.shape)
     is_concrete = not any(isinstance(bound, jax.core.Tracer) for bound in (lower, upper))
     if is_concrete and not bool((lower <= upper).all()):
         raise InputError(f"low={low} is larger than high={high} somewhere. Swap them?")
@@ -705,23 +735,31 @@ def _bounds(x: jax.Array, low: ArrayLike | None, high: ArrayLike | None) -> tupl
 
 
 def _as_floats(x: ArrayLike, name: str = "x") -> jax.Array:
-    array = jnp.asarray(x)
+    array = as_array(x, name)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise InputError(f"{name} must hold floating-point numbers, but its dtype is {array.dtype}.")
     return array
 
 
 def _in_shape_of(x: jax.Array, array: ArrayLike, name: str) -> jax.Array:
-    array = jnp.asarray(array, x.dtype)
+    array = as_array(array, name).astype(x.dtype)
     if array.shape != x.shape:
         raise InputError(f"{name} must have the shape {x.shape} of x, but has {array.shape}. For a batch use jax.vmap.")
     return array
 
 
+def _features(array: ArrayLike, number: int, name: str) -> jax.Array:
+    array = as_array(array, name)
+    if array.shape[-1:] != (number,):
+        raise InputError(f"{name} must have the shape (..., {number}), but has {array.shape}.")
+    return array
+
+
 def _check_scalar(fun: Callable[[jax.Array], jax.Array], x: jax.Array) -> None:
-    out = jax.eval_shape(fun, x)
-    if getattr(out, "shape", None) != ():
-        returned = getattr(out, "shape", type(out).__name__)
+    check_function(fun, "fun", "x")
+    out = jax.eval_shape(functools.partial(call_model, fun), x)
+    if getattr(out, "shape", None) != () or not jnp.issubdtype(out.dtype, jnp.floating):
+        returned = f"{out.dtype} of shape {out.shape}" if hasattr(out, "shape") else kind_of(out)
         raise InputError(
             f"fun must return a scalar, but returns {returned}. Choose one output: lambda x: model(x[None])[0, 3]."
         )
@@ -730,6 +768,8 @@ def _check_scalar(fun: Callable[[jax.Array], jax.Array], x: jax.Array) -> None:
 def _check_samples(x: jax.Array, relevance: jax.Array, upper: jax.Array) -> None:
     arrays = {"x": x, "relevance": relevance, "upper": upper}
     for name, array in arrays.items():
+        if isinstance(array, jax.core.Tracer):
+            raise InputError(f"{name} is {kind_of(array)}. Train outside of jax.jit.")
         if array.ndim != 2 or len(array) != len(x):
             shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
             raise InputError(f"{name} must have the shape (samples, features) and as many samples as x: {shapes}.")

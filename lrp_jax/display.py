@@ -38,7 +38,9 @@ def explanation_as_html(explanation: "Explanation") -> str:
         True
     """
     x, relevance, output = explanation.x, explanation.relevance, explanation.output
-    if all(hasattr(part, "shape") for part in (x, relevance, output)) and len(output.shape) > 0:
+    parts = (x, relevance, output)
+    is_known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(parts))
+    if is_known and all(hasattr(part, "shape") for part in parts) and len(output.shape) > 0:
         caption, header, rows = _samples(x, relevance, output)
     else:
         caption, header, rows = "Relevance", ["array", "shape", "sum"], _arrays(relevance)
@@ -117,7 +119,7 @@ def _picture(values: NDArray[Any], name: str, *, signed: bool) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{float(value):.4g}"
+    return "traced" if isinstance(value, jax.core.Tracer) else f"{float(value):.4g}"
 
 
 def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,6 +1,7 @@
 """Measuring explanations: do they find what the model uses, do they depend on its parameters, do they agree?"""
 
 import functools
+import reprlib
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -10,6 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import rankdata
 
+from lrp_jax.arguments import (
+    MOST,
+    as_array,
+    as_count,
+    as_number,
+    check_function,
+    check_key,
+    check_tree,
+    is_array_like,
+    kind_of,
+)
 from lrp_jax.attribution import as_pytree
 from lrp_jax.baselines import (
     ClassTarget,
@@ -83,10 +95,8 @@ def pixel_flipping(
             f"The relevance of an x of shape {x.shape} has this shape, or leaves out the last dimensions, but it has "
             f"{relevance.shape}."
         )
-    pixels = relevance[0].size
-    if not 0 < fraction <= 1:
-        raise InputError(f"fraction is a fraction of the pixels, more than 0 and at most 1, but it is {fraction}.")
-    last = round(fraction * pixels)
+    last = round(_as_fraction(fraction, "pixels") * relevance[0].size)
+    steps = as_count(steps, "steps", -MOST)
     if not 1 <= steps <= last:
         raise InputError(f"steps must be from 1 to {last}, the number of pixels that are replaced, but it is {steps}.")
     shown = broadcast_to_x(replacement, x, "The replacement")
@@ -122,9 +132,10 @@ def area_over_perturbation_curve(curve: jax.Array) -> jax.Array:
         >>> area_over_perturbation_curve(jnp.array([[9.0, 4.0, 1.0, 0.0]]))  # (0 + 5 + 8 + 9) / 4
         Array([5.5], dtype=float32)
     """
-    curve = jnp.asarray(curve)
+    curve = as_array(curve, "A curve")
     if curve.ndim != 2 or curve.shape[1] < 2:
         raise InputError(f"A curve has the shape (samples, steps + 1), but this has {curve.shape}.")
+    curve = curve.astype(jnp.result_type(curve, float))
     return (curve[:, :1] - curve).mean(axis=1)
 
 
@@ -165,14 +176,13 @@ def confidence_band(values: jax.Array, *, key: jax.Array, level: float = 0.95, r
         >>> bool(1 <= band.low < band.mean < band.high <= 6)
         True
     """
-    values = jnp.asarray(values)
+    values = as_array(values, "values")
     values = values.astype(jnp.result_type(values, float))
     if values.ndim < 1 or len(values) < 2:
         raise InputError(f"A confidence band needs two or more samples in the first dimension, not {values.shape}.")
-    if not 0 < level < 1:
-        raise InputError(f"level is a probability between 0 and 1, but it is {level}.")
-    if resamples < 1:
-        raise InputError(f"resamples must be at least 1, but it is {resamples}.")
+    level = as_number(level, "level", "is a probability between 0 and 1", lambda level: 0 < level < 1)
+    resamples = as_count(resamples, "resamples")
+    check_key(key)
     return _confidence_band(values, jax.random.split(key, resamples), level)
 
 
@@ -205,6 +215,8 @@ def permuted(key: jax.Array, parameters: jax.Array) -> jax.Array:
         >>> sorted(permuted(jax.random.key(0), jnp.array([3.0, 1.0, 2.0])).tolist())
         [1.0, 2.0, 3.0]
     """
+    check_key(key)
+    parameters = as_array(parameters, "parameters")
     return jax.random.permutation(key, parameters.ravel()).reshape(parameters.shape)
 
 
@@ -247,6 +259,13 @@ def randomise(
         >>> models["second"]["first"]  # not yet randomised
         Array([0., 1., 2., 3.], dtype=float32)
     """
+    if isinstance(layers, str) or not isinstance(layers, Sequence) or not all(isinstance(one, str) for one in layers):
+        raise InputError(f"layers must be a list of names, but it is {reprlib.repr(layers)}.")
+    if not isinstance(cascade, bool | np.bool):
+        raise InputError(f"cascade is True or False, not {reprlib.repr(cascade)}.")
+    check_key(key)
+    check_tree(model, "model")
+    check_function(draw, "draw", "key", "parameters")
     model = as_pytree(model)
     names = [name_of_path(path) for path, leaf in jax.tree_util.tree_leaves_with_path(model) if _is_parameter(leaf)]
     for layer in layers:
@@ -270,8 +289,10 @@ def _randomise_layer(
         if not (_is_parameter(leaf) and _belongs_to(name, layer)):
             return leaf
         drawn = draw(jax.random.fold_in(key, zlib.crc32(name.encode())), leaf)
-        if drawn.shape != leaf.shape:
-            raise InputError(f"draw returned the shape {drawn.shape} for {name!r}, which has {leaf.shape}.")
+        if not is_array_like(drawn):
+            raise InputError(f"draw returned {kind_of(drawn)} for {name!r}, which is an array.")
+        if np.shape(drawn) != leaf.shape:
+            raise InputError(f"draw returned the shape {np.shape(drawn)} for {name!r}, which has {leaf.shape}.")
         return drawn
 
     return jax.tree_util.tree_map_with_path(one, model)
@@ -342,9 +363,7 @@ def top_overlap(a: jax.Array, b: jax.Array, fraction: float) -> jax.Array:
         Array([0.5], dtype=float32)
     """
     a, b = _as_alike_maps(a, b)
-    if not 0 < fraction <= 1:
-        raise InputError(f"fraction is a fraction of the inputs, more than 0 and at most 1, but it is {fraction}.")
-    number = max(1, round(fraction * a[0].size))
+    number = max(1, round(_as_fraction(fraction, "inputs") * a[0].size))
     return _top_overlap(a, b, number)
 
 
@@ -391,12 +410,17 @@ def _sparsity(relevance: jax.Array) -> jax.Array:
 
 
 def _as_maps(values: Any) -> jax.Array:
-    array = jnp.asarray(values)
+    array = as_array(values, "An explanation")
     if array.ndim < 2 or array.size == 0:
         raise InputError(f"An explanation has the shape (samples, ...) and is not empty, but this has {array.shape}.")
     if not isinstance(array, jax.core.Tracer) and not jnp.isfinite(array).all():
         raise InputError("An explanation must be finite, but this one holds NaN or infinity: it has no order.")
     return array.astype(jnp.result_type(array, float))
+
+
+def _as_fraction(fraction: Any, whole: str) -> float:
+    wanted = f"is a fraction of the {whole}, more than 0 and at most 1"
+    return as_number(fraction, "fraction", wanted, lambda fraction: 0 < fraction <= 1)
 
 
 def _as_alike_maps(a: Any, b: Any) -> tuple[jax.Array, jax.Array]:

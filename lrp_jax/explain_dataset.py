@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lrp_jax.arguments import as_count
 from lrp_jax.attribution import (
     Request,
     StaticModel,
@@ -29,7 +30,7 @@ from lrp_jax.attribution import (
     trace_model,
     trace_static,
 )
-from lrp_jax.checks import Checks, check_batch_size, report_batches, summarise
+from lrp_jax.checks import Checks, report_batches, summarise
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.errors import InputError, LRPError, LRPWarning, StoreError, import_extra
 from lrp_jax.inference import Inference
@@ -137,7 +138,7 @@ def explain_dataset(
         )
     if target is not None and target_of is not None:
         raise InputError("Both target and target_of say what is explained. Pass one of them.")
-    check_batch_size(batch_size)
+    batch_size = as_count(batch_size, "batch_size")
     mesh = _local_mesh(mesh)
     first, elements = _peek(source)
     number = len(elements) if _is_indexed(elements) else None

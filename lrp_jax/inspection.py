@@ -91,7 +91,7 @@ def plan(model: Callable[[Any], Any], x: Any, rules: Rules | None = None, *, inf
         dense_0... dense  (1, 2)  Zero(bias='absorb')  ratio  any sign
         ... relu   (1, 2)  passed one to one    ratio  any sign
     """
-    number_of_samples(x)
+    number_of_samples(x, has_values=False)
     composite = as_composite(rules)
     call, _ = trace_model(model, x, inference=inference)
     made = make_plan(call.read().graph, composite)

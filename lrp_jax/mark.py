@@ -21,8 +21,9 @@ from typing import Any, TypeVar
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from lrp_jax.arguments import check_callable, check_tree, is_array_like, kind_of
 from lrp_jax.equations import Mark, PieceName
-from lrp_jax.errors import ModelError
+from lrp_jax.errors import InputError, ModelError
 from lrp_jax.operations import Treatment
 
 __all__ = ["gate", "held", "input", "layer", "no_layer", "piece", "signal"]
@@ -190,6 +191,7 @@ def piece(function: Callable[..., Any], treatment: Treatment) -> Callable[..., A
         >>> jax.grad(lambda x: lrp(model, rules.Zero())(x)[1])(jnp.array([3.0, 0.0]))
         Array([0., 0.], dtype=float32)
     """
+    check_callable(function, "The function of mark.piece")
     if not isinstance(treatment, Treatment):
         raise ModelError(
             f"mark.piece(function, treatment): the treatment is a {type(treatment).__name__}. Pass one of those in "
@@ -199,6 +201,7 @@ def piece(function: Callable[..., Any], treatment: Treatment) -> Callable[..., A
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
+        check_tree((args, kwargs), "The call of a piece")
         if not _is_traced((args, kwargs)):
             value = function(*args, **kwargs)
             if not _is_traced(value):
@@ -217,4 +220,8 @@ def _is_traced(tree: Any) -> bool:
 
 
 def _marked(x: Value, mark: Mark) -> Value:
+    check_tree(x, "What is marked")
+    for leaf in jax.tree.leaves(x):
+        if not is_array_like(leaf):
+            raise InputError(f"mark.{mark.value} marks arrays, but this is {kind_of(leaf)}.")
     return checkpoint_name(x, mark.name_of_value)

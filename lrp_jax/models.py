@@ -11,6 +11,7 @@ from itertools import pairwise
 import jax
 from flax import nnx
 
+from lrp_jax.arguments import as_array, as_count, as_counts
 from lrp_jax.errors import ArrayError
 
 _INITIALIZER = nnx.initializers.he_normal()  # keeps the scale of activations through relus
@@ -43,7 +44,8 @@ class DenseNetwork(nnx.Module):
         classes: int = 10,
         rngs: nnx.Rngs,
     ) -> None:
-        height, width, channels = self.input_shape = tuple(input_shape)
+        height, width, channels = self.input_shape = _as_shape(input_shape)
+        hidden, classes = as_counts(hidden, "hidden"), as_count(classes, "classes")
         self.layers = _dense_layers([height * width * channels, *hidden, classes], use_bias, rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -95,7 +97,9 @@ class ConvolutionalNetwork(nnx.Module):
         classes: int = 10,
         rngs: nnx.Rngs,
     ) -> None:
-        height, width, channels = self.input_shape = tuple(input_shape)
+        height, width, channels = self.input_shape = _as_shape(input_shape)
+        filters, hidden = as_counts(filters, "filters"), as_counts(hidden, "hidden")
+        kernel_size, classes = as_count(kernel_size, "kernel_size"), as_count(classes, "classes")
         for block in range(len(filters)):
             height, width = height - kernel_size + 1, width - kernel_size + 1
             if height % 2 or width % 2 or height < 2 or width < 2:
@@ -150,7 +154,15 @@ def _apply_dense_layers(layers: Sequence[nnx.Linear], x: jax.Array) -> jax.Array
     return last(x)
 
 
+def _as_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
+    shape = as_counts(input_shape, "input_shape")
+    if len(shape) != 3:
+        raise ArrayError(f"input_shape is (height, width, channels), but it is {shape}.")
+    return shape[0], shape[1], shape[2]
+
+
 def _check_shape(images: jax.Array, input_shape: tuple[int, ...]) -> None:
+    images = as_array(images, "images")
     if images.shape[1:] != input_shape:
         raise ArrayError(
             f"Expected images of shape (batch, {', '.join(map(str, input_shape))}), got "

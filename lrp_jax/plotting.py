@@ -5,14 +5,16 @@ Needs the extra `book` (matplotlib).
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lrp_jax.errors import ArrayError, LRPWarning, import_extra
+from lrp_jax.arguments import as_number, as_numpy, kind_of, within_memory
+from lrp_jax.errors import ArrayError, InputError, LRPWarning, import_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,6 +65,7 @@ def heatmap(
     """
     values = _sum_of_channels(relevance, "The relevance", "(H, W)", channels)
     limit = _colour_limit(values, limit)
+    _check_canvas(ax, colormap)
     image = ax.imshow(values, cmap=colormap, vmin=-limit, vmax=limit, interpolation="nearest")
     _only_a_frame(ax)
     return image
@@ -106,10 +109,10 @@ def overlay(
         array([[0.25, 1.  ],
                [0.  , 0.5 ]])
     """
-    picture = _pictures(np.asarray(image)[None], "The image", "(H, W)", channels)[0]
+    picture = _pictures(as_numpy(image, "The image", ArrayError)[None], "The image", "(H, W)", channels)[0]
     values = _sum_of_channels(relevance, "The relevance", "(H, W)", channels)
-    if picture.shape[:2] != values.shape:
-        raise ArrayError(f"The image has {picture.shape[:2]} pixels, but the relevance {values.shape}.")
+    _check_sizes(picture[None], values[None], "the relevance")
+    _check_canvas(ax, colormap)
     grey = picture if picture.ndim == 2 else picture.mean(axis=-1)
     white = _white(picture)
     ax.imshow((grey + white) / 2, cmap="gray", vmin=0, vmax=white, interpolation="nearest")
@@ -166,27 +169,30 @@ def grid(
         name: _sum_of_channels(maps, f"The relevance {name!r}".removesuffix(" ''"), "(N, H, W)", channels)
         for name, maps in (relevance if isinstance(relevance, Mapping) else {"": relevance}).items()
     }
-    counts = {"labels": len(labels)} | {f"maps {name!r}": len(row) for name, row in rows.items()}
+    if not rows:
+        raise ArrayError("relevance is an empty mapping: there are no maps to draw. Pass the maps of one rule or more.")
+    if not len(pictures):
+        raise ArrayError("There are no images to draw.")
+    counts = {"labels": _number_of_labels(labels)} | {f"maps {name!r}": len(row) for name, row in rows.items()}
     for what, count in counts.items():
         if count != len(pictures):
             raise ArrayError(f"There are {len(pictures)} images, but {count} {what}.")
     for name, maps in rows.items():
-        if maps.shape[1:] != pictures.shape[1:3]:
-            what = f"the maps {name!r}".removesuffix(" ''")
-            raise ArrayError(f"The images have {pictures.shape[1:3]} pixels, but {what} {maps.shape[1:]}.")
-    if scale == "image":
+        _check_sizes(pictures, maps, f"the maps {name!r}".removesuffix(" ''"))
+    if not isinstance(scale, str):
+        wanted = "is 'row', 'image', 'all' or a positive number"
+        limits = dict.fromkeys(rows, as_number(scale, "scale", wanted, _is_positive, ArrayError))
+    elif scale == "image":
         rows = {name: np.stack([one / _colour_limit(one) for one in maps]) for name, maps in rows.items()}
         limits = dict.fromkeys(rows, 1.0)
     elif scale == "row":
         limits = {name: _colour_limit(maps) for name, maps in rows.items()}
     elif scale == "all":
         limits = dict.fromkeys(rows, max(map(_colour_limit, rows.values())))
-    elif isinstance(scale, str):
-        raise ArrayError(f"scale is 'row', 'image', 'all' or a number, not {scale!r}.")
     else:
-        limits = dict.fromkeys(rows, scale)
+        raise ArrayError(f"scale is 'row', 'image', 'all' or a number, not {scale!r}.")
     if colorbar_label is None:
-        colorbar_label = "relative" if scale == "image" else "relevance"
+        colorbar_label = "relative" if isinstance(scale, str) and scale == "image" else "relevance"
 
     figure = import_extra("matplotlib.figure", "book").Figure(
         figsize=(0.84 * len(pictures) + 1.0, 0.9 * (len(rows) + 1) + 0.2), layout="constrained"
@@ -205,8 +211,10 @@ def grid(
 
 
 def _finite(values: ArrayLike, name: str) -> NDArray[np.generic]:
-    array = np.asarray(values)
-    if not np.isfinite(array).all():
+    array = as_numpy(values, name, ArrayError)
+    with within_memory(name, ArrayError):
+        is_finite = np.isfinite(array).all()
+    if not is_finite:
         raise ArrayError(f"{name} must be finite, but holds NaN or infinity.")
     return array
 
@@ -218,7 +226,7 @@ def look_first(shape: Sequence[int]) -> bool:
 
 def _channels_last(array: NDArray[np.generic], name: str, channels: Channels) -> NDArray[np.generic]:
     """Brings the channels to the end of (..., H, W, C) or (..., C, H, W)."""
-    if channels not in ("first", "last", None):
+    if channels is not None and not (isinstance(channels, str) and channels in ("first", "last")):
         raise ArrayError(f"channels is 'first', 'last' or None, not {channels!r}.")
     if channels == "first":
         return np.moveaxis(array, -3, -1)
@@ -264,9 +272,36 @@ def _white(pictures: NDArray[np.generic]) -> int:
 def _colour_limit(values: NDArray[np.generic], limit: float | None = None) -> float:
     if limit is None:
         return float(np.abs(values).max(initial=0)) or 1.0
-    if not limit > 0:
-        raise ArrayError(f"limit is the largest absolute relevance drawn, but {limit} is not > 0.")
-    return limit
+    wanted = "is the largest absolute relevance drawn, a positive number"
+    return as_number(limit, "limit", wanted, _is_positive, ArrayError)
+
+
+def _is_positive(number: float) -> bool:
+    return 0 < number < math.inf
+
+
+def _check_sizes(pictures: NDArray[np.generic], maps: NDArray[np.generic], name: str) -> None:
+    if pictures.shape[1:3] != maps.shape[1:]:
+        raise ArrayError(f"The images have {pictures.shape[1:3]} pixels, but {name} {maps.shape[1:]}.")
+
+
+def _number_of_labels(labels: Any) -> int:
+    try:
+        number = -1 if isinstance(labels, str | bytes) else len(labels)
+    except Exception:  # what len can raise is up to the object
+        number = -1
+    if number < 0:
+        raise ArrayError(f"labels must be a list of texts, one for each image, but it is {kind_of(labels)}.")
+    return number
+
+
+def _check_canvas(ax: Any, colormap: Any) -> None:
+    if not isinstance(ax, import_extra("matplotlib.axes", "book").Axes):
+        raise InputError(f"ax must be axes of matplotlib, such as Figure().subplots(), but it is {kind_of(ax)}.")
+    try:
+        import_extra("matplotlib", "book").colormaps.get_cmap(colormap)
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(f"colormap must be the name of a colour map of matplotlib: {error}.") from error
 
 
 def _only_a_frame(ax: Axes) -> None:

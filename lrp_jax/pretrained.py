@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from numpy.typing import ArrayLike
 
+from lrp_jax.arguments import as_numpy, as_path, kind_of
 from lrp_jax.errors import ArrayError, CheckpointError, import_extra
 
 WEIGHTS_SHA256 = "0c677c314df2a69239bef9609a095a957201d5092462c5ace5d8bf3e0201bbd7"
@@ -197,10 +198,10 @@ def efficientnet_lite0(path: str | os.PathLike[str] | None = None) -> EfficientN
         >>> model.classifier.kernel.shape
         (1280, 1000)
     """
+    file = _carried_file("efficientnet_lite0.safetensors") if path is None else as_path(path, "path", CheckpointError)
     model = nnx.eval_shape(lambda: EfficientNetLite0(rngs=nnx.Rngs(0)))
     parameters = dict(_parameters(model))
     shapes = {name: _transposed(parameter.shape) for name, parameter in parameters.items()}
-    file = _carried_file("efficientnet_lite0.safetensors") if path is None else Path(path)
     tensors = read_safetensors(file, shapes, sha256=WEIGHTS_SHA256)
     for name, parameter in parameters.items():
         parameter.set_value(jnp.asarray(tensors[name].transpose(_AXES[tensors[name].ndim])))
@@ -265,8 +266,11 @@ def read_safetensors(
         {'bias': array([0., 0., 0.], dtype=float32)}
     """
     safetensors = import_extra("safetensors", "book")
+    if not isinstance(shapes, Mapping):
+        raise CheckpointError(f"shapes must be a mapping from names to shapes, but it is {kind_of(shapes)}.")
+    file = as_path(path, "path", CheckpointError)
     try:
-        data = Path(path).read_bytes()
+        data = file.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     try:
@@ -323,7 +327,7 @@ def preprocess(image: ArrayLike) -> np.ndarray:
         >>> x.shape, float(x.min()), float(x.max())
         ((224, 224, 3), 1.0, 1.0)
     """
-    pixels = np.asarray(image)
+    pixels = as_numpy(image, "The image", ArrayError)
     if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8 or min(pixels.shape) < 2:
         raise ArrayError(
             f"Expected uint8 RGB values of shape (height, width, 3), got {pixels.dtype} of shape {pixels.shape}. "
@@ -359,7 +363,7 @@ def imagenet_classes(path: str | os.PathLike[str] | None = None) -> tuple[str, .
         >>> len(names), names[281], names[967]
         (1000, 'tabby', 'espresso')
     """
-    file = _carried_file("classes.txt") if path is None else Path(path)
+    file = _carried_file("classes.txt") if path is None else as_path(path, "path", CheckpointError)
     try:
         data = file.read_bytes()
         lines = data.decode().splitlines()

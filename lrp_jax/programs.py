@@ -20,6 +20,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 from jax.sharding import PartitionSpec
 
+from lrp_jax.arguments import within_memory
 from lrp_jax.equations import PieceName
 
 
@@ -111,7 +112,8 @@ class Computation:
 
     def __call__(self, *args: Any) -> Any:
         """Runs the function; compiles it unless a program of the same text was compiled before."""
-        outputs = _runner(self.name)(self.program, list(self.arrays), jax.tree.leaves(args))
+        with within_memory("What is computed"):
+            outputs = _runner(self.name)(self.program, list(self.arrays), jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(self.value), outputs)
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lrp_jax import held_arrays
+from lrp_jax.arguments import check_function, check_tree, is_array_like, kind_of
 from lrp_jax.equations import is_of_user
 from lrp_jax.errors import InputError, LRPError, ModelError
 from lrp_jax.graph import Graph, Held, Status, read
@@ -186,6 +187,8 @@ def trace(
             on the explained arguments differentiably.
     """
     call, _ = trace_call(fun, positions, args, kwargs, tokens=tokens, inference=inference)
+    for leaf in call.inputs:
+        check_has_values(leaf)
     return call.read()
 
 
@@ -223,6 +226,7 @@ def trace_call(
             f"argnums={tuple(positions)} names a positional argument that the call does not have: "
             f"{len(args)} were given. Pass the explained argument by position."
         )
+    check_tree((args, kwargs), "The call")
     explained = {position % len(args) for position in positions}
     is_live = [i in explained for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)] + [False] * len(
         jax.tree.leaves(kwargs)
@@ -265,6 +269,7 @@ def explaining(call: Call, output: Any, target: Callable[[Any], Any]) -> Call:
         output: The shapes and dtypes of its value.
         target: A function of the value.
     """
+    check_function(target, "The target", "output")
     traced = computation(functools.partial(call_model, target), output)
     explained = jax.tree.structure(traced.value)
     text = replace(call.text, target=traced.program, explained=explained)
@@ -277,9 +282,9 @@ def check_dtype(leaf: Any, *, tokens: bool = False) -> None:
     Raises:
         InputError: If the leaf is such.
     """
-    if not is_array(leaf) and not isinstance(leaf, bool | int | float | complex):
+    if not is_array_like(leaf):
         raise InputError(
-            f"The explained argument holds a {type(leaf).__name__}, and relevance needs arrays of real floating-point "
+            f"The explained argument holds {kind_of(leaf)}, and relevance needs arrays of real floating-point "
             "numbers. Pass other arguments apart from it."
         )
     dtype = leaf.dtype if is_array(leaf) else jnp.result_type(leaf)
@@ -353,6 +358,9 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             f"The model changes its state while it runs: {', '.join(changed)}. It is in training mode, or keeps a "
             f"cache. {HOW_TO_SWITCH}."
         )
+    for leaf in jax.tree.leaves(value):
+        if not is_array_like(leaf):
+            raise ModelError(f"The function returns {kind_of(leaf)}, and relevance needs arrays. Return them alone.")
     kept = [name for identity, name in _traced_values(model).items() if identity not in kept_before]
     if kept:
         raise ModelError(
@@ -448,6 +456,19 @@ def _last_operation(graph: Graph, values: Sequence[int]) -> str:
     """The operation that values come from, as a sentence; empty if there is none."""
     ends = [graph.producer[value] for value in values if value in graph.producer]
     return f" Its last operation is {ends[0].name!r} at {ends[0].location}." if ends else ""
+
+
+def check_has_values(leaf: Any) -> None:
+    """Refuses a shape without numbers.
+
+    Raises:
+        InputError: If the leaf is one.
+    """
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise InputError(
+            "The explained argument holds a jax.ShapeDtypeStruct, which has no numbers, and of which only a plan can "
+            "be made. Pass an array."
+        )
 
 
 def _status(leaf: Any, live: bool) -> Status:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import math
 import os
 import platform
 import tempfile
@@ -27,8 +28,9 @@ import numpy as np
 from flax import nnx
 
 from lrp_jax import models
+from lrp_jax.arguments import as_count, as_number, as_numpy, kind_of
 from lrp_jax.datasets import Dataset, Split
-from lrp_jax.errors import ArrayError, CheckpointError, LRPWarning, import_extra
+from lrp_jax.errors import ArrayError, CheckpointError, InputError, LRPWarning, import_extra
 
 _EVALUATION_BATCH = 1000
 
@@ -54,6 +56,13 @@ class TrainingConfig:
     validation_size: int = 5000
     patience: int = 3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience"):
+            as_count(getattr(self, name), name)
+        as_count(self.validation_size, "validation_size", least=0)
+        as_count(self.seed, "seed", least=0)
+        as_number(self.learning_rate, "learning_rate", "must be positive", lambda rate: 0 < rate < math.inf)
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,8 @@ def train(
         Losses and accuracies of each epoch.
 
     Raises:
-        ArrayError: If there are too few images for the validation images and one batch.
+        ArrayError: If there are too few images for the validation images and one batch, or not one label for each.
+        InputError: If the model is no Flax NNX module, or `config` no configuration.
         MissingExtraError: If Optax or tqdm is not installed.
 
     Example:
@@ -128,6 +138,9 @@ def train(
         2
     """
     optax, tqdm = import_extra("optax", "book"), import_extra("tqdm", "book").tqdm
+    if not isinstance(config, TrainingConfig):
+        raise InputError(f"config must be a TrainingConfig, but it is {kind_of(config)}.")
+    data = _checked(model, data)
     steps = (len(data.labels) - config.validation_size) // config.batch_size
     if steps < 1 or config.validation_size < 1:
         raise ArrayError(
@@ -184,6 +197,10 @@ def accuracy(model: nnx.Module, data: Split) -> float:
     Returns:
         A number between 0 and 1.
 
+    Raises:
+        ArrayError: If there are no images, or not one label for each.
+        InputError: If the model is no Flax NNX module.
+
     Example:
         >>> model = models.DenseNetwork(rngs=nnx.Rngs(0))
         >>> images = np.zeros((4, 28, 28, 1), np.uint8)
@@ -191,6 +208,9 @@ def accuracy(model: nnx.Module, data: Split) -> float:
         >>> accuracy(model, Split(images, np.full(4, winner)))
         1.0
     """
+    data = _checked(model, data)
+    if not len(data.labels):
+        raise ArrayError("There are no images to classify.")
     return _evaluate(*nnx.split(model, nnx.Param, ...), data)[1]
 
 
@@ -270,6 +290,21 @@ def load_or_train(
             stacklevel=2,
         )
     return trained
+
+
+def _checked(model: Any, data: Any) -> Split:
+    """The data, if they and the model can be trained with."""
+    if not isinstance(model, nnx.Module):
+        raise InputError(f"The model must be a Flax NNX module, but it is {kind_of(model)}.")
+    if not isinstance(data, tuple) or len(data) != 2:
+        raise InputError(f"data must be a Split(images, labels), but it is {kind_of(data)}.")
+    images, labels = (as_numpy(part, name, ArrayError) for part, name in zip(data, Split._fields, strict=True))
+    if labels.ndim != 1 or images.ndim < 1 or len(images) != len(labels) or labels.dtype.kind not in "iu":
+        raise ArrayError(
+            f"There must be one label for each image, an integer, but the images have the shape {images.shape} and the "
+            f"labels {labels.dtype} and {labels.shape}."
+        )
+    return Split(images, labels)
 
 
 def _loss_and_accuracy(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lrp_jax import equations, forms, tokens
+from lrp_jax.arguments import MOST, as_counts, within_memory
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.errors import InputError
 from lrp_jax.forms import Form
@@ -73,11 +74,12 @@ def lrp(
     check_choice(inference)
     check_is_no_class(fun)
     composite = as_composite(rules)
-    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    positions = as_counts(argnums, "argnums", least=-MOST)
 
     def explained(*args: Any, **kwargs: Any) -> Any:
         traced = trace(fun, positions, args, kwargs, inference=inference)
-        outputs = rebind(make_plan(traced.graph, composite), begin(traced.graph, traced.inputs))
+        with within_memory("What is explained"):
+            outputs = rebind(make_plan(traced.graph, composite), begin(traced.graph, traced.inputs))
         return jax.tree.unflatten(traced.structure, outputs)
 
     explained.__name__ = getattr(fun, "__name__", type(fun).__name__)

@@ -18,8 +18,22 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from matplotlib.figure import Figure
 
-from lrp_jax import baselines, composites, errors, evaluation, ledger, lrp, mark, operations, plan, relevance, rules
+from lrp_jax import (
+    baselines,
+    composites,
+    errors,
+    evaluation,
+    ledger,
+    lrp,
+    mark,
+    operations,
+    plan,
+    plotting,
+    relevance,
+    rules,
+)
 from lrp_jax.errors import InputError, LRPWarning, ModelError, RuleError
 from lrp_jax.explain_dataset import explain_dataset
 from lrp_jax.forms import Form
@@ -216,6 +230,19 @@ CASES = {
     ),
     "`x` holds strings": (lambda: explain(network, {"image": X, "name": "cat"}), r"x\['name'\] is no array, but a str"),
     "`x` is None": (lambda: explain(network, None), "holds no array"),
+    "`x` is a shape without numbers": (
+        lambda: explain(network, jax.ShapeDtypeStruct((5, 4), jnp.float32)),
+        "ShapeDtypeStruct, which has no numbers.*Pass an array",
+    ),
+    "`x` is a masked array": (lambda: explain(network, np.ma.masked_array(X, X > 0)), "holds a masked array"),
+    "`x` holds dates, texts or objects": (
+        lambda: explain(network, np.array([["2020-01-01"] * 4], "datetime64[D]")),
+        r"holds an array of datetime64\[D\] of shape \(1, 4\)",
+    ),
+    "`x` is larger than the memory": (
+        lambda: explain(network, np.broadcast_to(np.float32(1), (2**38, 4))),
+        "too large for the memory.*a part at a time",
+    ),
     "`x` is NaN or infinite somewhere": (
         lambda: explain(network, X.at[0, 0].set(jnp.nan).at[1, 1].set(jnp.inf)),
         "2 values of x are NaN or infinite",
@@ -233,6 +260,10 @@ CASES = {
     "The target is a comparison, an argmax, or held constant": (
         lambda: explain(network, target=lambda output: (output > 0.5).astype(jnp.float32)),
         r"What the target returns does not depend on the output .*'convert_element_type' at .*test_bad_input.py:\d+",
+    ),
+    "The target takes another number of arguments than one": (
+        lambda: explain(network, target=lambda output, label: output),
+        "The target .* can be called with output alone: missing .*'label'",
     ),
     "The target has no return": (lambda: explain(network, target=lambda output: None), "returns nothing.*return"),
     "A mask has another shape than the output": (
@@ -261,7 +292,11 @@ CASES = {
         r"given\['dense_0'\] is no array of numbers, but a str",
     ),
     "`batch_size` is 0": (lambda: explain(network, batch_size=0), "at least 1, but it is 0"),
-    "`batch_size` is no integer": (lambda: explain(network, batch_size=1.5), r"an integer, but it is 1\.5"),
+    "`batch_size` is no integer": (lambda: explain(network, batch_size=1.5), r"an integer .*but it is 1\.5"),
+    "`argnums` is no integer and no sequence of integers": (
+        lambda: lrp(network, rules.Zero(), argnums="x"),
+        "argnums must be an integer .*'x'",
+    ),
     "`argnums` names an argument that the call does not have": (
         lambda: lrp(network, rules.Zero(), argnums=1)(X),
         r"argnums=\(1,\).*1 were given",
@@ -284,6 +319,12 @@ CASES = {
         lambda: explain(nn.Dense(3)),
         r"Linen module without its variables.* functools.partial\(module.apply, variables\), or module.bind",
     ),
+    "It takes another number of arguments than one": (
+        lambda: explain(with_parameters),
+        "The model .*: missing a required argument: 'x'",
+    ),
+    "It returns something that is no array": (lambda: explain(lambda x: (network(x), "cat")), "returns a str"),
+    "It returns no classes": (lambda: explain(lambda x: x @ WEIGHT[:, :0]), r"no classes, but \(5, 0\)"),
     "Flax NNX: batch normalisation in training mode": (
         lambda: explain(NNXModule()),
         r"changes its state.*norm.mean, norm.var.*training mode.*model.eval\(\)",
@@ -480,6 +521,33 @@ CASES = {
         lambda: ledger(network, X, 0, composites.GuidedBackprop()),
         "no account of guided backpropagation",
     ),
+    "A ledger inside of `jax.jit`": (
+        lambda: jax.jit(lambda x: ledger(network, x, 0, rules.Zero()).inputs)(X),
+        r"numbers, .* outside of jax\.jit",
+    ),
+    # Arguments of the other functions.
+    "An array is none, or holds something else than real numbers": (
+        lambda: baselines.gradient(network, np.array([["a"]])),
+        r"x must be real numbers, but it is an array of <U1 of shape \(1, 1\)",
+    ),
+    "A number is none, or not in its range": (
+        lambda: evaluation.top_overlap(X, X, "half"),
+        "fraction is a fraction of the inputs, .* at most 1, but it is 'half'",
+    ),
+    "A number of steps or samples is no integer, or not positive": (
+        lambda: baselines.integrated_gradients(network, X, 0, steps=2.5),
+        "steps must be an integer up to 2147483647, but it is 2.5",
+    ),
+    "A key is none": (lambda: baselines.smoothgrad(network, X, 0, key=0), r"jax\.random\.key\(0\), but it is an int"),
+    "An image or a map holds no numbers": (
+        lambda: plotting.heatmap([["red", "blue"]], Figure().subplots()),
+        "The relevance must be real numbers, but it is a list",
+    ),
+    "Images and maps differ in size": (
+        lambda: plotting.overlay(np.zeros((2, 3)), np.zeros((3, 2)), Figure().subplots()),
+        r"The images have \(2, 3\) pixels, but the relevance \(3, 2\)",
+    ),
+    "What is drawn into is no axes": (lambda: plotting.heatmap([[1.0]], Figure()), "ax must be axes .* it is a Figure"),
     # Files.
     "A file of weights is truncated": (
         lambda path: (path.write_bytes(b"123"), read_as_bias(path)),

@@ -141,7 +141,7 @@ def test_grid_gives_each_map_a_scale_of_its_own(images):
     assert figure.axes[6].get_ylabel() == "relative"
 
 
-@pytest.mark.parametrize(("scale", "message"), [("rows", "not 'rows'"), (0.0, "not > 0")])
+@pytest.mark.parametrize(("scale", "message"), [("rows", "not 'rows'"), (0.0, "a positive number, but it is 0.0")])
 def test_grid_refuses_another_scale(images, scale, message):
     with pytest.raises(ArrayError, match=message):
         grid(images, images, ["1", "8"], scale=scale)
