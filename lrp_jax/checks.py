@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrp_jax.arguments import check_tree
+from lrp_jax.arguments import check_tree, kind_of
 from lrp_jax.errors import InputError, LRPWarning, ModelError
 from lrp_jax.graph import Graph, Operation, Status
 from lrp_jax.held_arrays import is_array
@@ -35,7 +35,9 @@ def number_of_samples(x: Any, *, has_values: bool = True) -> int:
     for path, leaf in with_paths:
         name = f"x{jax.tree_util.keystr(path)}"
         if not is_array(leaf):
-            raise InputError(f"{name} is no array, but a {type(leaf).__name__}. Pass jnp.asarray(x), or leave it out.")
+            raise InputError(
+                f"{name} is no array of numbers, but {kind_of(leaf)}. Pass jnp.asarray(x), or leave it out."
+            )
         check_dtype(leaf, tokens=True)
         if has_values:
             check_has_values(leaf)

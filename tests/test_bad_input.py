@@ -226,9 +226,12 @@ CASES = {
     "`x` holds truth values": (lambda: explain(network, X > 0), r"bool.*astype\('float32'\)"),
     "`x` is a list of numbers, and no array": (
         lambda: explain(network, [[1.0, 2.0, 3.0, 4.0]]),
-        r"x\[0\]\[0\] is no array, but a float. Pass jnp.asarray\(x\)",
+        r"x\[0\]\[0\] is no array of numbers, but a float. Pass jnp.asarray\(x\)",
     ),
-    "`x` holds strings": (lambda: explain(network, {"image": X, "name": "cat"}), r"x\['name'\] is no array, but a str"),
+    "`x` holds strings": (
+        lambda: explain(network, {"image": X, "name": "cat"}),
+        r"x\['name'\] is no array of numbers, but a str",
+    ),
     "`x` is None": (lambda: explain(network, None), "holds no array"),
     "`x` is a shape without numbers": (
         lambda: explain(network, jax.ShapeDtypeStruct((5, 4), jnp.float32)),
@@ -237,7 +240,7 @@ CASES = {
     "`x` is a masked array": (lambda: explain(network, np.ma.masked_array(X, X > 0)), "holds a masked array"),
     "`x` holds dates, texts or objects": (
         lambda: explain(network, np.array([["2020-01-01"] * 4], "datetime64[D]")),
-        r"holds an array of datetime64\[D\] of shape \(1, 4\)",
+        r"but an array of datetime64\[D\] of shape \(1, 4\)",
     ),
     "`x` is larger than the memory": (
         lambda: explain(network, np.broadcast_to(np.float32(1), (2**38, 4))),
