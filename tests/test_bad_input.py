@@ -269,7 +269,7 @@ CASES = {
     ),
     "Flax Linen: a module without its variables": (
         lambda: explain(nn.Dense(3)),
-        r"Linen module without its variables.* functools.partial\(module.apply, variables\), or module.bind\(variables\)",
+        r"Linen module without its variables\. Pass functools\.partial\(module\.apply, variables\)",
     ),
     "Flax NNX: batch normalisation in training mode": (
         lambda: explain(NNXModule()),
