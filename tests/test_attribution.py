@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import re
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -341,6 +342,49 @@ def test_names_of_computed_weights():
     assert [row[0] for row in unnamed.rows] == ["dense_0"]
     assert [row[0] for row in plan(without, SAMPLES, rules.Epsilon()).rows] == ["low", "high"]
     assert time.perf_counter() - start < 60
+
+
+def repeated(step, x, times=3000):
+    for _ in range(times):
+        x = step(x)
+    return x
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda x: x @ repeated(lambda w: w * 0.999 + 0.001, LOW, 1500),
+        lambda x: x @ LOW + repeated(lambda c: c + 1.0, jnp.zeros(6)),
+        lambda x: x @ LOW + repeated(lambda c: jax.lax.add(c, 1.0), jnp.float32(0)),
+        lambda x: repeated(lambda h: h * 1.001, x @ LOW),
+        lambda x: repeated(lambda h: jax.lax.max(h, 0.0), x @ LOW),
+    ],
+)
+def test_thousands_of_operations_in_a_row(network):
+    start = time.perf_counter()
+    assert sum(row[1] == "dense" for row in plan(network, SAMPLES, rules.Epsilon()).rows) == 1
+    assert time.perf_counter() - start < 60
+
+
+@pytest.mark.parametrize(("wrap", "times"), [(jax.jit, 150), (jax.checkpoint, 50)])
+def test_calls_within_calls(wrap, times):
+    def network(x):
+        return jax.nn.relu(x @ LOW)
+
+    for _ in range(times):
+        network = (lambda inner: lambda x: wrap(inner)(x))(network)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20 * limit)  # for the trace by JAX, which is deep itself
+    try:
+        closed = jax.make_jaxpr(network)(SAMPLES)
+    finally:
+        sys.setrecursionlimit(limit)
+
+    def flat(x):
+        return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, x)[0]
+
+    expected = SAMPLES * ((SAMPLES @ LOW > 0)[:, :1] * LOW[:, 0])
+    np.testing.assert_allclose(relevance(flat, SAMPLES, 0, rules.Zero()).relevance, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_value_whose_name_is_that_of_several():

@@ -320,7 +320,7 @@ CASES = {
     ),
     "Flax Linen: a module without its variables": (
         lambda: explain(nn.Dense(3)),
-        r"Linen module without its variables.* functools.partial\(module.apply, variables\), or module.bind",
+        r"Linen module without its variables\. Pass functools\.partial\(module\.apply, variables\)",
     ),
     "It takes another number of arguments than one": (
         lambda: explain(with_parameters),
