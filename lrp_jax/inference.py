@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from jax.extend import core
 
 from lrp_jax import equations
@@ -155,7 +156,7 @@ def _is_statistic(operation: Operation, axis: int | None) -> bool:
 
 def _axes(operation: Operation) -> list[int]:
     """The dimensions over which an operation reduces; a `psum` may name others, which belong to no single device."""
-    return [axis for axis in operation.equation.params["axes"] if isinstance(axis, int)]
+    return [int(axis) for axis in operation.equation.params["axes"] if isinstance(axis, int | np.integer)]
 
 
 def _follow_into(operation: Operation, carried: Sequence[int | None]) -> tuple[Operation | None, list[int | None]]:
