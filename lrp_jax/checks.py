@@ -9,12 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from lrp_jax import equations
 from lrp_jax.arguments import check_tree, kind_of
 from lrp_jax.errors import InputError, LRPWarning, ModelError
 from lrp_jax.graph import Graph, Operation, Status
 from lrp_jax.held_arrays import is_array
-from lrp_jax.planning import Plan
+from lrp_jax.planning import Piece, Plan
 from lrp_jax.rules import ZBox
 from lrp_jax.tracing import Traced, check_dtype, check_has_values
 from lrp_jax.transform import run_pieces
@@ -129,24 +131,77 @@ def summarise(checks: Checks) -> Checks:
 
 
 def _outside_of_boxes(plan: Plan, inputs: Sequence[jax.Array]) -> dict[str, Outside]:
-    boxed = [i for i, piece in enumerate(plan.pieces) if isinstance(piece.rule, ZBox) and piece.treatment is not None]
-    if not boxed:
-        return {}
-    values = run_pieces(replace(plan, pieces=plan.pieces[: boxed[-1]]), inputs)
-    found = {}
-    for piece in (plan.pieces[i] for i in boxed):
-        assert isinstance(piece.rule, ZBox)
-        assert piece.layer is not None
-        x = values[piece.layer.input]
-        low, high = (jnp.asarray(bound, x.dtype) for bound in (piece.rule.low, piece.rule.high))
-        rounding = 8 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high))
-        number = ((x < low - rounding) | (x > high + rounding)).sum()
-        bounds = f"[{reprlib.repr(piece.rule.low)}, {reprlib.repr(piece.rule.high)}]"
-        place = f"{bounds} of ZBox in the layer {piece.layer.name!r}"
-        known = ~jnp.isnan(x)
-        smallest, largest = x.min(initial=jnp.inf, where=known), x.max(initial=-jnp.inf, where=known)
-        found[place] = Outside(number, smallest, largest)
+    """Counts what is outside of the bounds of z-box in each layer, also within scans and branches."""
+    boxed = [i for i, piece in enumerate(plan.pieces) if _is_box(piece) or any(map(_has_box, piece.bodies))]
+    return _count(plan, run_pieces(replace(plan, pieces=plan.pieces[: boxed[-1]]), inputs)) if boxed else {}
+
+
+def _is_box(piece: Piece) -> bool:
+    return isinstance(piece.rule, ZBox) and piece.treatment is not None
+
+
+def _has_box(plan: Plan) -> bool:
+    return any(map(_is_box, plan.all_pieces()))
+
+
+def _count(plan: Plan, values: Mapping[int, jax.Array]) -> dict[str, Outside]:
+    found: dict[str, Outside] = {}
+    for piece in plan.pieces:
+        (operation, *_) = piece.operations
+        if _is_box(piece):
+            assert piece.layer is not None
+            found |= _outside_of_box(piece, values[piece.layer.input])
+        elif any(map(_has_box, piece.bodies)):
+            count = _count_in_scan if operation.name == "scan" else _count_in_branches
+            found |= count(piece, [values[i] for i in operation.inputs])
     return found
+
+
+def _outside_of_box(piece: Piece, x: jax.Array) -> dict[str, Outside]:
+    assert isinstance(piece.rule, ZBox)
+    assert piece.layer is not None
+    low, high = (jnp.asarray(bound, x.dtype) for bound in (piece.rule.low, piece.rule.high))
+    rounding = 8 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high))
+    number = ((x < low - rounding) | (x > high + rounding)).sum()
+    bounds = f"[{reprlib.repr(piece.rule.low)}, {reprlib.repr(piece.rule.high)}]"
+    known = ~jnp.isnan(x)
+    smallest, largest = x.min(initial=jnp.inf, where=known), x.max(initial=-jnp.inf, where=known)
+    return {f"{bounds} of ZBox in the layer {piece.layer.name!r}": Outside(number, smallest, largest)}
+
+
+def _count_in_scan(piece: Piece, operands: Sequence[jax.Array]) -> dict[str, Outside]:
+    (operation,), (body,) = piece.operations, piece.bodies
+    constants, carries = equations.scan_sizes(operation.equation)
+    fixed, carried, stacked = operands[:constants], operands[constants:][:carries], operands[constants + carries :]
+
+    def step(carry: Sequence[jax.Array], x: Sequence[jax.Array]) -> tuple[list[jax.Array], dict[str, Outside]]:
+        values = run_pieces(body, [*fixed, *carry, *x])
+        return [values[i] for i in body.graph.outputs[:carries]], _count(body, values)
+
+    params = operation.equation.params
+    _, found = lax.scan(step, carried, stacked, length=params["length"], reverse=params["reverse"])
+    return {
+        place: Outside(
+            outside.number.sum(), outside.smallest.min(initial=jnp.inf), outside.largest.max(initial=-jnp.inf)
+        )
+        for place, outside in found.items()
+    }
+
+
+def _count_in_branches(piece: Piece, operands: Sequence[jax.Array]) -> dict[str, Outside]:
+    index, *given = operands
+    branches = [functools.partial(_outside_of_boxes, body) for body in piece.bodies]
+    shapes = [jax.eval_shape(branch, given) for branch in branches]
+    nothing = {
+        place: Outside(
+            jnp.zeros_like(outside.number),
+            jnp.full_like(outside.smallest, jnp.inf),
+            jnp.full_like(outside.largest, -jnp.inf),
+        )
+        for found in shapes
+        for place, outside in found.items()
+    }
+    return lax.switch(index, [lambda given, count=count: nothing | count(given) for count in branches], given)
 
 
 def report(checks: Sequence[Checks], trace: Callable[[], Traced]) -> None:

@@ -25,6 +25,7 @@ GRID = np.concatenate([-_LARGE[::-1], -_SMALL[::-1], np.linspace(-4, 4, 33), _SM
 POSITIVE = np.geomspace(1e-4, 1e4, 33)
 """Positive numbers, in rising order."""
 
+_HUGE = np.geomspace(1e8, 1e30, 12)
 _OVERFLOW = 1e3  # a number from which exp is infinite
 _STEP = 1e-3  # of differences in place of derivatives, in double precision
 _SUMS = frozenset("add add_any sub".split())
@@ -183,6 +184,12 @@ class Formula:
     def at_zero(self) -> float:
         """f(0)."""
         return float(self(np.zeros(1))[0])
+
+    @functools.cached_property
+    def is_constant(self) -> bool:
+        """Whether f has the same value for every u."""
+        found = self(np.concatenate([-_HUGE, GRID, _HUGE]))
+        return bool(np.isfinite(found[0]) and np.all(found == found[0]))
 
     @functools.cached_property
     def is_affine(self) -> bool:

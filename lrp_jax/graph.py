@@ -396,10 +396,12 @@ class _Reader:
     def _number(self, atom: Any, numbers: dict[Any, int]) -> int:
         if not isinstance(atom, core.Literal):
             return numbers[atom]
-        number = equations.literal_value(atom)
+        return self._constant_number(equations.literal_value(atom))
+
+    def _constant_number(self, number: np.ndarray) -> int:
         key = ("number", number.dtype, number.shape, number.tobytes())
         if key not in self.seen:
-            value = self.graph.new_constant(atom.aval, Held(number, is_parameter=False))
+            value = self.graph.new_constant(number, Held(number, is_parameter=False))
             self.graph.note_number(value, number)
             self.seen[key] = [value]
         return self.seen[key][0]
@@ -433,9 +435,15 @@ class _Reader:
         checkpoints: tuple[Checkpoint, ...],
         treatment: Any = None,
     ) -> list[int]:
+        if (chosen := self._number_of_case(equation, inputs)) is not None:
+            if equation.primitive.name == "cond":
+                return self.read(equation.params["branches"][chosen], inputs[1:], location, checkpoints)
+            return [inputs[1 + chosen]]
         if equations.is_elementwise(equation):
             shape = equation.outvars[0].aval.shape
             inputs = tuple(self._broadcast(value, shape, location, checkpoints) for value in inputs)
+            if (move := self._shared_move(equation, inputs)) is not None:
+                return [self._move_afterwards(equation, inputs, move, location, checkpoints)]
         if used := tokens.becomes_live(self.graph, equation, inputs):
             live = dict(zip(used, self.live(used, location, checkpoints), strict=True))
             inputs = tuple(live.get(value, value) for value in inputs)
@@ -527,6 +535,64 @@ class _Reader:
         dimensions = tuple(range(len(shape) - len(there.shape), len(shape)))
         broadcast = _equation_of(lambda x: lax.broadcast_in_dim(x, shape, dimensions), there)
         return self._add(broadcast, (value,), location, checkpoints)[0]
+
+    def _number_of_case(self, equation: Any, inputs: Sequence[int]) -> int | None:
+        """Which case of a selection or branch is chosen, if a number says so that stands in the program."""
+        if equation.primitive.name not in {"cond", "select_n"}:
+            return None
+        number = self.graph.number(inputs[0])
+        cases = equation.params["branches"] if equation.primitive.name == "cond" else inputs[1:]
+        return None if number is None else min(max(int(number), 0), len(cases) - 1)
+
+    def _shared_move(self, equation: Any, inputs: Sequence[int]) -> Operation | None:
+        """The move by which all operands of an elementwise operation but numbers are brought into the same order."""
+        graph = self.graph
+        is_cast = equation.primitive.name == "convert_element_type" and equation.params["sharding"] is None
+        varying = [value for value in inputs if graph.number(value) is None]
+        statuses = {graph.status[value] for value in varying}
+        if not varying or not statuses <= {Status.LIVE, Status.HELD} or not graph.marks.keys().isdisjoint(varying):
+            return None
+        if equation.primitive.name not in equations.ELEMENTWISE and not is_cast:
+            return None
+        first, *others = (graph.producer.get(value) for value in varying)
+        if first is None or first.name not in _REARRANGEMENTS:
+            return None
+        before = graph.shapes[first.inputs[0]].shape
+        for other in others:
+            if other is None or (other.name, other.equation.params) != (first.name, first.equation.params):
+                return None
+            if graph.shapes[other.inputs[0]].shape != before:
+                return None
+        return first
+
+    def _move_afterwards(
+        self,
+        equation: Any,
+        inputs: Sequence[int],
+        move: Operation,
+        location: str,
+        checkpoints: tuple[Checkpoint, ...],
+    ) -> int:
+        """Applies an elementwise operation to what its operands were before a move, and moves what it returns."""
+        graph = self.graph
+        before = graph.shapes[move.inputs[0]].shape
+        operands = []
+        for value in inputs:
+            number = graph.number(value)
+            if number is None:
+                operands.append(graph.producer[value].inputs[0])
+                continue
+            operand = self._constant_number(number.astype(graph.shapes[value].dtype))
+            if graph.shapes[value].shape:
+                spread = _equation_of(lambda x: lax.broadcast_in_dim(x, before, ()), graph.shapes[operand])
+                (operand,) = self._add(spread, (operand,), location, checkpoints)
+            operands.append(operand)
+        run = functools.partial(equations.run, equation)
+        made = _equation_of(run, *(graph.shapes[operand] for operand in operands))
+        made = made.replace(source_info=equation.source_info)
+        (output,) = self._add(made, tuple(operands), location, checkpoints)
+        moving = _equation_of(functools.partial(equations.run, move.equation), graph.shapes[output])
+        return self._add(moving, (output,), move.location, checkpoints)[0]
 
     def _ranges(self, equation: Any, inputs: Sequence[int], bodies: Sequence[Graph]) -> list[Range]:
         """The ranges of an equation's outputs."""
@@ -652,9 +718,9 @@ def _join_branches(graph: Graph, index: int, bodies: Sequence[Graph]) -> list[St
     return [_join([choice, *statuses]) for statuses in outs]
 
 
-def _equation_of(fun: Callable[[Any], Any], operand: jax.ShapeDtypeStruct) -> Any:
+def _equation_of(fun: Callable[..., Any], *operands: jax.ShapeDtypeStruct) -> Any:
     """The equation that a function of one operation is."""
-    (equation,) = jax.make_jaxpr(fun)(operand).jaxpr.eqns
+    (equation,) = jax.make_jaxpr(fun)(*operands).jaxpr.eqns
     return equation
 
 
@@ -676,6 +742,8 @@ def _key(equation: Any, inputs: Sequence[int]) -> Any:
     return key
 
 
+# They move all of a value, so that it makes no difference which of these and an elementwise operation comes first.
+_REARRANGEMENTS = frozenset("broadcast_in_dim expand_dims reshape rev squeeze transpose".split())
 _OUTCOMES = {"token": Status.TOKEN, "live": Status.LIVE, "held": Status.HELD}
 
 

@@ -320,6 +320,36 @@ def _give_gather(
     return [*given, *chooser]
 
 
+# Into places that indices name: the winner is an element of the operands, those that do not carry relevance first. Who
+# is larger is said once, by the order of all elements, as integers.
+
+
+def _decide_scatter(beats: Beats, params: Params, live: Collection[int], operands: Sequence[jax.Array]) -> jax.Array:
+    sources = _sources(live)
+    flat = jnp.concatenate([operands[i].ravel() for i in sources])
+    order = jnp.argsort(flat, stable=True) if beats is lax.lt else jnp.argsort(-flat, stable=True)
+    rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=order.dtype), unique_indices=True)
+    parts = dict(zip(sources, jnp.split(rank, [operands[sources[0]].size]), strict=True))
+    names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    first, updates = (parts[i].reshape(operands[i].shape) for i in (0, 2))
+    return order[lax.scatter_min(first, operands[1], updates, **{name: params[name] for name in names})]
+
+
+def _give_scatter(
+    params: Params, live: Collection[int], shapes: Sequence[Any], winners: jax.Array, cotangent: jax.Array
+) -> Sequence[jax.Array]:
+    sources = _sources(live)
+    sizes = [math.prod(shapes[i].shape) for i in sources]
+    flat = jnp.zeros_like(cotangent, shape=sum(sizes)).at[winners.ravel()].add(cotangent.ravel())
+    parts = dict(zip(sources, jnp.split(flat, sizes[:1]), strict=True))
+    return [parts[i].reshape(shapes[i].shape) for i in sorted(live)]
+
+
+def _sources(live: Collection[int]) -> list[int]:
+    """What is there and what is scattered into it, in the order in which equals win."""
+    return sorted((0, 2), key=lambda position: (position in live, position))
+
+
 # A compiler computes an elementwise comparison again for each of its readers, each time with its own rounding of what
 # is compared. A sum it computes once: one of two indices in one number makes all readers see the same decision.
 
@@ -352,6 +382,8 @@ MAXIMA: Mapping[str, Maximum] = {
     "cummin": _maximum(_decide_so_far, _give_so_far, lax.lt),
     "reduce_window_max": _maximum(_decide_windows, _give_windows, lax.gt),
     "reduce_window_min": _maximum(_decide_windows, _give_windows, lax.lt),
+    "scatter-max": _maximum(_decide_scatter, _give_scatter, lax.gt),
+    "scatter-min": _maximum(_decide_scatter, _give_scatter, lax.lt),
     "select_and_gather_add": Maximum(_decide_gather, _give_gather),
 }
 """The primitives of JAX that this module can do, by name."""

@@ -7,6 +7,7 @@ a function is at zero.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -98,6 +99,14 @@ def _pass_relevance(call: Call) -> Arrays:
     return (call.cotangents[0].astype(call.live[0].dtype),)
 
 
+def _pass_relevance_where_scaled(call: Call) -> Arrays:
+    return (jnp.where(call.constants[0] == 0, 0, call.cotangents[0]).astype(call.live[0].dtype),)
+
+
+def _nothing(call: Call) -> Arrays:
+    return [jnp.zeros_like(x) for x in call.live]
+
+
 def _pass_ratio(call: Call) -> Arrays:
     ((x,), (y,), (ratio,)) = call.live, call.outputs, call.cotangents
     return ((ratio * divide(y, x)).astype(x.dtype),)
@@ -112,8 +121,23 @@ def _derivative(call: Call) -> Arrays:
     return transpose(list(call.cotangents))
 
 
+def _by_sign(call: Call) -> Arrays:
+    return (call.cotangents[0] * jnp.sign(call.live[0]),)
+
+
 def _halves(call: Call) -> Arrays:
     return tuple(0.5 * cotangent for cotangent in _derivative(call))
+
+
+def _parts_of_product(call: Call) -> Arrays:
+    """Equal parts to the elements of a product; to those of a product so far by their number."""
+    (cotangent,), ((x,), params) = call.cotangents, (call.live, call.params)
+    if call.name == "reduce_prod":
+        number: Any = math.prod(x.shape[axis] for axis in params["axes"])
+    else:
+        along = lax.broadcasted_iota(cotangent.dtype, x.shape, params["axis"])
+        number = x.shape[params["axis"]] - along if params["reverse"] else along + 1
+    return _derivative(replace(call, cotangents=[cotangent / number]))
 
 
 def _share_of_function(formula: Formula, call: Call) -> Arrays:
@@ -215,6 +239,12 @@ marked_as_none = replace(proportional, summary="split in proportion: no layer, b
 scaled = Treatment("passed one to one", {Form.RELEVANCE: _pass_relevance}, loss="not conserved")
 """For operations that multiply one live operand, element by element, with something that is held constant."""
 
+multiplied = replace(scaled, backward={Form.RELEVANCE: _pass_relevance_where_scaled})
+"""As `scaled`, for a factor that may be zero somewhere, as a mask is: nothing gets through there."""
+
+constant = Treatment("nothing goes on: the value is the same for every input", dict.fromkeys(Form, _nothing))
+"""For functions of one value that do not depend on it."""
+
 with_constant = Treatment("passed on; the constant keeps its share", {Form.RELEVANCE: _pass_relevance})
 """For sums of a live value and a constant: a ratio goes through unchanged, so that the constant absorbs its part."""
 
@@ -232,6 +262,11 @@ in_other_units = Treatment(
 halved = Treatment("half to each factor", {Form.RATIO: _halves}, Form.RATIO, Form.RATIO, "not conserved")
 """For products of two live values (Achtibat et al. 2024, equation 14)."""
 
+in_equal_parts = Treatment(
+    "the same part to each factor", {Form.RATIO: _parts_of_product}, Form.RATIO, Form.RATIO, "not conserved"
+)
+"""For the product of the elements of one value, as `halved` for two values; an element that is constant keeps its."""
+
 gated = Treatment(
     "all to the signal, the other factor is held constant", {Form.RELEVANCE: _pass_relevance}, loss="not conserved"
 )
@@ -239,6 +274,9 @@ gated = Treatment(
 
 smooth = Treatment("gradient times input", needs=Form.RATIO, returns=Form.RATIO, loss="not conserved")
 """For smooth functions such as softmax (Achtibat et al. 2024, proposition 3.1)."""
+
+smooth_together = replace(smooth, backward={Form.RATIO: _by_sign})
+"""As `smooth`, for the absolute value in max(a, b) + log(1 + exp(-|a - b|)), which has no kink where a = b."""
 
 derivative = Treatment("derivative times input", {Form.RELEVANCE: _pass_relevance}, loss="not conserved")
 """For functions that have no value at zero, such as a logarithm."""
@@ -270,10 +308,12 @@ def treatment_of_function(formula: Formula) -> Treatment:
         formula: The function f.
 
     Returns:
-        For u -> a u + b a ratio times a; for a relu one to one; for a function without a value at zero its derivative;
-        for every other c (f(u) - f(0)) / u: one to one where f(0) = 0, and else f(0) is a constant that keeps its
-        share.
+        For a constant nothing; for u -> a u + b a ratio times a; for a relu one to one; for a function without a value
+        at zero its derivative; for every other c (f(u) - f(0)) / u: one to one where f(0) = 0, and else f(0) is a
+        constant that keeps its share.
     """
+    if formula.is_constant:
+        return constant
     if formula.is_affine:
         return scaled if formula.at_zero == 0 else with_constant
     if formula.name == "relu":
@@ -321,6 +361,7 @@ _STRUCTURAL = frozenset(
 _PROPORTIONAL = frozenset("add add_any cumsum psum reduce_sum reduce_window_sum sub".split())
 LINEAR = frozenset("conv_general_dilated dot_general".split())
 PRODUCTS = LINEAR | frozenset("div mul".split())
+_PRODUCTS_OF_ELEMENTS = frozenset("cumprod reduce_prod".split())
 _ENDS = frozenset(
     """
     argmax argmin ceil clz eq eq_to floor ge gt is_finite le le_to lt lt_to ne not and or xor population_count round
@@ -330,6 +371,8 @@ _ENDS = frozenset(
 _SUMMARIES: tuple[tuple[Set[str], str], ...] = (
     ({"dot_general", "conv_general_dilated"}, "a layer, where the rule decides; half to each factor of two live ones"),
     ({"mul", "div"}, "passed one to one; of two live factors half to each, or all to the signal if the other is held"),
+    (_PRODUCTS_OF_ELEMENTS, in_equal_parts.summary),
+    ({"cumlogsumexp"}, smooth.summary),
     ({"max", "min"}, "a function of one value; to the winner of two live values"),
     (_PROPORTIONAL | {"scatter-add"}, "split in proportion; a constant that is added keeps its share"),
     (frozenset(MAXIMA), winner_takes_all.summary),
@@ -367,9 +410,15 @@ def treatment_of(graph: Graph, operation: Operation) -> Treatment:
         return with_constant
     if name in PRODUCTS and len(live) == 2:
         return halved
+    if name in _PRODUCTS_OF_ELEMENTS:
+        return in_equal_parts
+    if name == "cumlogsumexp":
+        return smooth
     if name in {"dot_general", "conv_general_dilated"}:
         return proportional
-    if name in {"mul", "neg"} or (name == "div" and live == [0]):
+    if name == "mul":
+        return multiplied
+    if name == "neg" or (name == "div" and live == [0]):
         return scaled
     if name == "div":
         return derivative

@@ -480,7 +480,7 @@ class _Cutter:
                     f"{operation.location}: what it belongs to has more values than one, as attention whose sum is "
                     "divided by last. Divide first, or give it a treatment with lrp_jax.mark.piece."
                 )
-            treatment = operations.smooth
+            treatment = operations.smooth_together if operation.name == "abs" else operations.smooth
             if id(operation) in self.softmaxes.halved:
                 numerator, part = self.softmaxes.halved[id(operation)]
                 treatment = operations.smooth_quotient(numerator, 0.0 if self.composite.holds_attention else part)

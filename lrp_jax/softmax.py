@@ -95,6 +95,10 @@ def find_softmaxes(graph: Graph) -> Softmaxes:
             output = _with_shift(graph, operation.outputs[0])
             found.add(graph, "logsumexp", output, terms, [operation, *terms.between, *terms.leaves.values()])
             logarithms.update(dict.fromkeys(operation.outputs, terms))
+        if operation.name in {"add", "sub"}:
+            operations = _sum_of_two(graph, operation)
+            found.derived.update(map(id, operations))
+            found.kinds.update(dict.fromkeys(map(id, operations), "logsumexp"))
         if logarithms and operation.name in {"add", "sub"} and len(graph.live_inputs(operation)) == 2:
             logarithm = _subtracted(graph, operation.outputs[0], logarithms)
             terms = None if logarithm is None else logarithms[logarithm]
@@ -115,6 +119,23 @@ def find_softmaxes(graph: Graph) -> Softmaxes:
     for group in groups.values():
         found.kinds.update(dict.fromkeys(map(id, group.operations), group.kind))
     return replace(found, groups=groups)
+
+
+def _sum_of_two(graph: Graph, operation: Operation) -> list[Operation]:
+    """The operations of max(a, b) + log(1 + exp(-|a - b|)), as in `jnp.logaddexp`; none if a sum is another one."""
+    for largest, rest in (operation.inputs, operation.inputs[::-1]):
+        chain: list[Operation] = []
+        for names in ({"log1p"}, _EXPONENTIALS, {"neg"}, {"abs"}, {"sub"}):
+            step = graph.producer.get(chain[-1].inputs[0] if chain else rest)
+            if step is None or step.name not in names:
+                break
+            chain.append(step)
+        maximum = graph.producer.get(largest)
+        if len(chain) < 5 or maximum is None or maximum.name != "max":
+            continue
+        if set(maximum.inputs) == set(chain[-1].inputs) and len(graph.live_inputs(maximum)) == 2:
+            return [operation, maximum, *chain]
+    return []
 
 
 def _group(graph: Graph, kind: str, output: int, terms: "_Terms") -> Group | None:

@@ -191,7 +191,9 @@ def _rebind(
     _run_all(plan, plan.pieces, values, observe, 0)
     return [
         _Given(
-            [values.copies[i, form] for form in arriving] if arriving else [_held(graph, i, values.plain[i])],
+            [values.copies[i, form] for form in arriving]
+            if graph.is_live(i) and arriving
+            else [_held(graph, i, values.plain[i])] * max(1, len(arriving)),  # a branch may return a constant
             _shadow(values, i) if is_token else None,
         )
         for i, arriving, is_token in zip(graph.outputs, plan.output_forms, are_tokens, strict=True)

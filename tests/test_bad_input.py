@@ -1245,6 +1245,35 @@ def test_bounds_per_channel_and_behind_a_normalisation():
         ledger(lambda x: network(2 * x - 1), jnp.array([[2.0, 1.0, 0.0, 0.5]]), 0, rule)
 
 
+LOOPS = {
+    "under a checkpoint": jax.checkpoint(network),
+    "in a scan": lambda x: jax.lax.map(network, x),
+    "in the carry of a scan": lambda x: jax.lax.scan(lambda c, _: (c + network(x), None), 0 * x[:, :3], None, 1)[0],
+    "in a scan under a checkpoint": lambda x: jax.lax.scan(jax.checkpoint(lambda c, r: (c, network(r))), 0.0, x)[1],
+    "in a branch": lambda x: jax.lax.cond(x.sum() > 0, network, lambda x: x[:, :3], x),
+    "in a branch in a scan": lambda x: jax.lax.map(
+        lambda r: jax.lax.switch((r.sum() > 0) + 0, [lambda r: r[:3], network, network], r), x
+    ),
+}
+
+
+@pytest.mark.parametrize("place", LOOPS)
+def test_values_outside_of_the_bounds_are_counted_in_loops_and_branches(place):
+    x = jnp.array([[0.0, 1.0, 0.5, 1.5], [-0.5, 2.0, 0.0, 1.0]])
+    rule = [(composites.first, rules.ZBox(0.0, 1.0)), (composites.any_layer, rules.ZPlus())]
+    if place == "in a branch in a scan":
+        rule = rules.ZBox(0.0, 1.0)
+    with pytest.warns(LRPWarning, match=r"^3 values are outside .* 'dense_0'.*from -0\.5 to 2\.") as caught:
+        explain(LOOPS[place], x, 0, rule)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+def test_values_in_a_branch_that_is_not_taken_are_not_counted(no_warnings):
+    model = lambda x: jax.lax.cond(x.sum() > 99, network, lambda x: x[:, :3] + 0.0 * x.sum(), x)
+    explain(model, jnp.array([[0.0, 1.0, 0.5, 1.5]]), 0, rules.ZBox(0.0, 1.0))
+
+
 def test_values_within_rounding_of_the_bounds_are_inside(no_warnings):
     x = jnp.array([[0.1, 0.7, 0.2, 0.3]])
     explain(lambda x: network((x - 0.1) / 0.3), x, 0, rules.ZBox(0.0, 2.0))

@@ -24,7 +24,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.lax import stop_gradient as held
 from nightly import NIGHTLY
 
-from lrp_jax import composites, ledger, lrp, relevance, rules
+from lrp_jax import composites, ledger, lrp, plan, relevance, rules
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -667,6 +667,10 @@ def compared(x):
     return jnp.where(z > -100, z + BB, z)
 
 
+def half(x):
+    return x.astype(jnp.bfloat16).astype(jnp.float64)
+
+
 BIASES = {
     "x @ w + b": lambda x: x @ BW + BB,
     "b + x @ w": lambda x: BB + x @ BW,
@@ -683,6 +687,10 @@ BIASES = {
     "behind a new axis": lambda x: ((x @ BW)[..., None] + BB[:, None])[..., 0],
     "behind a transposition": lambda x: ((x @ BW).T + BB[:, None]).T,
     "behind a flip": lambda x: (x @ jnp.concatenate([BW, 0 * BW], 1))[:, ::-1][:, 1:] + BB,
+    "cast, new axis and flip under jit": lambda x: jax.jit(lambda z: jnp.flip(half(z)[:, None], 2) + BB)(x @ BW)[:, 0],
+    "number behind moves under jit": lambda x: jax.jit(lambda z: z.reshape(-1, 1, 1)[::-1] + 5.0)(x @ BW)[::-1, 0],
+    "number under a checkpoint": lambda x: jax.checkpoint(jax.jit(lambda z: jnp.squeeze(z[None], 0) + 5.0))(x @ BW),
+    "number as an argument of a helper": lambda x: jax.jit(lambda z, k: jnp.expand_dims(z, 1) + k)(x @ BW, 5.0)[:, 0],
     "batch norm before": lambda x: (x @ BW * 2.0 + 1.0) / 2.0 + 4.5,
     "piece under jit": lambda x: jax.jit(lambda x: x @ BW)(x) + BB,
     "printed sum": printed,
@@ -1201,6 +1209,113 @@ def test_ties_go_to_the_first(case, way):
 # The account
 
 LEDGER_X, LEDGER_WEIGHT = np.array([[1.0, 2.0]]), np.array([[2.0], [-1.0]])
+
+
+MAPPED = {
+    "hard_tanh": jax.nn.hard_tanh,
+    "relu6": jax.nn.relu6,
+    "hard_swish": jax.nn.hard_swish,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "leaky_relu": jax.nn.leaky_relu,
+    "elu": jax.nn.elu,
+    "celu": jax.nn.celu,
+    "selu": jax.nn.selu,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "softplus": jax.nn.softplus,
+    "sparse_plus": jax.nn.sparse_plus,
+    "clip": lambda x: jnp.clip(x, -1, 2),
+    "where": lambda x: jnp.where(x > 0.5, x, 0.5),
+    "where, squared": lambda x: jnp.where(x > 1, x**2, x) + 1.0,
+    "heaviside": lambda x: x * jnp.heaviside(x, 0.0),
+    "where, in two steps": lambda x: jnp.where(x > 1, 1.0, jnp.where(x < -1, -1.0, x) + 0.25),
+}
+MAPS = {
+    "over the samples": jax.vmap,
+    "over the features": functools.partial(jax.vmap, in_axes=1, out_axes=1),
+    "over both": lambda fun: jax.vmap(jax.vmap(fun), in_axes=1, out_axes=1),
+    "of a helper under jit": lambda fun: jax.vmap(jax.jit(fun), in_axes=1, out_axes=1),
+    "under a checkpoint": lambda fun: jax.checkpoint(jax.vmap(fun, in_axes=1, out_axes=1)),
+}
+
+
+@pytest.mark.parametrize("way", MAPS)
+def test_function_under_vmap_is_the_same_function(way):
+    x = jnp.asarray([[0.0, 3.0, -3.0, 0.25], [7.0, -0.5, 1.0, -1.0]])
+    weight = jnp.asarray([[2.0, -1.0, 0.5, 1.0]] * 3 + [[-1.0, 0.3, 1.0, -2.0]])
+    target = lambda output: (output * jnp.arange(1.0, 5.0)).sum(1)
+
+    def maps(order):
+        found = {}
+        for name, fun in MAPPED.items():
+            found[name] = relevance(order(fun), x, target, composites.Composite([])).relevance
+            found[f"{name} behind a layer"] = relevance(
+                lambda x, fun=fun: order(fun)(x @ weight), x, target, rules.ZPlus()
+            ).relevance
+        return found
+
+    expected, actual = maps(lambda fun: fun), maps(MAPS[way])
+    for name, found in actual.items():
+        np.testing.assert_allclose(found, expected[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_mask_and_value_that_are_moved_alike():
+    x = jnp.asarray([[0.0, 3.0, -3.0], [0.7, -0.5, 1.0]])
+    expected = relevance(lambda x: jnp.where(x > 0.5, x, 0.5), x, 1).relevance
+    for move, back in (
+        (lambda a: a.T, lambda a: a.T),
+        (lambda a: a[:, None], lambda a: a[:, 0]),
+        (lambda a: a.reshape(3, 2)[::-1], lambda a: a[::-1].reshape(2, 3)),
+    ):
+        moved = lambda x, move=move, back=back: back(jnp.where(move(x > 0.5), move(x), 0.5))
+        assert_close(relevance(moved, x, 1).relevance, expected)
+
+
+def test_mask_that_is_found_by_argmax_under_vmap():
+    cases = lambda x: jnp.piecewise(x, [x < 0, x >= 2], [lambda v: -v, 2.0, lambda v: v])
+    x = jnp.asarray([[0.5, 3.0, -3.0], [0.7, -0.5, 1.0]])
+    expected = relevance(cases, x, 0).relevance
+    assert_close(relevance(jax.vmap(cases, in_axes=1, out_axes=1), x, 0).relevance, expected)
+
+
+MASK = np.array([1.0, 0.0, 1.0, 0.0])
+NOTHING_GETS_THROUGH = {
+    "where(False, x, 0)": lambda x: jnp.where(False, x, 0.0),
+    "where(True, 0, x)": lambda x: jnp.where(True, 0.0, x),
+    "a mask of False": lambda x: jnp.where(jnp.zeros(x.shape, bool), x, 0.0),
+    "a mask that is held": lambda x: jnp.where(np.zeros(x.shape, bool), x, 0.0),
+    "select_n with a number": lambda x: lax.select_n(jnp.int32(0), jnp.zeros_like(x), x, jnp.sin(x)),
+    "cond": lambda x: lax.cond(False, jnp.sin, jnp.zeros_like, x),
+    "switch": lambda x: lax.switch(1, [jnp.sin, jnp.zeros_like, jnp.cos], x),
+    "cond under jit": lambda x: jax.jit(lambda x: lax.cond(jnp.int32(2) > 3, jnp.sin, jnp.zeros_like, x))(x),
+    "cond under a checkpoint": jax.checkpoint(lambda x: lax.cond(True, jnp.zeros_like, jnp.sin, x)),
+    "times False": lambda x: x * False,
+    "times a mask": lambda x: x * np.zeros(x.shape[1]),
+    "a condition that is never met": lambda x: jnp.where((x > 0) & False, x, 0.0),
+    "clip to a number": lambda x: jnp.clip(x, 0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("rule", [rules.Flat(), rules.WSquare(), rules.ZBox(-3.0, 3.0), rules.ZPlus()], ids=type)
+def test_nothing_gets_through_what_does_not_depend_on_the_input(rule):
+    x = jnp.asarray([[1.0, -2.0, 0.5, 2.0], [-1.0, 0.3, 0.7, -2.5], [0.0, 1.0, 1.0, 1.0]])
+    weight = jnp.asarray([[1.0, 2.0], [-1.0, 0.5], [0.3, 1.5], [2.0, 0.7]])
+    # What a rule gives to the other positions stays with the constants there.
+    expected = relevance(lambda x: jnp.where(np.arange(4) < 2, x, 0.0) @ weight, x, 0, rule).relevance
+    for name, fun in NOTHING_GETS_THROUGH.items():
+        model = lambda x, fun=fun: jnp.concatenate([x[:, :2], fun(x[:, 2:])], 1) @ weight
+        found = relevance(model, x, 0, rule).relevance
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12, err_msg=name)
+        assert not np.asarray(found)[:, 2:].any(), name
+
+
+def test_branch_that_is_known_is_the_function_itself():
+    x, weight = jnp.asarray([[1.0, -2.0]]), jnp.asarray([[1.0, 2.0], [-1.0, 0.5]])
+    branches = [jnp.sin, lambda x: x @ weight, jnp.zeros_like]
+    rows = plan(lambda x: lax.switch(1, branches, x) + jnp.asarray([1.0, 2.0]), x, rules.ZPlus()).rows
+    assert [row[1] for row in rows] == ["dense"]
+    chosen = lambda x: lax.cond(x.sum() > 9, jnp.zeros_like, lambda x: x @ weight, x)  # one returns a constant
+    assert_close(relevance(chosen, x, 0, rules.Zero()).relevance, [[1.0, 2.0]])
 
 
 def test_ledger_says_what_constants_kept():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from lrp_jax import ledger, relevance, rules
 from lrp_jax.maxima import MAXIMA, to_winners, winners
 
 
@@ -390,7 +391,7 @@ SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
 def maxima(draw):
     """A maximum with live operands of random shapes and many ties, and no window without an element."""
     shape = tuple(draw(SIZES))
-    name = draw(st.sampled_from(sorted(MAXIMA.keys() - {"select_and_gather_add"})))
+    name = draw(st.sampled_from(sorted(MAXIMA.keys() - {"scatter-max", "scatter-min", "select_and_gather_add"})))
     axis = draw(st.integers(0, len(shape) - 1))
     count = {"max": 2, "min": 2, "clamp": 3}.get(name, 1)
     seed = draw(st.integers(0, 1000))
@@ -414,3 +415,76 @@ def test_what_arrives_is_conserved(maximum):
     function, operands = maximum
     cotangent = tied(*jax.eval_shape(function, *operands).shape, seed=1)
     assert sum(slope.sum() for slope in back(function)(operands, cotangent)) == cotangent.sum()
+
+
+# Into places that indices name
+
+SEGMENTS = np.array([0, 2, 0, 2, 4])
+NODES = np.array([[1.0, 3.0, 3.0, 2.0, -1.0], [-1.0, -3.0, 0.0, 5.0, 5.0], [2.0, 4.0, 2.0, 4.0, 0.0]])
+
+
+def by_segment(x, sign, cotangent, constant=None):
+    """Each segment's c times value to its first largest element; to none if a constant is as large."""
+    found = np.zeros_like(x)
+    for segment in set(SEGMENTS):
+        members = np.flatnonzero(segment == SEGMENTS)
+        best = members[np.argmax(sign * x[members])]
+        if constant is None or sign * x[best] > sign * constant:
+            found[best] = cotangent[segment] * x[best]
+    return found
+
+
+SCATTERED = {
+    "segment_max": (lambda r: jax.ops.segment_max(r, SEGMENTS, num_segments=6), 1, None),
+    "segment_min": (lambda r: jax.ops.segment_min(r, SEGMENTS, num_segments=6), -1, None),
+    "at.max": (lambda r: jnp.full(6, 2.0, r.dtype).at[SEGMENTS].max(r), 1, 2.0),
+    "at.min": (lambda r: jnp.full(6, 0.0, r.dtype).at[SEGMENTS].min(r), -1, 0.0),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("name", SCATTERED)
+def test_largest_of_a_segment_gets_all(name, dtype):
+    aggregate, sign, constant = SCATTERED[name]
+    cotangent = np.arange(1.0, 7.0)
+
+    def model(x):
+        found = jax.vmap(aggregate)(x)
+        return jnp.where(jnp.isfinite(found), found, 0)  # a segment may be empty
+
+    with jax.enable_x64(dtype == jnp.float64):
+        x = jnp.asarray(NODES, dtype)
+        target = lambda output: (output * cotangent.astype(dtype)).sum(1)
+        for function in (model, jax.jit(model)):
+            for batch in (x[:1], x):
+                found = relevance(function, batch, target, rules.Zero()).relevance
+                right = [by_segment(np.asarray(row, np.float64), sign, cotangent, constant) for row in NODES]
+                np.testing.assert_allclose(found, right[: len(batch)], rtol=1e-6)
+        book = ledger(model, x, target, rules.Zero())
+        assert abs(book.unaccounted) < 1e-4
+        weight = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)), dtype)
+        for rule in (rules.Flat(), rules.ZBox(-5.0, 5.0), rules.ZPlus()):
+            assert jnp.isfinite(relevance(lambda x: model(x) @ weight, x, 0, rule).relevance).all()
+
+
+def test_of_what_is_there_and_what_is_scattered_the_first_wins():
+    x = jnp.asarray([[1.0, 3.0, 3.0, 1.0, -1.0]])
+    model = lambda x: jax.vmap(lambda r: r[:3].at[jnp.array([0, 1])].min(r[3:]))(x)
+    found = relevance(model, x, lambda output: output.sum(1), rules.Zero()).relevance
+    np.testing.assert_allclose(found, [[1.0, 0.0, 3.0, 0.0, -1.0]])
+
+
+def test_maximum_over_the_neighbours_of_a_graph():
+    # Edges 0-1, 1-2, 2-0 both ways and 3 alone; features of the nodes by a layer, the largest message for each.
+    sender, receiver = jnp.array([0, 1, 1, 2, 2, 0]), jnp.array([1, 0, 2, 1, 0, 2])
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(4, 2)), jnp.float32)
+
+    def network(x):
+        messages = jax.nn.relu(x @ weight)[sender]
+        largest = jax.ops.segment_max(messages, receiver, num_segments=4)
+        return jnp.where(jnp.isfinite(largest), largest, 0.0)
+
+    gradient = jax.grad(lambda x: network(x).sum())(x)
+    found = relevance(network, x, lambda output: output.sum(1), rules.Zero()).relevance
+    np.testing.assert_allclose(found, gradient * x, rtol=1e-5, atol=1e-6)

@@ -11,6 +11,7 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+import lrp_jax
 from lrp_jax import composites, lrp, operations, rules
 from lrp_jax.errors import UnsupportedOperationError
 
@@ -427,12 +428,70 @@ def test_product_halves_relevance():
     np.testing.assert_allclose(relevance.sum(), (weights * value).sum())
 
 
+FACTORS = np.array([[2.0, -3.0, 4.0], [0.0, 5.0, 1.0], [0.0, 0.0, 2.0]])
+PRODUCTS = {
+    "prod": (lambda x: x.prod(1), [[-8, -8, -8], [0, 0, 0], [0, 0, 0]]),
+    "prod over two axes": (lambda x: x.reshape(-1, 1, 3).prod((1, 2)), [[-8, -8, -8], [0, 0, 0], [0, 0, 0]]),
+    # 2, -6 and -24: all, a half and a third of them.
+    "cumprod": (lambda x: jnp.cumprod(x, 1).sum(1), [[2 - 3 - 8, -3 - 8, -8], [0, 0, 0], [0, 0, 0]]),
+    # -24, -12 and 4; 0, 5 and 1; 0, 0 and 2.
+    "cumprod from the end": (
+        lambda x: lax.cumprod(x, 1, reverse=True).sum(1),
+        [[-8, -8 - 6, -8 - 6 + 4], [0, 2.5, 2.5 + 1], [0, 0, 2]],
+    ),
+    "with a constant": (
+        lambda x: jnp.concatenate([x, jnp.full_like(x[:, :1], 2.0)], 1).prod(1),
+        [[-12] * 3, [0] * 3, [0] * 3],
+    ),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_product_gives_the_same_part_to_each_factor(compiled):
+    for name, (fun, expected) in PRODUCTS.items():
+        model = (jax.jit if compiled else lambda fun: fun)(lambda x, fun=fun: fun(x)[:, None])
+        x = jnp.asarray(FACTORS)
+        for start in (0, 1, 2):  # one sample and more
+            found = lrp_jax.relevance(model, x[start:], 0, rules.Zero()).relevance
+            np.testing.assert_allclose(found, np.asarray(expected, float)[start:], rtol=1e-6, err_msg=name)
+        book = lrp_jax.ledger(model, x, 0, rules.Zero())
+        assert abs(book.unaccounted) < 1e-5, name
+        assert abs(book.inputs - np.sum(expected)) < 1e-4, name
+
+
+LOGARITHMS = {
+    "logsumexp": lambda x: jax.nn.logsumexp(x, 1),
+    "less log n": lambda x: jax.nn.logsumexp(x, 1) - np.log(4),
+    "log of a mean": lambda x: jnp.log(jnp.exp(x).mean(1)),
+    "with its maximum": lambda x: jnp.log(jnp.exp(x - x.max(1, keepdims=True)).mean(1)) + x.max(1),
+    "with a number": lambda x: jnp.log(jnp.exp(x - 5.0).mean(1)) + 5.0,
+    "where": lambda x: jax.nn.logsumexp(x, 1, where=jnp.array([True, False, True, True])),
+    "mean where": lambda x: jnp.log(jnp.mean(jnp.exp(x), 1, where=jnp.array([True, False, True, True]))),
+    "b": lambda x: jax.nn.logsumexp(x, 1, b=jnp.array([1.0, 0.5, 2.0, 0.1])),
+    "with a temperature": lambda x: 2 * jax.nn.logsumexp(x / 2, 1) - 2 * jnp.log(4.0),
+    "smallest": lambda x: -jax.nn.logsumexp(-x, 1),
+    "in twos": lambda x: jnp.log2(jnp.exp2(x).sum(1)),
+    "logaddexp": lambda x: jnp.logaddexp(x[:, 0], x[:, 1]),
+    "logaddexp of three": lambda x: jnp.logaddexp(jnp.logaddexp(x[:, 0], x[:, 3]), x[:, 2]),
+    "so far": lambda x: lax.cumlogsumexp(x, 1).sum(1),
+}
+
+
+@pytest.mark.parametrize("way", ["plain", "jit", "vmap"])
+def test_logarithm_of_a_sum_of_exponentials_is_gradient_times_input(way):
+    x = jnp.asarray([[0.5, -1.0, 2.0, 0.3], [0.0, 1.0, 1.0, 3.0], [-2.0, -2.0, 0.0, -2.0]])
+    for name, fun in LOGARITHMS.items():
+        model = {"plain": fun, "jit": jax.jit(fun), "vmap": jax.vmap(lambda r, fun=fun: fun(r[None])[0])}[way]
+        gradient = jax.grad(lambda x, fun=fun: fun(x).sum())(x)
+        found = lrp_jax.relevance(lambda x, model=model: model(x)[:, None], x, 0, rules.Zero()).relevance
+        np.testing.assert_allclose(found, gradient * x, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 REFUSED = {
     "while": lambda x: lax.while_loop(lambda c: c.sum() < 10, lambda c: c + 1, x),
-    "reduce_prod": lambda x: x.prod(1),
     "real": lambda x: jnp.fft.ifft(jnp.fft.fft(x)).real,
     "custom_linear_solve": lambda x: jnp.linalg.solve(WEIGHT, x.T),
-    "cumprod": lambda x: x.cumprod(1),
+    "igamma": lambda x: jax.scipy.special.gammainc(x**2, x**2 + 1),
 }
 
 
@@ -446,26 +505,28 @@ def test_operation_without_treatment_is_refused(name):
 def test_refusal_says_where_and_what_to_do():
     def cumulative(x):
         with jax.named_scope("encoder"):
-            return lax.cumprod(x, 1)
+            return REFUSED["igamma"](x)
 
-    for fun, place in ((cumulative, r"\(\S*cumulative\), in encoder"), (REFUSED["cumprod"], r"\(\S*<lambda>\)")):
+    for fun, place in ((cumulative, r"\(\S*<lambda>\), in encoder"), (REFUSED["igamma"], r"\(\S*<lambda>\)")):
         with pytest.raises(UnsupportedOperationError) as refusal:
             lrp(fun, rules.Zero())(example())
         message = str(refusal.value)
-        assert re.search(rf"'cumprod' at \S+test_operations\.py:\d+ {place}: lrp_jax has no treatment for it", message)
+        assert re.search(rf"'igamma' at \S+test_operations\.py:\d+ {place}: lrp_jax has no treatment for it", message)
         assert "the treatments that there are stand in lrp_jax.operations." in message
 
 
 def test_summary_says_whether_there_is_a_treatment():
     assert operations.summary_of("reduce_sum").startswith("split in proportion")
-    assert operations.summary_of("cumprod") == "refused"
+    assert operations.summary_of("igamma") == "refused"
 
 
 def test_refused_operation_gets_a_treatment():
-    rules_ = composites.with_treatment(rules.Zero(), "reduce_prod", operations.smooth)
+    rules_ = composites.with_treatment(rules.Zero(), "igamma", operations.smooth)
     x = example()
-    value, weights, relevance = relevance_from_ratio(lambda x: x.prod(1), x, rules_)
-    assert_close(relevance, jnp.broadcast_to((weights * value)[:, None], x.shape))
+    fun = lambda x: jax.scipy.special.gammainc(x, jnp.exp(x))
+    _, weights, relevance = relevance_from_ratio(lambda x: fun(jnp.abs(x) + 0.5), x, rules_)
+    assert jnp.isfinite(relevance).all()
+    assert weights.shape == x.shape
 
 
 def test_operation_that_relevance_does_not_reach_is_not_refused():
@@ -553,7 +614,10 @@ def test_gate_that_is_shifted_by_a_difference_takes_nothing():
 @pytest.mark.parametrize(
     ("fun", "circumstance"),
     [
-        (lambda x: jnp.cumprod(x), r"with 1 operand\(s\) that depend on the explained input\. If you know"),
+        (
+            lambda x: jnp.linalg.cholesky(x @ x.T),
+            r"with 1 operand\(s\) that depend on the explained input\. If you know",
+        ),
         (lambda x: lax.complex(x, x).real, r"has no treatment for it with complex numbers\. If you know"),
     ],
 )
