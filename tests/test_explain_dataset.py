@@ -315,7 +315,7 @@ def on_eight_devices(folder):
     for target in (None, "all"):
         arrays, static = split_model(a_network())
         kind = target or "largest"
-        explain_batch = functools.partial(_explain_batch, static, None, COMPOSITE, kind, None, None)
+        explain_batch = functools.partial(_explain_batch, static, None, COMPOSITE, kind, None, None, "checked")
         shared_out = jax.jit(functools.partial(_explain_shared, mesh, explain_batch))
         program = shared_out.lower(arrays, np.zeros((16, 6, 6, 1)), None)
         assert not re.findall(r"all-\w+|collective-\w+|reduce-scatter", program.compile().as_text())
