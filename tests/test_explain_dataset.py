@@ -355,7 +355,7 @@ def on_eight_devices(folder):
         arrays, static = split_model(a_network())
         kind = target or "largest"
         numbers, structure = jax.tree.flatten(COMPOSITE)
-        explain_batch = functools.partial(_explain_batch, static, None, structure, kind, None, None)
+        explain_batch = functools.partial(_explain_batch, static, None, structure, kind, None, None, "checked")
         shared_out = jax.jit(functools.partial(_explain_shared, mesh, explain_batch))
         program = shared_out.lower(numbers, arrays, np.zeros((16, 6, 6, 1)), None)
         assert not re.findall(r"all-\w+|collective-\w+|reduce-scatter", program.compile().as_text())
