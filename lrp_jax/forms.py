@@ -11,6 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from lrp_jax.errors import InputError
 
@@ -71,27 +74,46 @@ def _relevance_to_ratio(value: jax.Array) -> jax.Array:
 _relevance_to_ratio.defvjp(lambda value: (value, value), lambda value, relevance: (divide(relevance, value),))
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def begin(explained: Sequence[jax.Array], others: Sequence[jax.Array]) -> list[jax.Array]:
-    """Returns the explained arguments, and sees to it that nothing is differentiated with regard to the others.
+    """Returns the explained arguments, and sees to it that nothing is differentiated but these, and only backwards.
 
     Raises:
-        InputError: If the function is differentiated with regard to one of `others`.
+        InputError: If the function is differentiated with regard to one of `others`, or in forward mode.
     """
     return list(explained)
 
 
-def _begin_forward(explained: Sequence[Any], others: Sequence[Any]) -> tuple[list[jax.Array], None]:
-    if any(other.perturbed for other in others):
+@functools.partial(begin.defjvp, symbolic_zeros=True)
+def _begin_jvp(primals: Any, tangents: Any) -> tuple[list[jax.Array], list[Any]]:
+    (explained, _), (directions, others) = primals, tangents
+    if not all(isinstance(other, SymbolicZero) for other in others):
         raise InputError(
             "The derivative of an lrp() function is relevance, which is defined for the explained arguments (argnums) "
             "alone. For a gradient with regard to parameters differentiate the original function, or a quantity "
             "computed from the relevance."
         )
-    return [argument.value for argument in explained], None
+    return list(explained), [
+        direction if isinstance(direction, SymbolicZero) else _only_backwards.bind(direction)
+        for direction in directions
+    ]
 
 
-begin.defvjp(_begin_forward, lambda _, cotangents: (list(cotangents), None), symbolic_zeros=True)
+def _refuse_forward_mode(*_: Any, **__: Any) -> Any:
+    raise InputError(
+        "Relevance is propagated backwards, and jax.jvp, jax.jacfwd and what jax.linearize returns go forwards. "
+        "Differentiate an lrp() function with jax.grad, jax.vjp or jax.jacrev."
+    )
+
+
+# The identity of tangents. Reverse mode transposes it before it runs, and forward mode comes to run it.
+_only_backwards = Primitive("only_backwards")
+_only_backwards.def_impl(_refuse_forward_mode)
+_only_backwards.def_abstract_eval(lambda direction: direction)
+ad.primitive_jvps[_only_backwards] = _refuse_forward_mode
+ad.primitive_transposes[_only_backwards] = lambda cotangent, _: [cotangent]
+batching.defvectorized(_only_backwards)
+mlir.register_lowering(_only_backwards, _refuse_forward_mode)
 
 
 @jax.custom_vjp

@@ -54,7 +54,7 @@ def lrp(
             it and the line that it comes from.
         InputError: `fun` cannot be called, or `inference` is neither of the two; (when called) an explained argument is
             not real floating-point, `argnums` does not fit the call, or the value is differentiated with regard to an
-            argument that is not explained.
+            argument that is not explained, or in forward mode.
         ModelError: (when called) `fun` is in training mode, needs values in Python, or has an output that is not
             differentiable.
 

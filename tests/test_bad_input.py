@@ -312,6 +312,10 @@ CASES = {
         lambda: jax.grad(lrp(lambda weight, x: (x @ weight).sum(), rules.Zero(), argnums=1))(WEIGHT, X),
         "differentiate the original function",
     ),
+    "A derivative of `lrp(fun)` in forward mode, such as `jax.jvp` or `jax.jacfwd`": (
+        lambda: jax.jvp(lrp(network, rules.Zero()), (X,), (X,)),
+        "backwards, .* with jax.grad, jax.vjp or jax.jacrev",
+    ),
     # The model.
     "It cannot be called": (lambda: explain(WEIGHT), "cannot be called"),
     "It is a class, and no instance of it": (

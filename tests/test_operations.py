@@ -536,11 +536,6 @@ def test_operation_that_relevance_does_not_reach_is_not_refused():
     assert_close(propagate(value)[0], x * (value @ WEIGHT.T))
 
 
-def test_forward_mode_fails_with_the_reason():
-    with pytest.raises(TypeError, match=r"forward-mode autodiff \(jvp\) to a custom_vjp"):
-        jax.jvp(lrp(CONSTANT_WEIGHT, rules.Zero()), (example(),), (example(),))
-
-
 @pytest.mark.parametrize("name", ["square", "sigmoid", "relu"])
 def test_sign_of_a_function_is_not_taken_from_its_name(name):
     function = lambda x: x * jnp.abs(x)

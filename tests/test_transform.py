@@ -9,7 +9,7 @@ from flax import nnx
 from jax import lax
 
 from lrp_jax import LRPError, lrp, rules
-from lrp_jax.errors import UnsupportedOperationError
+from lrp_jax.errors import InputError, UnsupportedOperationError
 
 ALL_RULES = [rules.Zero(), rules.Epsilon(), rules.ZPlus(), rules.Flat()]
 
@@ -194,6 +194,52 @@ def test_derivative_with_regard_to_parameters_is_refused():
     explained = lrp(lambda weight, x: (x @ weight).sum(), rules.Zero(), argnums=1)
     with pytest.raises(LRPError, match="explained arguments"):
         jax.grad(explained)(jnp.ones((2, 1)), jnp.ones(2))
+
+
+def hidden(x):
+    return jax.nn.relu(x @ jnp.array([[1.0, -2.0], [3.0, 1.0]])) @ jnp.array([[2.0], [-1.0]])
+
+
+def looped(x):
+    step = lambda carry, _: (carry + jax.checkpoint(lrp(hidden, rules.Epsilon(0.1)))(x), None)
+    return lax.scan(step, jnp.zeros((len(x), 1)), None, length=2)[0]
+
+
+DOORS = {
+    "plain": lrp(hidden, rules.Epsilon(0.1)),
+    "jit": jax.jit(lrp(hidden, rules.Epsilon(0.1))),
+    "vmap": jax.vmap(lrp(hidden, rules.Epsilon(0.1))),
+    "vmap of jit": jax.vmap(jax.jit(lrp(hidden, rules.Epsilon(0.1)))),
+    "loop": looped,
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_forward_mode_says_what_to_do(door):
+    explained, x = DOORS[door], jnp.array([[1.0, 3.0], [-1.0, 3.0], [0.5, -4.0]])
+    modes = {
+        "jvp": lambda x: jax.jvp(explained, (x,), (x,)),
+        "linearize": lambda x: jax.linearize(explained, x)[1](x),
+        "grad of jvp": jax.grad(lambda x: jax.jvp(explained, (x,), (x,))[1].sum()),
+    }
+    runs = [*modes.values(), *map(jax.jit, modes.values())]
+    if door in {"plain", "vmap"}:
+        runs.append(jax.jacfwd(explained))
+    for run in runs:
+        with pytest.raises(InputError, match=r"backwards, .* with jax\.grad, jax\.vjp or jax\.jacrev"):
+            run(x)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_second_derivatives_agree_in_every_mode(float64, door):
+    x = jnp.array([[1.0, 3.0], [-1.0, 3.0], [0.5, -4.0]])
+    total = lambda x: DOORS[door](x).sum()
+    again, forward = jax.jacrev(jax.jacrev(total))(x), jax.jacfwd(jax.jacrev(total))(x)
+    step = 1e-6 * jnp.eye(6).reshape(6, 3, 2)
+    numeric = jax.vmap(lambda d: (jax.grad(total)(x + d) - jax.grad(total)(x - d)) / 2e-6)(step)
+    assert abs(again).max() > 0.1
+    np.testing.assert_allclose(again, forward, atol=1e-12)
+    np.testing.assert_allclose(again, jnp.moveaxis(numeric, 0, -1).reshape(again.shape), atol=1e-6)
 
 
 def test_unsupported_operation_is_named_with_its_line():
