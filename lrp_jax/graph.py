@@ -583,7 +583,7 @@ class _Reader:
                 operands.append(graph.producer[value].inputs[0])
                 continue
             operand = self._constant_number(number.astype(graph.shapes[value].dtype))
-            if graph.shapes[value].shape:
+            if graph.shapes[value].shape and before:
                 spread = _equation_of(lambda x: lax.broadcast_in_dim(x, before, ()), graph.shapes[operand])
                 (operand,) = self._add(spread, (operand,), location, checkpoints)
             operands.append(operand)
