@@ -556,7 +556,7 @@ def test_progress_bar_is_not_needed(store, monkeypatch):
 
 @pytest.mark.parametrize("batch_size", [1.5, 0, -1, True, "4", np.float32(4)])
 def test_batch_size_of_relevance(batch_size):
-    with pytest.raises(InputError, match="batch_size must be (an integer|at least 1)"):
+    with pytest.raises(InputError, match=r"batch_size must be (an integer|at least 1)"):
         relevance(a_network(), IMAGES, batch_size=batch_size, progress=False)
 
 
