@@ -39,76 +39,89 @@ class Rank(enum.IntEnum):
     NORMALISER = 2
 
 
-def signal_of(functions: Functions, operation: Operation, held: Set[int] = frozenset()) -> int | None:
+def signal_of(functions: Functions, operation: Operation) -> int | None:
     """The position of the factor that takes all relevance of a product or quotient, as the other one is held.
 
     Args:
         functions: The functions of one value in the graph.
         operation: An operation on two live values.
-        held: Values that are held in any case.
 
     Returns:
         The position; None where both get half.
     """
     first, second = operation.inputs
-    ranks = rank_of(functions, first, held), rank_of(functions, second, held, divides=operation.name == "div")
+    ranks = rank_of(functions, first), rank_of(functions, second, divides=operation.name == "div")
     if ranks[0] == ranks[1]:
         return None
     return 0 if ranks[1] > ranks[0] else 1
 
 
-def rank_of(functions: Functions, value: int, held: Set[int] = frozenset(), *, divides: bool = False) -> Rank:
+def rank_of(functions: Functions, value: int, *, divides: bool = False) -> Rank:
     """What a value is as a factor.
 
     Args:
         functions: The functions of one value in the graph.
         value: The number of the value.
-        held: Values that are held in any case.
         divides: Whether it divides, so that its reciprocal is the factor.
     """
-    graph = functions.graph
+    only_normaliser = False
+    known = functions.factors
     while True:
-        marked = _marked(graph, value)
-        if marked is not None:
-            return marked
-        if value in held:
-            return Rank.NORMALISER
-        function = functions.whole(value)
-        marked = None if function is None else _marked_within(functions, function)
-        if marked is not None:
-            return marked
-        root = value if function is None else function.root
-        values = _values(None if function is None else function.formula, divides)
-        if _falls(values) and (graph.is_nonnegative(root) or _needs_positive(values) or _is_even(values)):
-            return Rank.NORMALISER
-        if function is not None and _is_gate(values):
+        if (value, divides) not in known:
+            known[value, divides] = _rank_or_next(functions, value, divides)
+        found = known[value, divides]
+        if isinstance(found, Rank):
+            return found if found is Rank.NORMALISER or not only_normaliser else Rank.SIGNAL
+        value, divides, is_beside_norm = found
+        only_normaliser |= is_beside_norm
+
+
+def _rank_or_next(functions: Functions, value: int, divides: bool) -> Rank | tuple[int, bool, bool]:
+    """What a value is as a factor, or the value on which that depends.
+
+    Returns:
+        The rank; or the number of the other value, whether that divides, and whether there is a norm beside it, so that
+        the value is a normaliser if the other one is, and a signal if not.
+    """
+    graph = functions.graph
+    marked = _marked(graph, value)
+    if marked is not None:
+        return marked
+    if value in functions.held:
+        return Rank.NORMALISER
+    function = functions.whole(value)
+    marked = None if function is None else _marked_within(functions, function)
+    if marked is not None:
+        return marked
+    root = value if function is None else function.root
+    values = _values(None if function is None else function.formula, divides)
+    if _falls(values) and (graph.is_nonnegative(root) or _needs_positive(values) or _is_even(values)):
+        return Rank.NORMALISER
+    if function is not None:
+        if _is_gate(values):
             return Rank.GATE
-        if function is not None:
-            for operation in function.operations:
-                (inner,) = operation.outputs
-                behind = functions.behind(function, inner) if graph.is_nonnegative(inner) else None
-                if behind is not None and _falls(_values(behind.formula, divides)):
-                    return Rank.NORMALISER
-            if _is_constant(values(POSITIVE) / POSITIVE):
-                value = root  # a multiple of its root
-            elif _is_constant(values(POSITIVE) * POSITIVE):
-                value, divides = root, not divides
-            else:
-                return Rank.SIGNAL
-            continue
-        before = graph.producer.get(value)
-        if before is None:
-            return Rank.SIGNAL
-        if _is_quotient_of_norms(functions, before, held):
-            return Rank.NORMALISER
-        live = graph.live_inputs(before)
-        if len(live) != 1 or before.bodies:
-            return Rank.SIGNAL
-        if before.name == "div" and live == [1]:
-            divides = not divides
-        elif before.name not in MOVES | equations.IDENTITIES | {"mul", "div", "neg", "select_n"}:
-            return Rank.SIGNAL
-        value = before.inputs[live[0]]
+        for operation in function.operations:
+            (inner,) = operation.outputs
+            behind = functions.behind(function, inner) if graph.is_nonnegative(inner) else None
+            if behind is not None and _falls(_values(behind.formula, divides)):
+                return Rank.NORMALISER
+        if _is_constant(values(POSITIVE) / POSITIVE):
+            return root, divides, False  # a multiple of its root
+        return (root, not divides, False) if _is_constant(values(POSITIVE) * POSITIVE) else Rank.SIGNAL
+    before = graph.producer.get(value)
+    if before is None:
+        return Rank.SIGNAL
+    live = graph.live_inputs(before)
+    if before.name in {"mul", "div"} and len(live) == 2:
+        beside = _beside_norm(functions, before)
+        return Rank.SIGNAL if beside is None else (before.inputs[beside], beside == 1 and before.name == "div", True)
+    if len(live) != 1 or before.bodies:
+        return Rank.SIGNAL
+    if before.name == "div" and live == [1]:
+        divides = not divides
+    elif before.name not in MOVES | equations.IDENTITIES | {"mul", "div", "neg", "select_n"}:
+        return Rank.SIGNAL
+    return before.inputs[live[0]], divides, False
 
 
 def check_marks(graph: Graph, said_outside: Set[int] = frozenset()) -> None:
@@ -215,16 +228,17 @@ def _is_gate(values: _Values) -> bool:
     return bool(is_level and at_zero > 1e-6 * size and np.ptp(found) > 1e-6 * size)
 
 
-def _is_quotient_of_norms(functions: Functions, operation: Operation, held: Set[int]) -> bool:
-    """Whether a norm is divided by a normaliser, as the norm of a channel by their mean."""
-    graph = functions.graph
-    if operation.name not in {"mul", "div"} or len(graph.live_inputs(operation)) != 2:
-        return False
+def _beside_norm(functions: Functions, operation: Operation) -> int | None:
+    """Which factor makes a product or quotient a normaliser if it is one, as the mean of norms does that divides one.
+
+    Returns:
+        Its position; None if neither is beside a norm.
+    """
     first, second = operation.inputs
-    if rank_of(functions, second, held, divides=operation.name == "div") is Rank.NORMALISER:
-        return _is_norm(functions, first)
-    is_product = operation.name == "mul" and rank_of(functions, first, held) is Rank.NORMALISER
-    return is_product and _is_norm(functions, second)
+    may_be_first = (
+        operation.name == "mul" and _is_norm(functions, second) and rank_of(functions, second) is not Rank.NORMALISER
+    )
+    return 0 if may_be_first else 1 if _is_norm(functions, first) else None
 
 
 def _is_norm(functions: Functions, value: int) -> bool:

@@ -6,8 +6,10 @@ its kinks. The same f has the same backward pass in every spelling.
 """
 
 import functools
+import heapq
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +30,8 @@ POSITIVE = np.geomspace(1e-4, 1e4, 33)
 _HUGE = np.geomspace(1e8, 1e30, 12)
 _OVERFLOW = 1e3  # a number from which exp is infinite
 _STEP = 1e-3  # of differences in place of derivatives, in double precision
+_FEW = np.array([0.0, -2.0, -1.0, 1.0, 2.0])  # at which a function is looked at first
+_NEAR = 1e-3  # of a value that may be another one, where it is looked at first
 _SUMS = frozenset("add add_any sub".split())
 _AFFINE = _SUMS | frozenset("div mul neg".split())
 _PIECEWISE_LINEAR = frozenset("abs add add_any clamp max min neg select_n sub".split())
@@ -133,7 +137,7 @@ class Step:
         """The name of the primitive."""
         return self.equation.primitive.name
 
-    def run(self, values: Sequence[Any], dtype: Any) -> Any:
+    def run(self, values: Sequence[Any] | Mapping[int, Any], dtype: Any) -> Any:
         """Applies the operation to numbers."""
         operands = [values[i] if isinstance(i, int) else _cast(i, dtype) for i in self.operands]
         out = self.equation.outvars[0].aval.dtype
@@ -196,17 +200,18 @@ class Formula:
         """Whether every operation adds a number or multiplies with one."""
         return all(_is_affine(step.equation, list(map(_varies, step.operands))) for step in self.steps)
 
-    @functools.cached_property
-    def is_sum(self) -> bool:
-        """Whether it only adds up multiples of u and numbers, in more than one way from u."""
-        is_linear = all(
-            step.name in _SUMS or _is_affine(step.equation, list(map(_varies, step.operands))) for step in self.steps
-        )
-        return is_linear and not self.is_affine
-
-    @functools.cached_property
+    @property
     def is_piecewise_linear(self) -> bool:
         """Whether f is straight between kinks and jumps, by its operations."""
+        return max(self._degrees) <= 1
+
+    @property
+    def is_level(self) -> bool:
+        """Whether f is constant between jumps, by its operations."""
+        return self._degrees[-1] == 0
+
+    @functools.cached_property
+    def _degrees(self) -> list[float]:
         degrees: list[float] = [1]
         for step in self.steps:
             of_operands = [
@@ -220,7 +225,7 @@ class Formula:
                 degrees.append(sum(of_operands))
             else:
                 degrees.append(math.inf if any(of_operands) else 0)
-        return max(degrees) <= 1
+        return degrees
 
     @functools.cached_property
     def name(self) -> str:
@@ -307,6 +312,10 @@ def _diverges(values: np.ndarray) -> bool:
     return bool(far > 0 and middle >= 0.77 * far and near >= 0.77 * middle)
 
 
+def _may_be_relu(look: np.ndarray) -> bool:
+    return bool(np.all(np.abs(look - np.maximum(_FEW, 0)) < _NEAR))
+
+
 @dataclass(frozen=True, eq=False)
 class Function:
     """The elementwise operations between two values: output = f(root).
@@ -344,6 +353,8 @@ class Functions:
         layered: The values that a layer and affine operations behind it return: what is added to them is a bias.
         ends: Values at which a function ends: what reads them is a function of them.
         treated: The names of functions for which there is a treatment, also as a part of others.
+        held: Values that are held as factors in any case.
+        factors: What `lrp_jax.factors` has found out of values, as they are or as what divides.
     """
 
     graph: Graph
@@ -351,6 +362,8 @@ class Functions:
     layered: frozenset[int] = frozenset()
     ends: frozenset[int] = frozenset()
     treated: frozenset[str] = frozenset()
+    held: Set[int] = frozenset()
+    factors: dict[tuple[int, bool], Any] = field(default_factory=dict)
     _roots: dict[int, int] = field(default_factory=dict)
     _formulas: dict[Any, Formula] = field(default_factory=dict)
 
@@ -392,24 +405,101 @@ class Functions:
         return self._addend_at_the_end(function) or function
 
     def _behind_addends(self, value: int) -> Function | None:
-        function = self.whole(value)
-        if function is None or function.formula.is_sum:
+        root = self.root(value)
+        if root == value or value in self._sums:
             return None
-        if self.treated and (part := self._around_what_is_treated(function)) is not None:
+        if self.treated and (part := self._around_what_is_treated(self._all_of(value))) is not None:
             return part
-        if function.formula.name == "relu":
-            return function
-        for operation in reversed(function.operations[:-1]):
-            behind = self.behind(function, operation.outputs[0]) if self._is_cut(operation) else None
-            if behind is None:
-                continue
-            if behind.formula.name == "relu":
+        if _may_be_relu(self._looks[value]) and (whole := self._all_of(value)).formula.name == "relu":
+            return whole
+        for inner, look, is_piecewise_linear in self._only_ways(value):
+            adds_a_number = self._adds_a_number(self.graph.producer[inner])
+            if adds_a_number and (inner in self.layered or is_piecewise_linear):
+                return self.between(inner, value)
+            may_be_zero = adds_a_number and abs(look[0]) < _NEAR
+            behind = self.between(inner, value) if may_be_zero or _may_be_relu(look) else None
+            if behind is not None and (
+                behind.formula.name == "relu" or (adds_a_number and behind.formula.at_zero == 0)
+            ):
                 return behind
-            is_bias = operation.outputs[0] in self.layered
-            is_addend = is_bias or behind.formula.is_piecewise_linear or behind.formula.at_zero == 0
-            if self._adds_a_number(operation) and is_addend:
-                return behind
+        return self._all_of(value)
+
+    def _all_of(self, value: int) -> Function:
+        function = self.whole(value)
+        assert function is not None
         return function
+
+    @functools.cached_property
+    def _sums(self) -> set[int]:
+        """The values that only add up multiples of their root and numbers, in more than one way from it."""
+        linear: set[int] = set()
+        affine: set[int] = set()
+        for value, root in self._roots.items():
+            operation = self.graph.producer[value]
+            varies = [self.graph.number(i) is None for i in operation.inputs]
+            read = {i for i, does_vary in zip(operation.inputs, varies, strict=True) if does_vary and i != root}
+            is_affine = _is_affine(operation.equation, varies)
+            if is_affine and read <= affine:
+                affine.add(value)
+            if (is_affine or operation.name in _SUMS) and read <= linear:
+                linear.add(value)
+        return linear - affine
+
+    @functools.cached_property
+    def _looks(self) -> dict[int, np.ndarray]:
+        """What each value is for some numbers in place of its root."""
+        looks: dict[int, np.ndarray] = {}
+        for value, root in self._roots.items():
+            operation = self.graph.producer[value]
+            operands = [i if (number := self.graph.number(i)) is None else number for i in operation.inputs]
+            known = {i: _FEW if i == root else looks[i] for i in operands if isinstance(i, int)}
+            with np.errstate(all="ignore"):
+                looks[value] = Step(operation.equation, tuple(operands)).run(known, np.float64)
+        return looks
+
+    def _only_ways(self, value: int) -> Iterator[tuple[int, np.ndarray, bool]]:
+        """The sums and multiples through which all ways lead from the root to a value, the last first.
+
+        Yields:
+            The number of such an inner value, what the value is for some numbers in place of it, and whether it is a
+            piecewise linear function of it.
+        """
+        operations: list[Operation] = []  # the last first
+        cuts: list[int] = []  # of which places of it return such values
+        walk = self._backwards(value)
+        is_piecewise_linear, known, size = True, 0, 8
+        while True:
+            for operation, is_only_way in walk:
+                if is_only_way and operations and self._is_cut(operation):
+                    cuts.append(len(operations))
+                operations.append(operation)
+                if len(cuts) == size:
+                    break
+            if not cuts:
+                return
+
+            def part(start: int, end: int) -> Formula:
+                return self._formula(operations[start].outputs[0], operations[end:start][::-1])
+
+            looks = np.tile(_FEW, (size, 1))  # of one shape, for operations that JAX has to compile
+            for i, (start, end) in enumerate(itertools.pairwise([*cuts[::-1], 0])):
+                looks[: i + 1] = part(start, end)(looks)[: i + 1]
+            for i, (end, start) in enumerate(itertools.pairwise([known, *cuts])):
+                formula = part(start, end)
+                is_piecewise_linear = formula.is_piecewise_linear and (formula.is_level or is_piecewise_linear)
+                yield operations[start].outputs[0], looks[len(cuts) - 1 - i], is_piecewise_linear
+            known, cuts, size = cuts[-1], [], 2 * size  # so that what is run again is no more than twice all of it
+
+    def _backwards(self, value: int) -> Iterator[tuple[Operation, bool]]:
+        """The operations between a value and its root, the last first, and whether each is the only way to the root."""
+        root, waiting, seen = self.root(value), [-value], {value}
+        while (value := -heapq.heappop(waiting)) != root:
+            operation = self.graph.producer[value]
+            yield operation, not waiting
+            read = {i for i in operation.inputs if self.graph.number(i) is None} - seen
+            seen |= read
+            for i in read:
+                heapq.heappush(waiting, -i)
 
     def _addend_at_the_end(self, function: Function) -> Function | None:
         """The sum that a function ends with, where it is the same for relevance: what is before it can be read then."""

@@ -362,7 +362,8 @@ class _Cutter:
         layered = frozenset(value for value, tail in self.tails.items() if not tail.moves)
         ends = frozenset(value for value, _, _ in self.graph.marked(Mark.INPUT))
         treated = frozenset(self.composite.treatments)
-        return Functions(self.graph, frozenset(self.softmaxes.derived), layered, ends, treated)
+        held = self.softmaxes.weights if self.composite.holds_attention else frozenset[int]()
+        return Functions(self.graph, frozenset(self.softmaxes.derived), layered, ends, treated, held)
 
     @functools.cached_property
     def marked_as_none(self) -> frozenset[int]:
@@ -485,8 +486,7 @@ class _Cutter:
                 numerator, part = self.softmaxes.halved[id(operation)]
                 treatment = operations.smooth_quotient(numerator, 0.0 if self.composite.holds_attention else part)
         elif operation.name in operations.PRODUCTS and len(graph.live_inputs(operation)) == 2:
-            held = self.softmaxes.weights if self.composite.holds_attention else frozenset()
-            signal = signal_of(self.functions, operation, held)
+            signal = signal_of(self.functions, operation)
             if signal is not None:
                 live, kind = (operation.inputs[signal],), "gate"
                 treatment = operations.gated if operation.name in {"mul", "div"} else operations.proportional

@@ -272,9 +272,12 @@ def check_tokens(graph: "Graph") -> None:
 
 
 def _origin_of_loss(graph: "Graph", value: int) -> "Operation":
-    operation = graph.producer[value]
-    before = next((value for value in operation.inputs if value in graph.lost_tokens), None)
-    return operation if before is None else _origin_of_loss(graph, before)
+    while True:
+        operation = graph.producer[value]
+        before = next((i for i in operation.inputs if i in graph.lost_tokens), None)
+        if before is None:
+            return operation
+        value = before
 
 
 def place_of_size(graph: "Graph") -> str:

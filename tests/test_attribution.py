@@ -366,6 +366,27 @@ def test_thousands_of_operations_in_a_row(network):
     assert time.perf_counter() - start < 60
 
 
+CHAINS = {
+    "gelu": (jax.nn.gelu, 600, {"function of 4800 operations": 1}),
+    "two kinks": (lambda h: jnp.abs(h) - 1.0, 600, {"abs": 600, "sub": 600}),
+    "gate": (lambda h: h * jax.nn.sigmoid(h @ SQUARE), 600, {"gate": 600}),
+    "beside a norm": (
+        lambda h: h * jnp.abs(h).sum(-1, keepdims=True),
+        600,
+        {"mul": 600, "abs": 600, "reduce_sum": 600, "broadcast_in_dim": 1200},
+    ),
+}
+SQUARE = jnp.eye(6)
+
+
+@pytest.mark.parametrize(("step", "times", "kinds"), CHAINS.values(), ids=CHAINS)
+def test_hundreds_of_functions_in_a_row(step, times, kinds):
+    start = time.perf_counter()
+    rows = plan(lambda x: repeated(step, x @ LOW, times), SAMPLES, rules.Epsilon()).rows
+    assert collections.Counter(row[1] for row in rows) == {"dense": 1} | kinds
+    assert time.perf_counter() - start < 30
+
+
 @pytest.mark.parametrize(("wrap", "times"), [(jax.jit, 150), (jax.checkpoint, 50)])
 def test_calls_within_calls(wrap, times):
     def network(x):
