@@ -152,8 +152,7 @@ def _count(plan: Plan, values: Mapping[int, jax.Array]) -> dict[str, Outside]:
             assert piece.layer is not None
             found |= _outside_of_box(piece, values[piece.layer.input])
         elif any(map(_has_box, piece.bodies)):
-            count = _count_in_scan if operation.name == "scan" else _count_in_branches
-            found |= count(piece, [values[i] for i in operation.inputs])
+            found |= _COUNTS[operation.name](piece, [values[i] for i in operation.inputs])
     return found
 
 
@@ -180,12 +179,28 @@ def _count_in_scan(piece: Piece, operands: Sequence[jax.Array]) -> dict[str, Out
 
     params = operation.equation.params
     _, found = lax.scan(step, carried, stacked, length=params["length"], reverse=params["reverse"])
+    return _together(found)
+
+
+def _together(found: Mapping[str, Outside]) -> dict[str, Outside]:
     return {
         place: Outside(
             outside.number.sum(), outside.smallest.min(initial=jnp.inf), outside.largest.max(initial=-jnp.inf)
         )
         for place, outside in found.items()
     }
+
+
+def _count_in_shares(piece: Piece, operands: Sequence[jax.Array]) -> dict[str, Outside]:
+    """Counts on every device, which has samples of its own."""
+    (operation,), (body,) = piece.operations, piece.bodies
+    axes = sorted(operation.equation.params["newly_manual_axes"])
+
+    def count(given: Sequence[jax.Array]) -> dict[str, Outside]:
+        return jax.tree.map(lambda number: number[None], _outside_of_boxes(body, given))
+
+    counted = equations.share_out(operation.equation, count, jax.sharding.PartitionSpec(tuple(axes)))
+    return _together(counted(list(operands)))
 
 
 def _count_in_branches(piece: Piece, operands: Sequence[jax.Array]) -> dict[str, Outside]:
@@ -202,6 +217,9 @@ def _count_in_branches(piece: Piece, operands: Sequence[jax.Array]) -> dict[str,
         for place, outside in found.items()
     }
     return lax.switch(index, [lambda given, count=count: nothing | count(given) for count in branches], given)
+
+
+_COUNTS = {"scan": _count_in_scan, "cond": _count_in_branches, "shard_map": _count_in_shares}
 
 
 def report(checks: Sequence[Checks], trace: Callable[[], Traced]) -> None:

@@ -2,7 +2,7 @@
 
 import enum
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,13 @@ IDENTITIES = frozenset(
     reshard sharding_constraint stop_gradient
     """.split()
 )
-# They give a number another shape.
-SPREADS = frozenset("broadcast_in_dim copy copy_p expand_dims reshape squeeze".split())
+# They give a number another shape, or to several devices, whose relevance adds up.
+SPREADS = frozenset("broadcast_in_dim copy copy_p expand_dims pvary reshape squeeze".split())
 # Their derivative is zero wherever there is one, so that what comes out of them alone is held.
 STEPS = frozenset("ceil floor round sign stop_gradient".split())
 
 _CHECKPOINTS = {"remat2", "checkpoint"}
-_BODIES = {"cond", "scan", "while"}
+_BODIES = {"cond", "scan", "shard_map", "while"}
 _TRACING = {"attribution", "graph", "inspection", "mark", "tracing", "transform"}
 
 
@@ -110,7 +110,7 @@ def has_side_effect(equation: Any) -> bool:
 
 
 def has_bodies(equation: Any) -> bool:
-    """Whether the equation is a loop or a branch, which runs functions."""
+    """Whether the equation is a loop, a branch or a `jax.shard_map`, which runs functions."""
     return equation.primitive.name in _BODIES
 
 
@@ -146,6 +146,28 @@ def scan_sizes(equation: Any) -> tuple[int, int]:
     return len(list(constants)), len(list(carries))
 
 
+def share_out(equation: Any, function: Callable[..., Any], out_specs: Any = None) -> Callable[..., Any]:
+    """Shares out the work of another function as a `jax.shard_map` does, whose operands it takes as a list."""
+    params = equation.params
+    return jax.shard_map(
+        function,
+        mesh=params["mesh"],
+        in_specs=(list(params["in_specs"]),),
+        out_specs=list(params["out_specs"]) if out_specs is None else out_specs,
+        axis_names=set(params["newly_manual_axes"]),
+        check_vma=params["check_vma"],
+    )
+
+
+def axes_named(equation: Any) -> set[str]:
+    """The axes of a map or a mesh along which the equation reads what others hold."""
+    found = {effect.name for effect in equation.effects if type(effect).__name__ == "NamedAxisEffect"}
+    for key in ("axes", "axis_name"):
+        named = equation.params.get(key, ())
+        found.update(name for name in (named if isinstance(named, tuple) else (named,)) if isinstance(name, str))
+    return found
+
+
 def literal_value(literal: Any) -> np.ndarray:
     """The number that stands in an equation, in its dtype."""
     return np.asarray(literal.val, literal.aval.dtype)
@@ -163,7 +185,7 @@ def called_jaxpr(equation: Any) -> core.ClosedJaxpr | None:
 def is_elementwise(equation: Any) -> bool:
     """Whether every element of the output depends on the operands' elements at the same place alone."""
     name = equation.primitive.name
-    return name in ELEMENTWISE or (name in IDENTITIES and len(equation.invars) == 1)
+    return name in ELEMENTWISE or (name in IDENTITIES - {"pvary"} and len(equation.invars) == 1)
 
 
 def evaluate(closed: core.ClosedJaxpr, atom: Any, arguments: Sequence[Any]) -> Any:

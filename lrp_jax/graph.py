@@ -72,7 +72,7 @@ class Operation:
         inputs: The numbers of the values that it reads.
         outputs: The numbers of the values that it returns.
         location: The line of the user's file that it comes from.
-        bodies: The functions that it runs: the body of a scan, the branches of a cond.
+        bodies: The functions that it runs: the body of a scan or a shard_map, the branches of a cond.
         checkpoints: The calls under `jax.checkpoint` that it is a part of, the outermost first.
         is_of_target: Whether it belongs to the function that says what is explained, and not to the model.
         treatment: Its backward pass, where it is a piece that `lrp_jax.mark.piece` has made.
@@ -470,6 +470,10 @@ class _Reader:
             bodies, out = self._read_scan(equation, inputs, location)
         elif _is_followed(statuses) and equation.primitive.name == "cond":
             bodies, out = self._read_branches(equation, inputs, location)
+        elif _is_followed(statuses) and equation.primitive.name == "shard_map":
+            body = core.ClosedJaxpr(equation.params["jaxpr"], ())
+            bodies = (self._read_body(body, inputs, statuses, location, range(0)),)
+            out = _statuses_outside(bodies[0])
         else:
             followed = self._follow_tokens(equation, inputs)
             out = [_OUTCOMES[found.outcome] for found in followed] or [_status_after(equation, statuses)] * len(
@@ -682,6 +686,9 @@ def with_marks(
         elif operation.name == "scan":
             read = functools.partial(with_marks, operation.bodies[0], places)
             bodies, out = _follow_scan(operation.equation, before, read)
+        elif operation.name == "shard_map":
+            bodies = (with_marks(operation.bodies[0], places, before),)
+            out = _statuses_outside(bodies[0])
         else:
             bodies = tuple(with_marks(body, places, before[1:]) for body in operation.bodies)
             out = _join_branches(copy, operation.inputs[0], bodies)
@@ -700,7 +707,7 @@ def _follow_scan(
     constants, carries = equations.scan_sizes(equation)
     while True:
         body = read(statuses)
-        out = [_status_outside(body, value) for value in body.outputs]
+        out = _statuses_outside(body)
         before = statuses[constants : constants + carries]
         joined = [
             _if_continuous(body.shapes[value], _join(pair))
@@ -714,7 +721,7 @@ def _follow_scan(
 def _join_branches(graph: Graph, index: int, bodies: Sequence[Graph]) -> list[Status]:
     """The statuses of what branches return, one of which is chosen by a value."""
     choice = Status.CONSTANT if graph.is_constant(index) else Status.HELD
-    outs = zip(*([_status_outside(body, value) for value in body.outputs] for body in bodies), strict=True)
+    outs = zip(*map(_statuses_outside, bodies), strict=True)
     return [_join([choice, *statuses]) for statuses in outs]
 
 
@@ -747,10 +754,12 @@ _REARRANGEMENTS = frozenset("broadcast_in_dim expand_dims reshape rev squeeze tr
 _OUTCOMES = {"token": Status.TOKEN, "live": Status.LIVE, "held": Status.HELD}
 
 
-def _status_outside(body: Graph, value: int) -> Status:
-    """What an output of an inner function is where it is read; a mask is known as one inside alone."""
-    is_mask = body.shapes[value].dtype == jnp.bool_ and body.is_token(value)
-    return Status.HELD if is_mask else body.status[value]
+def _statuses_outside(body: Graph) -> list[Status]:
+    """What the outputs of an inner function are where they are read; a mask is known as one inside alone."""
+    are_masks = [body.shapes[value].dtype == jnp.bool_ and body.is_token(value) for value in body.outputs]
+    return [
+        Status.HELD if is_mask else body.status[value] for value, is_mask in zip(body.outputs, are_masks, strict=True)
+    ]
 
 
 def _is_followed(statuses: Sequence[Status]) -> bool:

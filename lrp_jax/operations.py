@@ -358,7 +358,7 @@ _STRUCTURAL = frozenset(
     reshape reshard rev scatter select_n sharding_constraint slice sort split squeeze stack tile top_k transpose unstack
     """.split()
 )
-_PROPORTIONAL = frozenset("add add_any cumsum psum reduce_sum reduce_window_sum sub".split())
+_PROPORTIONAL = frozenset("add add_any cumsum psum psum_invariant reduce_sum reduce_window_sum sub".split())
 LINEAR = frozenset("conv_general_dilated dot_general".split())
 PRODUCTS = LINEAR | frozenset("div mul".split())
 _PRODUCTS_OF_ELEMENTS = frozenset("cumprod reduce_prod".split())
@@ -377,7 +377,7 @@ _SUMMARIES: tuple[tuple[Set[str], str], ...] = (
     (_PROPORTIONAL | {"scatter-add"}, "split in proportion; a constant that is added keeps its share"),
     (frozenset(MAXIMA), winner_takes_all.summary),
     (_STRUCTURAL, structural.summary),
-    ({"scan", "cond"}, "looked into: the bodies are transformed"),
+    ({"scan", "cond", "shard_map"}, "looked into: the bodies are transformed"),
     (set(equations.CALLS), "looked into"),
     (_ENDS, "relevance ends: the output is not differentiable, or is held constant"),
     (equations.ELEMENTWISE, "a function of one value: f(x) - f(0) is passed on"),
@@ -425,6 +425,55 @@ def treatment_of(graph: Graph, operation: Operation) -> Treatment:
     if len(live) == 1 and equations.is_elementwise(operation.equation):
         return beside_arrays
     raise _refusal(operation, f"{len(live)} operand(s) that depend on the explained input")
+
+
+def check_shares(graph: Graph, operation: Operation) -> None:
+    """Refuses a `jax.shard_map` in which several devices have parts of one sample: rules see what one of them has.
+
+    Args:
+        graph: The function.
+        operation: The shard_map in it, through which relevance flows.
+
+    Raises:
+        UnsupportedOperationError: If it is such.
+    """
+    (body,), params = operation.bodies, operation.equation.params
+    axes = {axis for axis in params["newly_manual_axes"] if params["mesh"].shape[axis] > 1}
+    places = [*zip(operation.inputs, params["in_specs"], strict=True)]
+    places += zip(operation.outputs, params["out_specs"], strict=True)
+    is_split = any(
+        _axes_of_dimensions(spec, axes) != [axes]
+        for value, spec in places
+        if axes and (graph.is_live(value) or graph.is_token(value))
+    )
+    between = next(
+        (
+            inner
+            for within, inner in body.all_operations()
+            if inner.name != "pvary"
+            and not axes.isdisjoint(equations.axes_named(inner.equation))
+            and any(within.is_live(value) or within.is_token(value) for value in inner.inputs)
+        ),
+        None,
+    )
+    if is_split or between is not None:
+        what = "its in_specs and out_specs say so"
+        if between is not None:
+            what = f"they exchange them with {between.name!r} at {between.location}"
+        raise UnsupportedOperationError(
+            f"Relevance cannot be propagated through the shard_map at {operation.location}: several devices compute "
+            f"parts of one sample ({what}), and a rule needs all of a layer. Share out samples alone, along the first "
+            "dimension of everything that depends on the explained input; or leave the shard_map out, place the "
+            "parameters with jax.device_put and a NamedSharding, and jax.jit shares out the work."
+        )
+
+
+def _axes_of_dimensions(spec: Any, axes: Set[str]) -> list[set[str]]:
+    """The axes over which each dimension is shared out, up to the last that is."""
+    found = [set(axes) & {*(entry if isinstance(entry, tuple) else (entry,))} for entry in spec]
+    while found and not found[-1]:
+        found.pop()
+    return found
 
 
 def summary_of(primitive: str) -> str:

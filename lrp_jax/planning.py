@@ -45,7 +45,7 @@ class Piece:
         layer: The layer that the piece is, if it is one.
         rule: The rule of the layer.
         treatment: The backward pass; None where no relevance arrives.
-        bodies: The plans of the functions that the operation runs (scan, cond).
+        bodies: The plans of the functions that the operation runs (scan, cond, shard_map).
         forms: The forms in which the cotangents of the outputs are taken; the piece runs once for each.
         group: "softmax", "log_softmax" or "logsumexp" where it is an operation of such.
     """
@@ -303,6 +303,8 @@ class _Planner:
         if operation.name == "scan" and operation.bodies and chosen is None:
             return self._treat_scan(piece, forms)
         if operation.bodies and chosen is None:
+            if operation.name == "shard_map":
+                operations.check_shares(graph, operation)
             return self._treat_branches(piece, forms)
         if piece.layer is not None and piece.rule is not None:
             treatment = _layer_treatment(piece.layer, piece.rule)
@@ -336,7 +338,8 @@ class _Planner:
         plans = [self.plan(body, out, None) for body in operation.bodies]
         joined = [_ordered(set().union(*found)) for found in zip(*(plan.input_forms for plan in plans), strict=True)]
         plans = [replace(plan, input_forms=tuple(joined)) for plan in plans]
-        return _with_bodies(piece, operation.inputs[1:], plans, forms)  # without the index of the branch
+        operands = operation.inputs[len(operation.inputs) - len(joined) :]  # without the index of a branch
+        return _with_bodies(piece, operands, plans, forms)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ _KEEPS = frozenset(
     """.split()
 )
 _UNITES = frozenset("concatenate dynamic_update_slice pad scatter select_n stack".split())
-_SUMS = frozenset("conv_general_dilated cumsum dot_general psum reduce_sum reduce_window_sum scatter-add".split())
+_SUMS = frozenset(
+    "conv_general_dilated cumsum dot_general psum psum_invariant reduce_sum reduce_window_sum scatter-add".split()
+)
 _PRODUCTS = frozenset("cumprod reduce_prod".split())
 _TRUTHS = frozenset("eq ge gt is_finite le lt ne not and or xor reduce_and reduce_or".split())
 _NONDECREASING: dict[str, Callable[[Any], Any]] = {

@@ -356,12 +356,11 @@ def _for_each(numbers: Sequence[Any], outputs: list[jax.Array]) -> list[jax.Arra
 def _run_bodies(
     plan: Plan, piece: Piece, constants: Sequence[jax.Array], values: _Values, observe: Observer | None
 ) -> None:
-    """Runs a scan or a cond with transformed bodies, whose live operands are there once for each form."""
+    """Runs a scan, a cond or a shard_map with transformed bodies, whose live operands are there once for each form."""
     (operation,) = piece.operations
     held = dict(zip(piece.constants, constants, strict=True))
     (body, *_) = piece.bodies
-    is_scan = operation.name == "scan"
-    operands = operation.inputs if is_scan else operation.inputs[1:]
+    operands = operation.inputs[1:] if operation.name == "cond" else operation.inputs
 
     def given_to(i: int, wanted: Sequence[Form], inside: int) -> _Given:
         if i in held:
@@ -378,8 +377,11 @@ def _run_bodies(
 
     given = list(map(given_to, operands, body.input_forms, body.graph.inputs))
     are_tokens = list(map(plan.graph.is_token, operation.outputs))
-    if is_scan:
+    if operation.name == "scan":
         outputs = _run_scan(body, operation.equation, given, are_tokens)
+    elif operation.name == "shard_map":
+        shared_out = equations.share_out(operation.equation, functools.partial(_rebind, body, are_tokens=are_tokens))
+        outputs = shared_out(given)
     else:
         index = held.get(operation.inputs[0], values.plain[operation.inputs[0]])
         branches = [functools.partial(_rebind, branch, are_tokens=are_tokens) for branch in piece.bodies]

@@ -52,6 +52,12 @@ def network(x):
     return jax.nn.relu(x @ WEIGHT)
 
 
+def tensor_parallel(x):
+    mesh, features = jax.sharding.AbstractMesh((2,), ("features",)), jax.P(None, "features")
+    parts = lambda x, weight: jax.lax.psum(x @ weight, "features")
+    return jax.shard_map(parts, mesh=mesh, in_specs=(features, jax.P("features")), out_specs=jax.P())(x, WEIGHT)
+
+
 def with_parameters(parameters, x):
     return x @ parameters["dense"]["kernel"] + parameters["dense"]["bias"]
 
@@ -429,6 +435,10 @@ CASES = {
     "It has a loop of unknown length": (
         lambda: explain(lambda x: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, network(x))),
         r"'while' at .*test_bad_input.py:\d+",
+    ),
+    "In a `jax.shard_map` several devices compute parts of one sample": (
+        lambda: explain(tensor_parallel),
+        r"shard_map at .*test_bad_input.py:\d+ .*'psum.*' at .*test_bad_input.py:\d+.*leave the shard_map out",
     ),
     "It calculates with complex numbers": (
         lambda: explain(lambda x: jnp.fft.fft(x).real @ WEIGHT),

@@ -1,14 +1,20 @@
 """`lrp` through the doors that users take."""
 
+import functools
+import json
+import re
+import warnings
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from apart import run_apart
 from flax import nnx
 from jax import lax
 
-from lrp_jax import LRPError, lrp, rules
+from lrp_jax import LRPError, composites, lrp, plan, relevance, rules
 from lrp_jax.errors import InputError, UnsupportedOperationError
 
 ALL_RULES = [rules.Zero(), rules.Epsilon(), rules.ZPlus(), rules.Flat()]
@@ -240,6 +246,84 @@ def test_second_derivatives_agree_in_every_mode(float64, door):
     assert abs(again).max() > 0.1
     np.testing.assert_allclose(again, forward, atol=1e-12)
     np.testing.assert_allclose(again, jnp.moveaxis(numeric, 0, -1).reshape(again.shape), atol=1e-6)
+
+
+# A shard_map within the model.
+
+FIRST, SECOND, SCALE = (np.random.default_rng(3).normal(size=shape) for shape in ((6, 8), (8, 3), (8,)))
+PARAMETERS = {"first": FIRST, "second": SECOND, "scale": SCALE}  # of both signs
+
+
+def layered(parameters, x):
+    x = jax.nn.relu((x @ parameters["first"] - 0.1) * parameters["scale"])
+    step = lambda carry, _: (jax.nn.relu(carry @ (jnp.ones((8, 8)) - 0.5)), None)
+    x = jax.lax.scan(step, x, None, length=2)[0]
+    return jax.nn.softmax(x @ parameters["second"])
+
+
+def shares(mesh, is_checked):
+    """The function with its samples shared out, and with its features shared out."""
+    samples = lambda parameters, x: jax.shard_map(
+        layered, mesh=mesh, in_specs=(jax.P(), jax.P("axis")), out_specs=jax.P("axis"), check_vma=is_checked
+    )(parameters, x)
+    columns = {"first": jax.P(None, "axis"), "second": jax.P("axis"), "scale": jax.P("axis")}
+    both = lambda p, x: lax.psum(jax.nn.relu((x @ p["first"] - 0.1) * p["scale"]) @ p["second"], "axis")
+    features = lambda parameters, x: jax.shard_map(
+        both, mesh=mesh, in_specs=(columns, jax.P()), out_specs=jax.P(), check_vma=is_checked
+    )(parameters, x)
+    return samples, features
+
+
+def in_shares(devices):
+    """Prints how much the maps differ from those without a shard_map, and what is refused."""
+    jax.config.update("jax_enable_x64", True)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), "axis")
+    x = jax.random.normal(jax.random.key(1), (4, 6))
+    plain = lambda p, x: jax.nn.relu((x @ p["first"] - 0.1) * p["scale"]) @ p["second"]
+    first = composites.Composite([(composites.first, rules.ZBox(-1.0, 1.0)), (composites.any_layer, rules.AlphaBeta())])
+    differences, refused = [], []
+
+    def maps(fun):
+        of = lambda rule: jax.grad(lambda x: lrp(fun, rule, argnums=1)(PARAMETERS, x)[:, 1].sum())
+        found = [of(rule)(x) for rule in (first, rules.Epsilon(0.1), rules.Flat())]
+        loss = lambda p: (jax.grad(lambda x: lrp(fun, rules.Zero(), argnums=1)(p, x)[:, 1].sum())(x) ** 2).sum()
+        return found, jax.grad(loss)(PARAMETERS)
+
+    for is_checked in (True, False):
+        samples, features = shares(mesh, is_checked)
+        for fun, expected in ((samples, layered), (features, plain)):
+            if fun is features and devices > 1:
+                with pytest.raises(UnsupportedOperationError) as error:
+                    maps(fun)
+                refused.append(str(error.value))
+                continue
+            both = jax.jit(lambda fun=fun, expected=expected: (maps(fun), maps(expected)))()
+            for found, right in zip(*map(jax.tree.leaves, both), strict=True):
+                differences.append(float(abs(found - right).max() / abs(right).max()))
+    samples, _ = shares(mesh, True)
+    bound = functools.partial(samples, PARAMETERS)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = relevance(bound, x, 1, first).relevance
+    expected = relevance(functools.partial(layered, PARAMETERS), x, 1, first).relevance
+    differences.append(float(abs(found - expected).max() / abs(expected).max()))
+    counted = int(re.search(r"(\d+) values are outside", " ".join(str(warning.message) for warning in caught))[1])
+    rows = [row[1] for row in plan(bound, x, first).rows]
+    print(json.dumps([differences, refused, counted, int((abs(x) > 1).sum()), rows]))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_shard_map_within_the_model(devices):
+    call = f"import test_transform; test_transform.in_shares({devices})"
+    differences, refused, counted, outside, rows = json.loads(
+        run_apart(call, "--xla_force_host_platform_device_count=2")
+    )
+    assert max(differences) < 1e-9
+    assert counted == outside > 0
+    assert rows[0] == "shard_map"
+    assert rows.count("dense") == 2
+    assert len(refused) == (2 if devices == 2 else 0)
+    assert all("several devices compute parts of one sample" in message for message in refused)
 
 
 def test_unsupported_operation_is_named_with_its_line():
