@@ -276,7 +276,7 @@ smooth = Treatment("gradient times input", needs=Form.RATIO, returns=Form.RATIO,
 """For smooth functions such as softmax (Achtibat et al. 2024, proposition 3.1)."""
 
 smooth_together = replace(smooth, backward={Form.RATIO: _by_sign})
-"""As `smooth`, for the absolute value in max(a, b) + log(1 + exp(-|a - b|)), which has no kink where a = b."""
+"""As `smooth`, for the absolute value in `max(a, b) + log(1 + exp(-abs(a - b)))`, which has no kink where a = b."""
 
 derivative = Treatment("derivative times input", {Form.RELEVANCE: _pass_relevance}, loss="not conserved")
 """For functions that have no value at zero, such as a logarithm."""
