@@ -161,11 +161,12 @@ def relevance(
     axis = 1 if kind == "all" else 0  # of the samples
     explain = functools.partial(explain_call, composite, request, kind)
     whole = whole if function is None else explaining(whole, output, function)
-    factors = _factors(trace, x, number, function, composite, whole, given) if given else []
+    axes_of = functools.partial(_axes_of_samples, trace, x, function, composite)
+    factors = _factors(axes_of, number, composite, whole, given) if given else []
     if batch_size is None or batch_size >= number:
         output, maps, hidden, found = explain(whole, values, [factor.array for factor in factors])
         report([found], whole.read)
-        (hidden,) = _samples_first(trace, x, number, function, composite, [hidden], axis)
+        (hidden,) = _samples_first(axes_of, number, [hidden], axis)
         _report_growth(trace, x, function, values, composite, kind, found.growth)
         return Explanation(output, maps, hidden, x, composite, found.growth)
     starts: Iterable[int] = range(0, number, batch_size)
@@ -184,7 +185,7 @@ def relevance(
         masks = [factor.of_samples(start, batch_size) for factor in factors]
         parts.append(explain(call, values[start : start + batch_size] if per_sample else values, masks))
     outputs, all_maps, parts_of_hidden, checks = zip(*parts, strict=True)
-    all_hidden = _samples_first(trace, x, batch_size, function, composite, parts_of_hidden, axis)
+    all_hidden = _samples_first(axes_of, batch_size, parts_of_hidden, axis)
     report(checks, trace(x, function)[0].read)
     join = functools.partial(jax.tree.map, lambda *parts: jnp.concatenate(parts, axis))
     output = jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
@@ -194,21 +195,18 @@ def relevance(
     return Explanation(output, join(*all_maps), join(*all_hidden), x, composite, growth)
 
 
+_AxesOfSamples: TypeAlias = Callable[[int, Mapping[str, tuple[int, ...]]], dict[str, int]]
+
+
 def _samples_first(
-    trace: Callable[..., tuple[Call, Any]],
-    x: Any,
-    number: int,
-    function: Callable[[Any], Any] | None,
-    composite: Composite,
-    parts: Sequence[dict[str, jax.Array]],
-    axis: int,
+    axes_of: _AxesOfSamples, number: int, parts: Sequence[dict[str, jax.Array]], axis: int
 ) -> list[dict[str, jax.Array]]:
     """Brings the samples of hidden values to the front, behind the classes if all are explained (`axis` is 1 then).
 
     The first part has as many samples as `number` says.
     """
     shapes = {name: array.shape[axis:] for name, array in parts[0].items()}
-    places = _axes_of_samples(trace, x, number, function, composite, shapes)
+    places = axes_of(number, shapes)
     if not any(places.values()):
         return list(parts)
     return [{name: jnp.moveaxis(array, places[name] + axis, axis) for name, array in part.items()} for part in parts]
@@ -217,9 +215,9 @@ def _samples_first(
 def _axes_of_samples(
     trace: Callable[..., tuple[Call, Any]],
     x: Any,
-    number: int,
     function: Callable[[Any], Any] | None,
     composite: Composite,
+    number: int,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, int]:
     """The dimension of the samples in hidden values of some shapes: the one that grows by another sample."""
@@ -260,13 +258,7 @@ class _Factor:
 
 
 def _factors(
-    trace: Callable[..., tuple[Call, Any]],
-    x: Any,
-    number: int,
-    function: Callable[[Any], Any] | None,
-    composite: Composite,
-    call: Call,
-    given: Mapping[str, Any],
+    axes_of: _AxesOfSamples, number: int, composite: Composite, call: Call, given: Mapping[str, Any]
 ) -> list[_Factor]:
     """The factors for hidden values, in the order of their names, checked and brought from samples first to the model.
 
@@ -277,7 +269,7 @@ def _factors(
     plan = make_plan(call.read().graph, composite)
     values = [reading.probe.value for reading, *_ in _readings(plan, names)]
     shapes = {name: plan.graph.shapes[value].shape for name, value in zip(names, values, strict=True)}
-    axes = _axes_of_samples(trace, x, number, function, composite, shapes)
+    axes = axes_of(number, shapes)
     factors = []
     for name, shape in shapes.items():
         try:

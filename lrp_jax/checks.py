@@ -122,12 +122,8 @@ def check(
 
 def summarise(checks: Checks) -> Checks:
     """One number of each kind for what was found in the parts of a batch."""
-    outside = {
-        place: Outside(part.number.sum(), part.smallest.min(), part.largest.max())
-        for place, part in checks.outside.items()
-    }
     growth = None if checks.growth is None else checks.growth.max(initial=0)
-    return Checks(checks.is_sound.all(), outside, growth)
+    return Checks(checks.is_sound.all(), _together(checks.outside), growth)
 
 
 def _outside_of_boxes(plan: Plan, inputs: Sequence[jax.Array]) -> dict[str, Outside]:

@@ -45,7 +45,7 @@ class Saved:
             with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as folder:
                 complete = Path(folder) / path.name
                 with complete.open("wb") as file:
-                    np.savez(file, structure=np.array(structure.encode()), **arrays)  # type: ignore[arg-type]
+                    np.savez(file, structure=np.array(structure.encode()), **arrays)  # type: ignore[arg-type]  # are no options
                 complete.replace(path)
         except OSError as error:
             raise StoreError(
