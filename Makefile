@@ -22,16 +22,16 @@ test: $(VENV)/installed-book,dev  ## Run the tests
 	@$(CACHED) $(BIN)/pytest --numprocesses auto --dist loadfile
 
 test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built
-	@$(BIN)/pytest -rs -m book tests/test_built_book.py tests/test_draw.py tests/test_explore.py
+	@$(BIN)/pytest -rs -m book tests/book/test_built_book.py tests/book/test_draw.py tests/book/test_explore.py
 
 test-browser: $(VENV)/installed-book,dev book  ## Look at every page of the book in Chromium
-	@$(BIN)/pytest -rs -m "browser and not accessibility" --numprocesses auto --dist loadgroup tests/test_browser.py
+	@$(BIN)/pytest -rs -m "browser and not accessibility" --numprocesses auto --dist loadgroup tests/book/test_browser.py
 
 test-accessibility: $(VENV)/installed-book,dev book  ## Check every page of the book with axe: WCAG A and AA
-	@$(BIN)/pytest -rs -m accessibility --numprocesses auto tests/test_browser.py
+	@$(BIN)/pytest -rs -m accessibility --numprocesses auto tests/book/test_browser.py
 
 test-pdf: $(VENV)/installed-book,dev pdf  ## Print the book and test the PDF
-	@$(BIN)/pytest -rs -m browser tests/test_pdf.py
+	@$(BIN)/pytest -rs -m browser tests/book/test_pdf.py
 
 nightly: $(VENV)/installed-book,dev  ## Run all cases of all tests, with 2000 random programs and networks
 	@FUZZ_PROGRAMS=$${FUZZ_PROGRAMS:-2000} $(CACHED) $(BIN)/pytest --numprocesses auto --dist loadfile
@@ -48,7 +48,7 @@ lab: $(VENV)/installed-book,lab  ## Open the chapters in JupyterLab
 lint: $(VENV)/installed-book,dev  ## Check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy lrp_jax
+	$(BIN)/mypy lrp_jax book/lrp_book
 
 bench: $(VENV)/installed-book,dev  ## Time relevance as a ratio to the input gradient
 	@cd tests/benchmarks && for program in relevance accuracy devices tasks; do ../../$(BIN)/python $$program.py || exit; done

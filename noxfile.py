@@ -5,7 +5,7 @@ import nox
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
 
-CORE = ["by_hand", "rules", "operations", "transform", "networks", "attention", "attribution", "composites"]
+CORE = ["by_hand", "rules", "treatments", "transform", "networks", "attention", "attribution", "composites"]
 TOOLS = ("pytest>", "pytest-xdist>", "tqdm>")
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 
@@ -29,5 +29,5 @@ def check(session: nox.Session, *dependencies: str) -> None:
     session.install("--upgrade", "--upgrade-strategy", "eager", *dependencies, *tools)
     session.install("--no-deps", "--editable", ".")
     session.run("python", "-c", "import flax, jax, numpy; print(jax.__version__, flax.__version__, numpy.__version__)")
-    files = [f"tests/test_{name}.py" for name in CORE]
+    files = [next(Path("tests").rglob(f"test_{name}.py")).as_posix() for name in CORE]
     session.run("pytest", "--numprocesses", "auto", *files, *session.posargs)

@@ -3,11 +3,11 @@
 `lrp(fun, rules)` has the value of `fun`, and its vector-Jacobian product is relevance propagation.
 """
 
-from lrp_jax import composites, mark, operations, rules
-from lrp_jax.attribution import Explanation, relevance
+from lrp_jax import composites, mark, rules, treatments
+from lrp_jax.core.transform import lrp
 from lrp_jax.errors import LRPError
-from lrp_jax.inspection import Ledger, ledger, plan
-from lrp_jax.transform import lrp
+from lrp_jax.explain.ledger import Ledger, ledger, plan
+from lrp_jax.explain.relevance import Explanation, relevance
 
 __all__ = [
     "Explanation",
@@ -17,8 +17,8 @@ __all__ = [
     "ledger",
     "lrp",
     "mark",
-    "operations",
     "plan",
     "relevance",
     "rules",
+    "treatments",
 ]

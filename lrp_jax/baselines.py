@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax.arguments import MOST, as_array, as_count, as_counts, as_number, broadcasts, check_key
-from lrp_jax.attribution import read_target, seed_of, split_model, trace_model
+from lrp_jax.core.arguments import MOST, as_array, as_count, as_counts, as_number, broadcasts, check_key
+from lrp_jax.core.inference import Inference
+from lrp_jax.core.programs import Computation, run_compiled
+from lrp_jax.core.trace import check_mode
 from lrp_jax.errors import InputError
-from lrp_jax.inference import Inference
-from lrp_jax.programs import Computation, run_compiled
-from lrp_jax.tracing import check_mode
+from lrp_jax.explain.relevance import read_target, seed_of, split_model, trace_model
 
 Model = Callable[[Any], jax.Array]
 ClassTarget = int | Sequence[int] | jax.Array | np.ndarray | None

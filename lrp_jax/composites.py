@@ -17,14 +17,14 @@ from typing import Any, Literal, TypeAlias
 import jax
 
 from lrp_jax import mark as marks_of_values
-from lrp_jax import operations
-from lrp_jax.equations import Mark
+from lrp_jax import treatments
+from lrp_jax.core.equations import Mark
+from lrp_jax.core.forms import Form
+from lrp_jax.core.layers import Layer
+from lrp_jax.core.saving import Saved
 from lrp_jax.errors import SelectorError
-from lrp_jax.forms import Form
-from lrp_jax.layers import Layer
-from lrp_jax.operations import Treatment
 from lrp_jax.rules import AlphaBeta, Epsilon, Flat, Gamma, Gradient, Rule, WSquare, ZBox, ZPlus, checked
-from lrp_jax.saving import Saved
+from lrp_jax.treatments import Treatment
 
 __all__ = [
     "CPLRP",
@@ -216,7 +216,7 @@ class Composite(Saved):
         rules: Pairs of a selector and a rule; the first that matches a layer wins. In place of a selector may stand any
             function of a `Layer` that says whether it is meant.
         treatments: What happens at other operations, by the name of the primitive or of a function that is known by its
-            values ("relu", "gelu"), however it is spelled, where it differs from what `lrp_jax.operations` says.
+            values ("relu", "gelu"), however it is spelled, where it differs from what `lrp_jax.treatments` says.
         holds_attention: Whether the value of a softmax is held constant where it multiplies another value.
         input_form: What arrives at the input: relevance, or for methods that are modified gradients the gradient.
         strict: Whether a selector that matches no layer, or a treatment that matches no operation, is an error.
@@ -351,7 +351,7 @@ def with_treatment(rules: Rules, key: str, treatment: Treatment) -> Composite:
         rules: The rules of the layers.
         key: What it is for, also within a scan or a branch:
 
-            - A function of one value by its name in `lrp_jax.functions.KNOWN`, such as "relu", "gelu", "silu",
+            - A function of one value by its name in `lrp_jax.core.functions.KNOWN`, such as "relu", "gelu", "silu",
               "sigmoid", "softplus": it matches by value, however it is written, also as a part of another function,
               such as the relu in 2 relu(x).
             - "softmax", "log_softmax" or "logsumexp": all of its operations as one.
@@ -360,7 +360,7 @@ def with_treatment(rules: Rules, key: str, treatment: Treatment) -> Composite:
             - "scan": a whole `jax.lax.scan`, which then is not looked into.
             - "gate": a product of which one factor is held.
             - The name of a primitive, as an error message or `plan` gives it.
-        treatment: One of those in `lrp_jax.operations`, or your own.
+        treatment: One of those in `lrp_jax.treatments`, or your own.
 
     Returns:
         A composite with the same rules.
@@ -371,8 +371,8 @@ def with_treatment(rules: Rules, key: str, treatment: Treatment) -> Composite:
     Example:
         Max pooling that splits relevance in proportion:
 
-        >>> from lrp_jax import operations
-        >>> rules = with_treatment(Epsilon(), "reduce_window_max", operations.pooled_in_proportion)
+        >>> from lrp_jax import treatments
+        >>> rules = with_treatment(Epsilon(), "reduce_window_max", treatments.pooled_in_proportion)
         >>> rules.treatments["reduce_window_max"].summary
         'split in proportion over the window'
     """
@@ -595,8 +595,7 @@ def GuidedBackprop() -> Composite:  # noqa: N802
         >>> GuidedBackprop().treatments["relu"].summary
         'gradient where input and gradient are positive'
     """
-    treatments = {"relu": operations.guided}
-    return _preset((any_layer, Gradient()), treatments=treatments, input_form=Form.RATIO)
+    return _preset((any_layer, Gradient()), treatments={"relu": treatments.guided}, input_form=Form.RATIO)
 
 
 def Deconvnet() -> Composite:  # noqa: N802
@@ -608,5 +607,4 @@ def Deconvnet() -> Composite:  # noqa: N802
         >>> Deconvnet().treatments["relu"].summary
         'gradient where it is positive'
     """
-    treatments = {"relu": operations.deconvolved}
-    return _preset((any_layer, Gradient()), treatments=treatments, input_form=Form.RATIO)
+    return _preset((any_layer, Gradient()), treatments={"relu": treatments.deconvolved}, input_form=Form.RATIO)

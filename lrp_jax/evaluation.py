@@ -11,7 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import rankdata
 
-from lrp_jax.arguments import (
+from lrp_jax.baselines import (
+    ClassTarget,
+    ExplainedOutput,
+    Model,
+    as_samples,
+    broadcast_to_x,
+    explained_output,
+    map_in_batches,
+)
+from lrp_jax.core.arguments import (
     MOST,
     as_array,
     as_count,
@@ -22,21 +31,12 @@ from lrp_jax.arguments import (
     is_array_like,
     kind_of,
 )
-from lrp_jax.attribution import as_pytree
-from lrp_jax.baselines import (
-    ClassTarget,
-    ExplainedOutput,
-    Model,
-    as_samples,
-    broadcast_to_x,
-    explained_output,
-    map_in_batches,
-)
+from lrp_jax.core.held_arrays import is_array
+from lrp_jax.core.inference import Inference
+from lrp_jax.core.programs import run_compiled
+from lrp_jax.core.trace import name_of_path
 from lrp_jax.errors import InputError
-from lrp_jax.held_arrays import is_array
-from lrp_jax.inference import Inference
-from lrp_jax.programs import run_compiled
-from lrp_jax.tracing import name_of_path
+from lrp_jax.explain.relevance import as_pytree
 
 Parameters = TypeVar("Parameters")
 

@@ -19,8 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lrp_jax.arguments import as_count
-from lrp_jax.attribution import (
+from lrp_jax.composites import Rules, as_composite
+from lrp_jax.core.arguments import as_count
+from lrp_jax.core.inference import Inference
+from lrp_jax.core.programs import Computation, array_digest, computation
+from lrp_jax.errors import InputError, LRPError, LRPWarning, StoreError, import_extra
+from lrp_jax.explain.checks import Checks, report_batches, summarise
+from lrp_jax.explain.relevance import (
     Request,
     StaticModel,
     Target,
@@ -30,11 +35,6 @@ from lrp_jax.attribution import (
     trace_model,
     trace_static,
 )
-from lrp_jax.checks import Checks, report_batches, summarise
-from lrp_jax.composites import Rules, as_composite
-from lrp_jax.errors import InputError, LRPError, LRPWarning, StoreError, import_extra
-from lrp_jax.inference import Inference
-from lrp_jax.programs import Computation, array_digest, computation
 
 _DONE = "done"
 _DIGEST = "digest"  # of each sample and its target

@@ -21,10 +21,10 @@ from typing import Any, TypeVar
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from lrp_jax.arguments import check_callable, check_tree, is_array_like, kind_of
-from lrp_jax.equations import Mark, PieceName
+from lrp_jax.core.arguments import check_callable, check_tree, is_array_like, kind_of
+from lrp_jax.core.equations import Mark, PieceName
 from lrp_jax.errors import InputError, ModelError
-from lrp_jax.operations import Treatment
+from lrp_jax.treatments import Treatment
 
 __all__ = ["gate", "held", "input", "layer", "no_layer", "piece", "signal"]
 
@@ -174,7 +174,7 @@ def piece(function: Callable[..., Any], treatment: Treatment) -> Callable[..., A
 
     Args:
         function: A function of arrays, or of pytrees of arrays. What it closes over are operands, too.
-        treatment: Its backward pass: one of those in `lrp_jax.operations`, or your own. It sees the operands through
+        treatment: Its backward pass: one of those in `lrp_jax.treatments`, or your own. It sees the operands through
             which relevance flows as `Call.live`, in the order of the arguments.
 
     Returns:
@@ -186,8 +186,8 @@ def piece(function: Callable[..., Any], treatment: Treatment) -> Callable[..., A
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from lrp_jax import lrp, mark, operations, rules
-        >>> model = lambda x: mark.piece(lambda x: jnp.exp(x) - 1, operations.smooth)(x)
+        >>> from lrp_jax import lrp, mark, rules, treatments
+        >>> model = lambda x: mark.piece(lambda x: jnp.exp(x) - 1, treatments.smooth)(x)
         >>> jax.grad(lambda x: lrp(model, rules.Zero())(x)[1])(jnp.array([3.0, 0.0]))
         Array([0., 0.], dtype=float32)
     """
@@ -195,7 +195,7 @@ def piece(function: Callable[..., Any], treatment: Treatment) -> Callable[..., A
     if not isinstance(treatment, Treatment):
         raise ModelError(
             f"mark.piece(function, treatment): the treatment is a {type(treatment).__name__}. Pass one of those in "
-            "lrp_jax.operations, or an operations.Treatment of your own."
+            "lrp_jax.treatments, or an treatments.Treatment of your own."
         )
     name = PieceName(treatment)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lrp_jax.arguments import as_number, as_numpy, kind_of, within_memory
+from lrp_jax.core.arguments import as_number, as_numpy, kind_of, within_memory
 from lrp_jax.errors import ArrayError, InputError, LRPWarning, import_extra
 
 if TYPE_CHECKING:

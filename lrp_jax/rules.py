@@ -28,11 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax import equations
+from lrp_jax.core import equations
+from lrp_jax.core.forms import RELATIVE_STABILIZER, Form, divide, stabilize
+from lrp_jax.core.layers import LinearMap, negative, positive
+from lrp_jax.core.saving import Saved
 from lrp_jax.errors import RuleError
-from lrp_jax.forms import RELATIVE_STABILIZER, Form, divide, stabilize
-from lrp_jax.layers import LinearMap, negative, positive
-from lrp_jax.saving import Saved
 
 __all__ = [
     "AlphaBeta",

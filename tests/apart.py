@@ -11,10 +11,11 @@ TESTS = Path(__file__).parent
 def run_apart(call: str, flags: str) -> str:
     """Runs a line of Python that may import the tests, with flags of XLA, and returns the last line that it prints."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
+    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), *filter(None, [environment.get("PYTHONPATH")])])
     environment |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     process = subprocess.run(
         [sys.executable, "-c", call],
-        cwd=TESTS,
+        cwd=TESTS / "core",
         env=environment,
         capture_output=True,
         text=True,

@@ -67,7 +67,7 @@ OF_A_PRIMITIVE = {
 }
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "lrp_jax").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "lrp_jax").rglob("*.py")), ids=str)
 def test_jax_and_flax_are_reached_through_their_public_modules(path):
     names = [name.split(".") for name in names_reached(ast.parse(path.read_text()))]
     ours = [name for name in names if name[0] in {"jax", "jaxlib", "flax"}]

@@ -1,0 +1,1 @@
+"""What the book needs and an installed library does not: data sets, networks, training and pretrained weights."""

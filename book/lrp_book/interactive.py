@@ -1,0 +1,83 @@
+"""What the pages that run a network in the browser have in common: their rules, and the data beside the program."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import onnx
+from lrp_book import datasets
+
+from lrp_jax import composites, rules
+from lrp_jax.plotting import COLORMAP
+
+
+class _OfReader:
+    """For a rule whose parameters are inputs of the program: they have no values to check or compare."""
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __post_init__(self) -> None:
+        """Checks nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class EpsilonOfReader(_OfReader, rules.Epsilon):
+    """LRP-epsilon with an epsilon that the reader sets."""
+
+
+@dataclass(frozen=True, eq=False)
+class GammaOfReader(_OfReader, rules.Gamma):
+    """LRP-gamma with a gamma that the reader sets."""
+
+
+def choices(epsilon: Any, gamma: Any) -> dict[str, composites.Rules]:
+    """The rules that a reader can choose, by name."""
+    adjusted, favouring = EpsilonOfReader(epsilon), GammaOfReader(gamma)
+    any_layer, conv, first = composites.any_layer, composites.conv, composites.first
+    return {
+        "LRP-0": rules.Zero(),
+        "LRP-epsilon": adjusted,
+        "LRP-gamma": favouring,
+        "z+": rules.ZPlus(),
+        "EpsilonPlusFlat": [(first, rules.Flat()), (conv, rules.ZPlus()), (any_layer, adjusted)],
+        "EpsilonGammaBox": [(first, rules.ZBox(0.0, 1.0)), (conv, favouring), (any_layer, adjusted)],
+    }
+
+
+_PARAMETERS = {
+    "LRP-epsilon": {"epsilon"},
+    "LRP-gamma": {"gamma"},
+    "EpsilonPlusFlat": {"epsilon"},
+    "EpsilonGammaBox": {"epsilon", "gamma"},
+}
+
+
+def page_data(program: onnx.ModelProto, test: datasets.Split) -> dict[str, Any]:
+    """What a page needs beside the scripts: the program, a digit of each class, the rules and the colours."""
+    samples = [test.images[np.flatnonzero(test.labels == digit)[1]] for digit in range(10)]
+    colours = plt.get_cmap(COLORMAP)(np.arange(256))[:, :3]
+    return {
+        "program": _as_text(program.SerializeToString()),
+        "samples": _as_text(np.stack(samples).tobytes()),
+        "colours": _as_text((255 * colours).round().astype(np.uint8).tobytes()),
+        "sample": 3,
+        "rule": 2,
+        "rules": [
+            {"name": name} | {key: key in _PARAMETERS.get(name, ()) for key in ("epsilon", "gamma")}
+            for name in choices(1.0, 1.0)
+        ],
+    }
+
+
+def sample(page: Mapping[str, Any], digit: int) -> np.ndarray:
+    """One of the digits in a page's data, of shape (28, 28, 1) and with bytes as values."""
+    pixels = np.frombuffer(base64.b64decode(page["samples"]), np.uint8)
+    return pixels.reshape(-1, 28, 28, 1)[digit]
+
+
+def _as_text(values: bytes) -> str:
+    return base64.b64encode(values).decode()

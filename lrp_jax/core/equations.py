@@ -1,0 +1,215 @@
+"""What a single equation of a jaxpr is: a call, an elementwise operation, a step, a mark."""
+
+import enum
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+}
+
+ELEMENTWISE = frozenset(
+    """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp cos cosh digamma div eq erf erf_inv erfc
+    exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or
+    pow rem round rsqrt select_n sign sin sinh sqrt square sub tan tanh xor
+    """.split()
+)
+# They return what they are given, up to rounding.
+IDENTITIES = frozenset(
+    """
+    convert_element_type copy copy_p device_put layout_constraint name optimization_barrier pvary reduce_precision
+    reshard sharding_constraint stop_gradient
+    """.split()
+)
+# They give a number another shape, or to several devices, whose relevance adds up.
+SPREADS = frozenset("broadcast_in_dim copy copy_p expand_dims pvary reshape squeeze".split())
+# Their derivative is zero wherever there is one, so that what comes out of them alone is held.
+STEPS = frozenset("ceil floor round sign stop_gradient".split())
+
+_CHECKPOINTS = {"remat2", "checkpoint"}
+_BODIES = {"cond", "scan", "shard_map", "while"}
+_LIBRARY = Path(__file__).parents[1]
+_MARK = "lrp_jax.mark."
+
+
+class Mark(enum.Enum):
+    """What a user says of a value, with the functions of `lrp_jax.mark`. In a program it is the name of the value."""
+
+    GATE = "gate"
+    SIGNAL = "signal"
+    HELD = "held"
+    LAYER = "layer"
+    NO_LAYER = "no_layer"
+    INPUT = "input"
+    PIECE = "piece"
+
+    @property
+    def name_of_value(self) -> str:
+        """The name under which a value with this mark stands in a program."""
+        return _MARK + self.value
+
+
+class PieceName(str):
+    """The name of what a function under `lrp_jax.mark.piece` returns.
+
+    Attributes:
+        treatment: The treatment of the piece.
+    """
+
+    treatment: Any
+
+    def __new__(cls, treatment: Any) -> "PieceName":
+        name = super().__new__(cls, Mark.PIECE.name_of_value)
+        name.treatment = treatment
+        return name
+
+
+def mark_of(equation: Any) -> Mark | None:
+    """What an equation says of its value; None if it is no mark."""
+    name = equation.params["name"] if equation.primitive.name == "name" else ""
+    return Mark(name.removeprefix(_MARK)) if name.startswith(_MARK) else None
+
+
+def is_held(equation: Any) -> bool:
+    """Whether an equation in a graph is that of `lrp_jax.core.forms.hold`, as all other calls are looked into."""
+    return equation.primitive.name == "custom_vjp_call"
+
+
+def treatment_of_call(called: core.ClosedJaxpr) -> Any:
+    """The treatment of a call that `lrp_jax.mark.piece` has made; None for every other one."""
+    names = {equation.outvars[0]: equation.params["name"] for equation in called.jaxpr.eqns if mark_of(equation)}
+    found = [None if isinstance(atom, core.Literal) else names.get(atom) for atom in called.jaxpr.outvars]
+    first = found[0] if found else None
+    return first.treatment if isinstance(first, PieceName) and all(name is first for name in found) else None
+
+
+def is_checkpoint(equation: Any) -> bool:
+    """Whether the equation is a call under `jax.checkpoint`."""
+    return equation.primitive.name in _CHECKPOINTS
+
+
+def has_side_effect(equation: Any) -> bool:
+    """Whether the equation does something besides its outputs, such as printing; naming an axis of a map is none."""
+    return any(type(effect).__name__ != "NamedAxisEffect" for effect in equation.effects)
+
+
+def has_bodies(equation: Any) -> bool:
+    """Whether the equation is a loop, a branch or a `jax.shard_map`, which runs functions."""
+    return equation.primitive.name in _BODIES
+
+
+def run(equation: Any, *values: Any, **changed: Any) -> list[Any]:
+    """Applies an equation to values, with JAX's own derivative; parameters can be changed by name."""
+    primitive = equation.primitive
+    outputs = primitive.bind(*values, **primitive.get_bind_params(equation.params | changed))
+    return outputs if primitive.multiple_results else [outputs]
+
+
+def location(equation: Any) -> str:
+    """The innermost line outside of installed packages that an equation comes from; empty if there is none."""
+    traceback = equation.source_info.traceback
+    for frame in traceback.frames if traceback is not None else ():
+        if is_of_user(frame.file_name):
+            return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
+    return ""
+
+
+@functools.lru_cache(maxsize=1024)
+def is_of_user(file_name: str) -> bool:
+    """Whether a line of this file may be what a user wants to know: not one of an installed package or of a trace."""
+    path = Path(file_name)
+    return "site-packages" not in path.parts and not path.is_relative_to(_LIBRARY)
+
+
+def scan_sizes(equation: Any) -> tuple[int, int]:
+    """How many of a scan's operands are constants, and how many are carried; the constants come first."""
+    if "num_consts" in equation.params:
+        return equation.params["num_consts"], equation.params["num_carry"]
+    constants, carries, _ = equation.params["ft_in"].unpack()  # since JAX 0.11
+    return len(list(constants)), len(list(carries))
+
+
+def share_out(equation: Any, function: Callable[..., Any], out_specs: Any = None) -> Callable[..., Any]:
+    """Shares out the work of another function as a `jax.shard_map` does, whose operands it takes as a list."""
+    params = equation.params
+    return jax.shard_map(
+        function,
+        mesh=params["mesh"],
+        in_specs=(list(params["in_specs"]),),
+        out_specs=list(params["out_specs"]) if out_specs is None else out_specs,
+        axis_names=set(params["newly_manual_axes"]),
+        check_vma=params["check_vma"],
+    )
+
+
+def axes_named(equation: Any) -> set[str]:
+    """The axes of a map or a mesh along which the equation reads what others hold."""
+    found = {effect.name for effect in equation.effects if type(effect).__name__ == "NamedAxisEffect"}
+    for key in ("axes", "axis_name"):
+        named = equation.params.get(key, ())
+        found.update(name for name in (named if isinstance(named, tuple) else (named,)) if isinstance(name, str))
+    return found
+
+
+def literal_value(literal: Any) -> np.ndarray:
+    """The number that stands in an equation, in its dtype."""
+    return np.asarray(literal.val, literal.aval.dtype)
+
+
+def called_jaxpr(equation: Any) -> core.ClosedJaxpr | None:
+    """The program that a call runs, or None if the equation is no call."""
+    key = CALLS.get(equation.primitive.name)
+    if key is None:
+        return None
+    called = equation.params[key]
+    return called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ())
+
+
+def is_elementwise(equation: Any) -> bool:
+    """Whether every element of the output depends on the operands' elements at the same place alone."""
+    name = equation.primitive.name
+    return name in ELEMENTWISE or (name in IDENTITIES - {"pvary"} and len(equation.invars) == 1)
+
+
+def evaluate(closed: core.ClosedJaxpr, atom: Any, arguments: Sequence[Any]) -> Any:
+    """The value of a variable of a program, of which no more is run than it takes.
+
+    Args:
+        closed: The program.
+        atom: The variable, or a number.
+        arguments: The program's arguments, which are no tracers.
+
+    Returns:
+        The value; None if it depends on a value that is not known.
+    """
+    jaxpr = closed.jaxpr
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *arguments), strict=True))
+    if isinstance(atom, core.Literal):
+        return atom.val
+    needed = {atom}
+    run_equations = []
+    for equation in reversed(jaxpr.eqns):
+        if needed.intersection(equation.outvars):
+            needed.update(variable for variable in equation.invars if not isinstance(variable, core.Literal))
+            run_equations.append(equation)
+    if any(isinstance(values.get(variable), jax.core.Tracer) for variable in needed):
+        return None
+    with jax.ensure_compile_time_eval():
+        for equation in reversed(run_equations):
+            operands = [v.val if isinstance(v, core.Literal) else values[v] for v in equation.invars]
+            values.update(zip(equation.outvars, run(equation, *operands), strict=True))
+    return values[atom]

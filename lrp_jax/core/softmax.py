@@ -1,0 +1,302 @@
+"""Softmax and the logarithm of a sum of exponentials, however they are written.
+
+A quotient whose denominator is a sum of exponentials of its own numerator is a softmax: behind masks, casts, moves and
+linear operations, plus a constant, by a reciprocal, or by exp(x - logsumexp(x)). Its operations keep their own
+derivatives, which together are its Jacobian.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from lrp_jax.core import equations
+from lrp_jax.core.graph import Graph, Operation, Status
+
+MOVES = frozenset(
+    """
+    broadcast_in_dim concatenate dynamic_slice expand_dims gather pad reshape rev slice split squeeze tile transpose
+    unstack
+    """.split()
+)
+"""Operations that move values without changing them."""
+
+_EXPONENTIALS = frozenset("exp exp2".split())
+_POWERS = frozenset("integer_pow mul pow sqrt square".split())
+_SUMS = frozenset("dot_general reduce_sum cumsum reduce_window_sum".split())
+_LINEAR = MOVES | equations.IDENTITIES | _SUMS | frozenset("abs add add_any div max mul neg select_n sub".split())
+
+
+@dataclass(frozen=True)
+class Group:
+    """The operations of a softmax, of its logarithm or of the logarithm of a sum of exponentials.
+
+    Attributes:
+        kind: "softmax", "log_softmax" or "logsumexp".
+        operations: In the order in which they run.
+        operands: The values of which it is a function; a maximum that is subtracted for precision is held.
+        output: Its value.
+    """
+
+    kind: str
+    operations: tuple[Operation, ...]
+    operands: tuple[int, ...]
+    output: int
+
+
+@dataclass(frozen=True)
+class Softmaxes:
+    """What is found of softmaxes in a function.
+
+    Attributes:
+        derived: The ids of operations that keep their own derivatives.
+        weights: The values that are a softmax, or linear in one alone: attention weights.
+        halved: For the ids of quotients, where the numerator is a product with another live value: the position of the
+            numerator, and the part of relevance that the denominator takes, as much as the exponentials take of that
+            product.
+        kinds: For the ids of operations that keep their own derivatives, the kind of the group that they belong to.
+        groups: The groups that have one value, by its number.
+    """
+
+    derived: set[int] = field(default_factory=set)
+    weights: set[int] = field(default_factory=set)
+    halved: dict[int, tuple[int, float]] = field(default_factory=dict)
+    kinds: dict[int, str] = field(default_factory=dict)
+    groups: dict[int, Group] = field(default_factory=dict)
+
+    def add(self, graph: Graph, kind: str, output: int, terms: "_Terms", operations: Iterable[Operation]) -> None:
+        """Notes a group and its operations, which keep their own derivatives."""
+        own = list(operations)
+        self.derived.update(map(id, own))
+        self.kinds.update(dict.fromkeys(map(id, own), kind))
+        group = _group(graph, kind, output, terms)
+        if group is not None:
+            self.groups[output] = group
+
+
+def find_softmaxes(graph: Graph) -> Softmaxes:
+    """Finds every softmax and every logarithm of a sum of exponentials in a function."""
+    found = Softmaxes()
+    logarithms: dict[int, _Terms] = {}
+    for operation in graph.operations:
+        for numerator, denominator, between in _quotients(graph, operation):
+            terms = _terms(graph, denominator, found.weights)
+            products = None if terms is None else _products_on_the_way(graph, numerator, terms.leaves)
+            if terms is None or products is None:
+                continue
+            operations = [operation, *between, *terms.between, *terms.leaves.values()]
+            if products:
+                found.derived.update(map(id, operations))
+                found.kinds.update(dict.fromkeys(map(id, operations), "softmax"))
+                found.halved[id(operation)] = operation.inputs.index(numerator), 0.5**products
+                found.weights.update(terms.leaves)
+            else:
+                found.add(graph, "softmax", operation.outputs[0], terms, operations)
+                found.weights.update(operation.outputs)
+        if operation.name in {"log", "log1p"} and (terms := _terms(graph, operation.inputs[0], found.weights)):
+            output = _with_shift(graph, operation.outputs[0])
+            found.add(graph, "logsumexp", output, terms, [operation, *terms.between, *terms.leaves.values()])
+            logarithms.update(dict.fromkeys(operation.outputs, terms))
+        if operation.name in {"add", "sub"}:
+            operations = _sum_of_two(graph, operation)
+            found.derived.update(map(id, operations))
+            found.kinds.update(dict.fromkeys(map(id, operations), "logsumexp"))
+        if logarithms and operation.name in {"add", "sub"} and len(graph.live_inputs(operation)) == 2:
+            logarithm = _subtracted(graph, operation.outputs[0], logarithms)
+            terms = None if logarithm is None else logarithms[logarithm]
+            group = None if terms is None else _group(graph, "log_softmax", operation.outputs[0], terms)
+            if group is not None:
+                found.groups[group.output] = group
+        if operation.name in _EXPONENTIALS:
+            logarithm = _subtracted(graph, operation.inputs[0], logarithms)
+            if logarithm is not None:
+                found.add(graph, "softmax", operation.outputs[0], logarithms[logarithm], [operation])
+                found.weights.update(operation.outputs)
+        if _is_linear_in(graph, operation, found.weights):
+            found.weights.update(operation.outputs)
+    for operation in graph.operations:  # also of exponentials that were known as weights only behind a product
+        if _is_linear_in(graph, operation, found.weights):
+            found.weights.update(operation.outputs)
+    groups = _outermost(graph, found.groups)
+    for group in groups.values():
+        found.kinds.update(dict.fromkeys(map(id, group.operations), group.kind))
+    return replace(found, groups=groups)
+
+
+def _sum_of_two(graph: Graph, operation: Operation) -> list[Operation]:
+    """The operations of max(a, b) + log(1 + exp(-|a - b|)), as in `jnp.logaddexp`; none if a sum is another one."""
+    for largest, rest in (operation.inputs, operation.inputs[::-1]):
+        chain: list[Operation] = []
+        for names in ({"log1p"}, _EXPONENTIALS, {"neg"}, {"abs"}, {"sub"}):
+            step = graph.producer.get(chain[-1].inputs[0] if chain else rest)
+            if step is None or step.name not in names:
+                break
+            chain.append(step)
+        maximum = graph.producer.get(largest)
+        if len(chain) < 5 or maximum is None or maximum.name != "max":
+            continue
+        if set(maximum.inputs) == set(chain[-1].inputs) and len(graph.live_inputs(maximum)) == 2:
+            return [operation, maximum, *chain]
+    return []
+
+
+def _group(graph: Graph, kind: str, output: int, terms: "_Terms") -> Group | None:
+    """The operations between the operands of exponentials and a value; None if it depends on something else."""
+    operands = {_without_shift(graph, i) for leaf in terms.leaves.values() for i in leaf.inputs if graph.is_live(i)}
+    operations: dict[int, Operation] = {}
+    waiting = [output]
+    while waiting:
+        value = waiting.pop()
+        if value in operands or value in operations or not graph.is_live(value):
+            continue
+        operation = graph.producer.get(value)
+        if operation is None or operation.bodies or len(operation.outputs) != 1:
+            return None
+        operations[value] = operation
+        waiting.extend(operation.inputs)
+    ordered = tuple(operations[value] for value in sorted(operations))
+    return Group(kind, ordered, tuple(sorted(operands)), output) if ordered else None
+
+
+def _without_shift(graph: Graph, value: int) -> int:
+    """The value from which one is computed by subtracting its own maximum, held or not; else itself."""
+    operation = graph.producer.get(value)
+    if operation is None or operation.name not in {"add", "sub"}:
+        return value
+    live = graph.live_inputs(operation)
+    if len(live) == 1:
+        return operation.inputs[live[0]] if graph.status[operation.inputs[1 - live[0]]] is Status.HELD else value
+    shift = graph.producer.get(operation.inputs[1]) if operation.name == "sub" and len(live) == 2 else None
+    while shift is not None and shift.name in MOVES | equations.IDENTITIES:
+        shift = graph.producer.get(shift.inputs[0])
+    is_own = shift is not None and shift.name == "reduce_max" and shift.inputs[0] == operation.inputs[0]
+    return operation.inputs[0] if is_own else value
+
+
+def _with_shift(graph: Graph, value: int) -> int:
+    """The value to which the maximum is added that was subtracted before, if nothing else reads what is between."""
+    there = value
+    while there not in graph.outputs and len(graph.readers.get(there, [])) == 1:
+        (reader,) = graph.readers[there]
+        if reader.name in {"add", "sub"} and len(graph.live_inputs(reader)) == 1:
+            is_shift = any(graph.status[i] is Status.HELD for i in reader.inputs)
+            return reader.outputs[0] if is_shift else value
+        if reader.name not in MOVES | equations.IDENTITIES or len(reader.outputs) != 1:
+            break
+        (there,) = reader.outputs
+    return value
+
+
+def _outermost(graph: Graph, groups: dict[int, Group]) -> dict[int, Group]:
+    """The groups that are no part of another one."""
+    inner: set[int] = set()
+    for group in groups.values():
+        own = set(map(id, group.operations))
+        for operation in group.operations:
+            (value,) = operation.outputs
+            readers = graph.readers.get(value, [])
+            if value != group.output and value not in graph.outputs and own.issuperset(map(id, readers)):
+                inner.add(value)
+    return {value: group for value, group in groups.items() if value not in inner}
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """The exponentials of which a value is a sum, by number, and the operations between."""
+
+    leaves: dict[int, Operation]
+    between: list[Operation]
+
+
+def _terms(graph: Graph, value: int, weights: set[int]) -> _Terms | None:
+    """The exponentials, or powers of a softmax, of which a value is a sum; None if it is none."""
+    leaves: dict[int, Operation] = {}
+    between: dict[int, Operation] = {}
+    is_sum = False
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        operation = graph.producer.get(value)
+        if value in leaves or value in between:
+            continue
+        if operation is None or not graph.is_live(value):
+            return None
+        live = [i for i in operation.inputs if graph.is_live(i)]
+        if operation.name in _EXPONENTIALS or (operation.name in _POWERS and weights.issuperset(live)):
+            leaves[value] = operation
+            continue
+        if operation.name not in _LINEAR or (len(live) > 1 and operation.name not in {"add", "add_any", "concatenate"}):
+            return None
+        is_sum |= operation.name in _SUMS or len(live) > 1
+        between[value] = operation
+        waiting.extend(live)
+    return _Terms(leaves, list(between.values())) if is_sum and leaves else None
+
+
+def _quotients(graph: Graph, operation: Operation) -> Iterator[tuple[int, int, list[Operation]]]:
+    """The numerator and the denominator of a division, also of one that is written as a product."""
+    if len(graph.live_inputs(operation)) != 2:
+        return
+    if operation.name == "div":
+        yield operation.inputs[0], operation.inputs[1], []
+    if operation.name in {"mul", "dot_general"}:
+        for numerator, factor in (operation.inputs, operation.inputs[::-1]):
+            between: list[Operation] = []
+            inverse = graph.producer.get(factor)
+            while inverse is not None and inverse.name in MOVES | equations.IDENTITIES:
+                between.append(inverse)
+                inverse = graph.producer.get(inverse.inputs[0])
+            if inverse is not None and _is_reciprocal(graph, inverse):
+                denominator = inverse.inputs[1 if inverse.name == "div" else 0]
+                yield numerator, denominator, [inverse, *between]
+
+
+def _is_reciprocal(graph: Graph, operation: Operation) -> bool:
+    if operation.name == "div":
+        return not graph.is_live(operation.inputs[0])
+    if operation.name == "integer_pow":
+        return operation.equation.params["y"] == -1
+    return operation.name == "pow" and graph.number(operation.inputs[1]) == -1
+
+
+def _products_on_the_way(graph: Graph, value: int, leaves: dict[int, Operation]) -> int | None:
+    """With how many other live values an exponential was multiplied on its way to a value; None if it is not there."""
+    reached: dict[int, list[int]] = {}  # and the live operands of which it is computed
+    waiting = [value]
+    while waiting:
+        i = waiting.pop()
+        operation = graph.producer.get(i)
+        if i in reached or i in leaves or operation is None or not graph.is_live(i) or operation.name not in _LINEAR:
+            continue
+        reached[i] = [operand for operand in operation.inputs if graph.is_live(operand)]
+        waiting.extend(reached[i])
+    counted = dict.fromkeys(leaves, 0)
+    for i in sorted(reached):  # numbers rise in the order of computing
+        found = [counted[operand] for operand in reached[i] if operand in counted]
+        if found:
+            is_product = graph.producer[i].name in {"mul", "dot_general"} and len(reached[i]) > 1
+            counted[i] = max(found) + is_product
+    return counted.get(value)
+
+
+def _subtracted(graph: Graph, value: int, logarithms: Mapping[int, "_Terms"]) -> int | None:
+    """Which of the logarithms of a sum is subtracted on the way to a value; None if it is none."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        operation = graph.producer.get(value)
+        is_new = value not in seen and graph.is_live(value) and operation is not None
+        seen.add(value)
+        if operation is None or not is_new or operation.name in _SUMS or operation.name not in _LINEAR:
+            continue
+        found = next((i for i in operation.inputs if i in logarithms), None)
+        if found is not None:
+            return found
+        waiting.extend(operation.inputs)
+    return None
+
+
+def _is_linear_in(graph: Graph, operation: Operation, weights: set[int]) -> bool:
+    """Whether an operation is linear in attention weights, and reads no other live value."""
+    live = {value for value in operation.inputs if graph.status[value] in (Status.LIVE, Status.HELD)}
+    is_linear = operation.name in _LINEAR - {"abs", "max", "sub"} and operation.name != "dot_general"
+    return bool(live) and is_linear and not operation.bodies and live <= weights

@@ -1,0 +1,482 @@
+"""Tracing a call of a function: which of its arrays are explained, and where its parameters come from."""
+
+import functools
+import inspect
+import operator
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lrp_jax.core import held_arrays
+from lrp_jax.core.arguments import check_function, check_tree, is_array_like, kind_of
+from lrp_jax.core.equations import is_of_user
+from lrp_jax.core.graph import Graph, Held, Status, read
+from lrp_jax.core.held_arrays import is_array, name_of_parameter
+from lrp_jax.core.inference import HOW_TO_SWITCH, Inference, check_choice, check_inference
+from lrp_jax.core.programs import Program, computation, take_apart
+from lrp_jax.core.tokens import check_tokens, place_of_size
+from lrp_jax.errors import InputError, LRPError, ModelError
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A call of a function, read.
+
+    Attributes:
+        graph: The function.
+        inputs: The arrays of the call, in the order of the graph's inputs.
+        structure: The pytree structure of the function's value.
+        explained: The structure of what is explained of the value; None if it is the value.
+    """
+
+    graph: Graph
+    inputs: list[Any]
+    structure: Any
+    explained: Any = None
+
+    def split(self, outputs: Sequence[Any]) -> tuple[Any, Any]:
+        """The function's value, and what is explained of it."""
+        number = self.structure.num_leaves
+        value = jax.tree.unflatten(self.structure, outputs[:number])
+        return value, value if self.explained is None else jax.tree.unflatten(self.explained, outputs[number:])
+
+    def cotangents(self, outputs: Sequence[Any], seed: Any) -> list[Any]:
+        """The cotangents of the outputs: the seed for what is explained, nothing for the rest."""
+        leaves = jax.tree.leaves(seed)
+        return [*map(jnp.zeros_like, outputs[: len(outputs) - len(leaves)]), *leaves]
+
+
+@dataclass(frozen=True)
+class CallText:
+    """What a traced call says; the arrays are no part of it.
+
+    Attributes:
+        program: What the function computes.
+        statuses: For each input, whether it is explained.
+        paths: For each input, the path of the parameter that it is; empty for none.
+        held: For each array that the function holds, its path, and whether it existed before the trace.
+        arguments: The structure of the arguments, whose leaves are the inputs if all of them are arrays.
+        structure: The structure of the function's value.
+        samples_first: Whether the first dimension of what is explained is known to be that of the samples.
+        inference: Whether it is checked that the function is in inference mode.
+        target: A function of the value that is explained; None if it is the value.
+        explained: The structure of its value.
+    """
+
+    program: Program
+    statuses: tuple[Status, ...]
+    paths: tuple[str, ...]
+    held: tuple[tuple[str, bool], ...]
+    arguments: Any
+    structure: Any
+    samples_first: bool
+    inference: Inference
+    target: Program | None = None
+    explained: Any = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Call:
+    """A call of a function, traced: a pytree of arrays. A program that takes it is compiled once for each text.
+
+    Attributes:
+        inputs: The arrays among the arguments.
+        held: The arrays that the function holds.
+        held_by_target: Those that the function of its value holds.
+        text: All else.
+    """
+
+    inputs: list[Any]
+    held: list[Any]
+    held_by_target: list[Any]
+    text: CallText = field(metadata={"static": True})
+
+    @property
+    def args(self) -> Any:
+        """The positional arguments, of a call that has no other arguments than arrays."""
+        return jax.tree.unflatten(self.text.arguments, self.inputs)[0]
+
+    def replaced(self, *args: Any) -> "Call":
+        """The call with other arguments of the same shapes."""
+        return replace(self, inputs=jax.tree.leaves((args, {})))
+
+    def read(self) -> Traced:
+        """Reads the call.
+
+        Raises:
+            InputError: If integers are explained whose size matters, or that cannot be followed to an embedding, or if
+                the function of its value has no value that depends on it differentiably.
+            ModelError: If the function is in training mode, or has an output that does not depend on the explained
+                arguments differentiably.
+        """
+        graph = self.read_graph()
+        check_tokens(graph)
+        if self.text.target is not None:
+            _check_target(graph, self.text.structure.num_leaves)
+        _check_outputs(graph)
+        return Traced(graph, list(self.inputs), self.text.structure, self.text.explained)
+
+    def read_graph(self) -> Graph:
+        """Reads the call, whether or not relevance can be propagated through it.
+
+        Raises:
+            ModelError: If the function is in training mode.
+        """
+        text = self.text
+        known = {id(array): Held(array, "", is_parameter=False) for array in self.held_by_target}
+        known |= {
+            id(array): Held(array, path, is_parameter)
+            for array, (path, is_parameter) in zip(self.held, text.held, strict=True)
+        }
+        graph = read(
+            text.program.closed(self.held),
+            text.statuses,
+            paths=text.paths,
+            hold=lambda constant: known.get(id(constant)) or Held(constant),
+            then=None if text.target is None else text.target.closed(self.held_by_target),
+        )
+        if text.inference == "checked":
+            check_inference(graph, samples_first=text.samples_first)
+        return graph
+
+
+def check_mode(call: Call) -> None:
+    """Refuses a function in training mode, unless inference mode is assumed; looks once at each text.
+
+    Raises:
+        ModelError: If the function is in training mode.
+    """
+    jax.eval_shape(_read_in_trace, call)
+
+
+@jax.jit
+def _read_in_trace(call: Call) -> None:
+    call.read_graph()
+
+
+def trace(
+    fun: Callable[..., Any],
+    positions: Sequence[int],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    tokens: bool = False,
+    inference: Inference = "checked",
+) -> Traced:
+    """Traces and reads a call.
+
+    Args:
+        fun: The function.
+        positions: The positions of the arguments that are explained.
+        args: The positional arguments.
+        kwargs: The keyword arguments.
+        tokens: Whether integers may be explained; their relevance is that of what is looked up with them.
+        inference: Whether it is checked that the function is in inference mode.
+
+    Returns:
+        The call.
+
+    Raises:
+        InputError: If an explained argument is missing or of a dtype that has no relevance.
+        ModelError: If the function is in training mode, needs values in Python, or has an output that does not depend
+            on the explained arguments differentiably.
+    """
+    call, _ = trace_call(fun, positions, args, kwargs, tokens=tokens, inference=inference)
+    for leaf in call.inputs:
+        check_has_values(leaf)
+    return call.read()
+
+
+def trace_call(
+    fun: Callable[..., Any],
+    positions: Sequence[int],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    tokens: bool = False,
+    holder: Any = None,
+    inference: Inference = "checked",
+) -> tuple[Call, Any]:
+    """Traces a call. Arrays become inputs; whatever else the arguments hold stays as it is.
+
+    Args:
+        fun: The function.
+        positions: The positions of the arguments that are explained.
+        args: The positional arguments.
+        kwargs: The keyword arguments.
+        tokens: Whether integers may be explained; relevance then ends at their embeddings.
+        holder: What holds the arrays that the function reads, if it is not the function itself.
+        inference: Whether it is checked that the function is in inference mode.
+
+    Returns:
+        The call, and the shapes and dtypes of its value.
+
+    Raises:
+        InputError: If an explained argument is missing or of a dtype that has no relevance, or `inference` is none.
+        ModelError: If the function needs values in Python, or changes its state.
+    """
+    check_choice(inference)
+    if any(not -len(args) <= position < len(args) for position in positions):
+        raise InputError(
+            f"argnums={tuple(positions)} names a positional argument that the call does not have: "
+            f"{len(args)} were given. Pass the explained argument by position."
+        )
+    check_tree((args, kwargs), "The call")
+    explained = {position % len(args) for position in positions}
+    is_live = [i in explained for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)] + [False] * len(
+        jax.tree.leaves(kwargs)
+    )
+    leaves, tree = jax.tree.flatten((tuple(args), kwargs))
+    for leaf, live in zip(leaves, is_live, strict=True):
+        if live:
+            check_dtype(leaf, tokens=tokens)
+    are_arrays = [live or is_array(leaf) for leaf, live in zip(leaves, is_live, strict=True)]
+
+    def call(arrays: list[Any]) -> Any:
+        given = iter(arrays)
+        merged = [next(given) if array else leaf for leaf, array in zip(leaves, are_arrays, strict=True)]
+        arguments, keywords = jax.tree.unflatten(tree, merged)
+        return call_model(fun, *arguments, **keywords)
+
+    arrays = [leaf for leaf, array in zip(leaves, are_arrays, strict=True) if array]
+    closed_jaxpr, output = jax.make_jaxpr(call, return_shape=True)(arrays)
+    program, held = take_apart(closed_jaxpr)
+    statuses = [_status(leaf, live) for leaf, live, array in zip(leaves, is_live, are_arrays, strict=True) if array]
+    paths = [name_of_path(path[2:]) for path, _ in jax.tree_util.tree_leaves_with_path((args, kwargs))]
+    text = CallText(
+        program,
+        tuple(statuses),
+        tuple(path for path, array in zip(paths, are_arrays, strict=True) if array),
+        tuple(held_arrays.find(fun if holder is None else holder, held)),
+        tree,
+        jax.tree.structure(output),
+        tokens,
+        inference,
+    )
+    return Call(arrays, held, [], text), output
+
+
+def explaining(call: Call, output: Any, target: Callable[[Any], Any]) -> Call:
+    """The call of a function, of which a function of its value is explained.
+
+    Args:
+        call: The call.
+        output: The shapes and dtypes of its value.
+        target: A function of the value.
+    """
+    check_function(target, "The target", "output")
+    traced = computation(functools.partial(call_model, target), output)
+    explained = jax.tree.structure(traced.value)
+    text = replace(call.text, target=traced.program, explained=explained)
+    return replace(call, held_by_target=list(traced.arrays), text=text)
+
+
+def check_dtype(leaf: Any, *, tokens: bool = False) -> None:
+    """Refuses what has no relevance: all but real floating-point numbers, and integers for tokens.
+
+    Raises:
+        InputError: If the leaf is such.
+    """
+    if not is_array_like(leaf):
+        raise InputError(
+            f"The explained argument holds {kind_of(leaf)}, and relevance needs arrays of real floating-point "
+            "numbers. Pass other arguments apart from it."
+        )
+    dtype = leaf.dtype if is_array(leaf) else jnp.result_type(leaf)
+    if not (jnp.issubdtype(dtype, jnp.floating) or (tokens and jnp.issubdtype(dtype, jnp.integer))):
+        raise InputError(
+            f"The explained argument holds {dtype} values, and relevance needs real floating-point "
+            "numbers. Convert it first, for example with x.astype('float32')."
+        )
+
+
+def check_is_no_class(model: Any) -> None:
+    """Refuses a class where an instance of it is meant.
+
+    Raises:
+        InputError: If the model is a class.
+    """
+    if isinstance(model, type):
+        raise InputError(
+            f"The model is the class {model.__name__}, and no instance of it. Make one: {model.__name__}(...)."
+        )
+
+
+_NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+# What Flax says of a Linen module that has no variables.
+_ONLY_BOUND = "only accessible from inside 'init' or 'apply'"
+_UNBOUND = {"CallCompactUnboundModuleError", "CallSetupUnboundModuleError"}
+# Errors of Flax that say the same: a module writes to its variables, or dropout asks for a key.
+_CHANGES_STATE = {"TraceContextError", "ModifyScopeVariableError", "InvalidRngError"}
+
+
+def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a model that is traced, and sees to it that this has no effect but its value.
+
+    A module is copied, so that it may count random numbers while it is traced.
+
+    Raises:
+        ModelError: If it needs values in Python that a trace does not have, changes its state, keeps traced values, or
+            is a module of Flax Linen without variables.
+    """
+    before, structure = jax.tree.flatten(model)
+    copied = jax.tree.unflatten(structure, before)
+    kept_before = _traced_values(model)
+    try:
+        value = copied(*args, **kwargs)
+    except LRPError:
+        raise
+    except _NEEDS_VALUES as error:
+        raise ModelError(
+            f"The model needs the value of an array in Python{_line_of(error)}: in an if, a loop, float(), numpy or "
+            "a mask as an index. Relevance is propagated through the operations of JAX alone. Write it with jnp.where, "
+            "jax.lax.cond, jax.lax.scan or jnp."
+        ) from error
+    except Exception as error:
+        if type(error).__name__ in _CHANGES_STATE:
+            raise ModelError(
+                f"The model is in training mode, or changes its state{_line_of(error)}: {error}. {HOW_TO_SWITCH}."
+            ) from error
+        if type(error).__name__ in _UNBOUND or _ONLY_BOUND in str(error) or _is_unbound(model):
+            raise ModelError(
+                f"The model is a Flax Linen module without its variables{_line_of(error)}. Pass "
+                "functools.partial(module.apply, variables), or module.bind(variables)."
+            ) from error
+        raise
+    if changed := _changed_numbers(before, model, copied):
+        raise ModelError(
+            f"The model changes its state while it runs: {', '.join(changed)}. It is in training mode, or keeps a "
+            f"cache. {HOW_TO_SWITCH}."
+        )
+    for leaf in jax.tree.leaves(value):
+        if not is_array_like(leaf):
+            raise ModelError(f"The function returns {kind_of(leaf)}, and relevance needs arrays. Return them alone.")
+    kept = [name for identity, name in _traced_values(model).items() if identity not in kept_before]
+    if kept:
+        raise ModelError(
+            f"The model keeps what it computes in {', '.join(kept)}, where it is no array after the trace. Let it "
+            "return what you need; jax.debug.print shows values on the way."
+        )
+    return value
+
+
+def _is_unbound(model: Any) -> bool:
+    """Whether a model is a module of Flax Linen, or a method of one, that holds no variables."""
+    owner = getattr(model, "__self__", model)
+    is_linen = any(cls.__module__.startswith("flax.linen") for cls in type(owner).__mro__)
+    return is_linen and getattr(owner, "scope", None) is None
+
+
+def _changed_numbers(before: Sequence[Any], model: Any, copied: Any) -> list[str]:
+    """The names of floating-point leaves that a call has replaced in the copy of a model."""
+    after = jax.tree.leaves(copied)
+    if len(after) == len(before) and all(map(operator.is_, after, before)):
+        return []
+    names = [path for path, _ in jax.tree_util.tree_leaves_with_path(model)]
+    known = dict(jax.tree_util.tree_leaves_with_path(copied))
+    pairs = zip(names, before, strict=True)
+    return [name_of_path(path) for path, leaf in pairs if _is_real(leaf) and known.get(path) is not leaf]
+
+
+def _traced_values(model: Callable[..., Any]) -> dict[int, str]:
+    """The names of traced values in the attributes of a model that is no pytree, and in the variables of a function."""
+    function = inspect.unwrap(getattr(model, "func", model))
+    owner = getattr(function, "__self__", model)
+    named = {} if not jax.tree_util.all_leaves([owner]) else dict(getattr(owner, "__dict__", {}))
+    if inspect.isfunction(function):
+        variables = inspect.getclosurevars(function)
+        named |= {**variables.globals, **variables.nonlocals}
+    return {
+        id(leaf): name + jax.tree_util.keystr(path)
+        for name, value in named.items()
+        for path, leaf in _leaves_with_path(value)
+        if isinstance(leaf, jax.core.Tracer)
+    }
+
+
+def _leaves_with_path(holder: Any) -> Sequence[tuple[Any, Any]]:
+    try:
+        return jax.tree_util.tree_leaves_with_path(holder)
+    except (TypeError, ValueError):  # a dictionary whose keys have no order
+        return []
+
+
+def _is_real(leaf: Any) -> bool:
+    return is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _line_of(error: Exception) -> str:
+    """The user's line that an error comes from, as a part of a sentence; empty if there is none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_of_user(frame.filename)]
+    return f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].name})" if frames else ""
+
+
+def _check_target(graph: Graph, values: int) -> None:
+    """Refuses a function of the value of which nothing would be explained."""
+    explained = graph.outputs[values:]
+    if any(map(graph.is_live, explained)) or not any(map(graph.is_live, graph.outputs[:values])):
+        return
+    if not explained:
+        raise InputError("The target is a function that returns nothing: is its return missing?")
+    raise InputError(
+        "What the target returns does not depend on the output in a differentiable way: nothing is to explain."
+        f"{_last_operation(graph, explained)} Return what comes before an argmax, a "
+        "comparison or a stop_gradient, such as a logit."
+    )
+
+
+def _check_outputs(graph: Graph) -> None:
+    if any(map(graph.is_live, graph.outputs)):
+        return
+    if any(map(graph.is_token, graph.outputs)):
+        place = place_of_size(graph)
+        raise InputError(
+            "The explained argument holds integers, and the model does not look them up in an embedding, but uses "
+            f"their size{f' as a number, at {place}' if place else ''}: nothing is to explain. Explain numbers, for "
+            "example with x.astype('float32')."
+        )
+    raise ModelError(
+        "The model's output does not depend on x in a differentiable way: nothing is to explain."
+        f"{_last_operation(graph, graph.outputs)} Explain what comes before an "
+        "argmax, a comparison or a stop_gradient, such as the logits."
+    )
+
+
+def _last_operation(graph: Graph, values: Sequence[int]) -> str:
+    """The operation that values come from, as a sentence; empty if there is none."""
+    ends = [graph.producer[value] for value in values if value in graph.producer]
+    return f" Its last operation is {ends[0].name!r} at {ends[0].location}." if ends else ""
+
+
+def check_has_values(leaf: Any) -> None:
+    """Refuses a shape without numbers.
+
+    Raises:
+        InputError: If the leaf is one.
+    """
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise InputError(
+            "The explained argument holds a jax.ShapeDtypeStruct, which has no numbers, and of which only a plan can "
+            "be made. Pass an array."
+        )
+
+
+def _status(leaf: Any, live: bool) -> Status:
+    if not live:
+        return Status.CONSTANT
+    return Status.LIVE if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else Status.TOKEN
+
+
+def name_of_path(path: Sequence[Any]) -> str:
+    """The path of a parameter as a name."""
+    return name_of_parameter(jax.tree_util.keystr(tuple(path), simple=True, separator="."))

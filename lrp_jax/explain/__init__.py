@@ -1,0 +1,1 @@
+"""Explaining a model: `relevance`, the plan and the ledger, and what they check and show."""

@@ -1,0 +1,154 @@
+"""Random networks with random rules: the library against the plain loop of `loop.py`.
+
+`make nightly` draws thousands of programs, other ones each time; without it 60 are drawn, always the same.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compiling import quick_jit
+from hypothesis import HealthCheck, assume, given, settings
+from naive.loop import relevance_of_input
+from naive.programs import programs
+from nightly import NIGHTLY, drawn
+
+from lrp_jax import lrp, rules, treatments
+from lrp_jax.composites import Composite, any_layer, with_treatment
+
+NUMBER = drawn(by_day=60)
+
+
+def drawn(share):
+    """Settings for a share of the programs."""
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
+    return settings(
+        max_examples=round(share * NUMBER),
+        derandomize=not NIGHTLY,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        suppress_health_check=checks,
+    )
+
+
+def agrees(program, tolerance):
+    """Compares the relevance of a program with that of the plain loop.
+
+    Returns:
+        False if rounding alone can make a difference of more than the tolerance: then nothing is compared.
+    """
+
+    @quick_jit
+    def explain(x, seed):
+        output, transpose = jax.vjp(lrp(program, program.composite), x)
+        return program.values(x), output, *transpose(seed)
+
+    values, output, found = jax.tree.map(np.asarray, explain(program.x, program.seed))
+    precision = np.finfo(program.x.dtype).eps
+    for sample in range(len(found)):
+        of_sample = [value[sample] for value in values]
+        expected, bound = relevance_of_input(program, of_sample, program.seed[sample], precision)
+        largest = np.abs(expected).max()
+        if not bound.max() <= tolerance * largest:
+            return False
+        error = np.abs(found[sample] - expected).max()
+        assert error <= tolerance * largest, f"{error / largest:.1e} of the maximum"
+        # Fused with other operations, elementwise functions may round differently.
+        np.testing.assert_allclose(output[sample], values[-1][sample], rtol=1e4 * precision)
+    return True
+
+
+@drawn(0.8)
+@given(program=programs(np.float64))
+def test_random_program_agrees_with_plain_loop(float64, program):
+    assume(agrees(program, 1e-9))
+
+
+@drawn(0.2)
+@given(program=programs(np.float32))
+def test_random_program_in_single_precision(program):
+    assume(agrees(program, 1e-3))
+
+
+# What the random programs have found
+
+
+@pytest.mark.parametrize(
+    ("twice", "factor"),
+    [(lambda z: z + z, 1.0), (lambda z: z * z, 1.0), (lambda z: z - 2 * z, 1.0)],
+    ids=["sum", "product", "difference"],
+)
+def test_a_layer_combined_with_itself_is_no_bias(float64, twice, factor):
+    # z = 2 - 3 + 5 = 4. Whatever is made of z alone hands all relevance on to z, which shares it in proportion.
+    weight, bias = jnp.array([[2.0], [-3.0]]), 5.0
+    value, relevance = jax.value_and_grad(lrp(lambda x: twice(x @ weight + bias)[0], rules.Zero()))(jnp.ones(2))
+    np.testing.assert_allclose(relevance, value * np.array([2.0, -3.0]) / 4)
+
+
+@pytest.mark.parametrize("treatment", [treatments.pooled_in_proportion, treatments.pooled_evenly])
+def test_max_pooling_with_another_treatment_is_compiled(treatment):
+    composite = with_treatment(rules.Zero(), "reduce_window_max", treatment)
+    image = jnp.arange(1.0, 17.0).reshape(1, 4, 4, 1)
+    pooled = lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").sum()
+    explain = jax.grad(lrp(pooled, composite))
+    np.testing.assert_allclose(jax.jit(explain)(image), explain(image), rtol=1e-6)
+
+
+def test_pass_hands_relevance_on_to_the_same_sample():
+    # As many samples as features, and the samples in the second dimension of the product.
+    weight, x = jnp.eye(2), jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    for layer in (lambda x: (weight @ x.T).T + 1.0, lambda x: jnp.einsum("fg,nf->gn", weight, x) + 1.0):
+        z, transpose = jax.vjp(lrp(layer, rules.Pass()), x)
+        (relevance,) = transpose(jnp.zeros_like(z).at[0, 1].set(1.0))
+        is_transposed = z[0, 1] == 4.0
+        assert relevance[(1, 0) if is_transposed else (0, 1)] == z[0, 1]
+        assert jnp.count_nonzero(relevance) == 1
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, jax.vmap], ids=["jit", "vmap"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("sign", [1, -1], ids=["positive", "negative"])
+def test_small_contributions_of_one_sign_beside_large_ones_of_the_other(float64, sign, dtype, wrap):
+    # They were what a difference of large numbers left of them. Here: 5 and 1e-10 in two units, in either sign.
+    rule = rules.AlphaBeta(1.0, 0.0) if sign > 0 else rules.AlphaBeta(2.0, 1.0)
+    x = jnp.array([[6.3e-6, -2.2e7], [1.0, 2.0]], dtype)
+    weight = sign * jnp.array([[0.125, -0.75], [0.625, 0.5]], dtype)
+    explained = lrp(lambda x: x @ weight, dataclasses.replace(rule, stabilizer=0.0))
+    explain = jax.grad(lambda x: explained(x).sum())
+    found = np.asarray(wrap(explain)(x), np.float64)
+
+    w, x = np.asarray(weight, np.float64), np.asarray(x, np.float64)
+    contributions = x[:, :, None] * w
+    z = contributions.sum(1)
+    expected = 0.0
+    for part, factor in ((np.maximum(contributions, 0), rule.alpha), (np.minimum(contributions, 0), -rule.beta)):
+        total = part.sum(1, keepdims=True)
+        shares = np.divide(part, total, out=np.zeros_like(part), where=total != 0)
+        expected = expected + factor * (shares * z[:, None]).sum(2)
+    largest = np.abs(expected).max(1, keepdims=True)
+    np.testing.assert_array_less(np.abs(found - expected) / largest, 50 * np.finfo(dtype).eps)
+
+
+def test_small_negative_contributions_behind_a_relu(float64):
+    # x >= 0 is known, and z is read by a relu alone: z+ = 1e8, z- = -1e-4.
+    x, first, second = jnp.array([1e8, 1e-4]), jnp.eye(2), jnp.array([[1.0, 2.0], [-1.0, 1.0]])
+    network = lambda x: jax.nn.relu(jax.nn.relu(x @ first) @ second).sum()
+    found = jax.jit(jax.grad(lrp(network, rules.AlphaBeta(2.0, 1.0, stabilizer=0.0))))(x)
+    z = np.array([1e8 - 1e-4, 2e8 + 1e-4])
+    negative = -z[0]
+    positive = 2 * (z[0] + z[1] * 2e8 / z[1]), 2 * z[1] * 1e-4 / z[1]
+    np.testing.assert_allclose(found, 2 * np.array([positive[0], positive[1] + negative]), rtol=1e-9)
+
+
+def test_attention_that_is_held_leaves_all_to_a_gate():
+    # With the attention held, softmax(x) is a constant beside sigmoid(x).
+    composite = Composite([(any_layer, rules.Zero())], holds_attention=True)
+    x = jnp.array([0.5, -1.0, 2.0])
+    product = lambda x, y: jax.nn.softmax(x) * jax.nn.sigmoid(y)
+    _, transpose = jax.vjp(lrp(product, composite, argnums=(0, 1)), x, x)
+    _, of_sigmoid = transpose(jnp.ones(3))
+    # Of that the sigmoid's value at zero keeps its share.
+    np.testing.assert_allclose(of_sigmoid, jax.nn.softmax(x) * (jax.nn.sigmoid(x) - 0.5), rtol=1e-5)

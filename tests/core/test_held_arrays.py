@@ -1,0 +1,86 @@
+"""Which arrays a function holds: their names, and whether they existed before the trace."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lrp_jax.core import held_arrays
+from lrp_jax.core.programs import take_apart
+
+WEIGHT = np.arange(6.0).reshape(2, 3)
+JAX_WEIGHT = jnp.ones((2, 3))
+X = jnp.ones((1, 2))
+
+
+class Part:
+    scale = np.array([2.0, 3.0])
+
+    def __init__(self):
+        self.kernels = [jnp.ones((2, 3)), np.full((3, 1), 0.5)]
+
+    def __call__(self, x):
+        return x * self.scale @ self.kernels[0] @ self.kernels[1]
+
+
+def found(function):
+    _, arrays = take_apart(jax.make_jaxpr(lambda x: function(x))(X))
+    return sorted(zip(map(np.shape, arrays), held_arrays.find(function, arrays), strict=True))
+
+
+part, box = Part(), {"encoder": {"kernel": jnp.ones((2, 3))}}
+decorated = functools.wraps(part)(lambda x: part(x))
+
+CASES = {
+    "an array of JAX in a dictionary": (lambda x: x @ box["encoder"]["kernel"], [((2, 3), ("encoder.kernel", True))]),
+    "in an argument of a partial": (
+        functools.partial(lambda weights, x: x @ weights["kernel"], {"kernel": jnp.ones((2, 3))}),
+        [((2, 3), ("kernel", True))],
+    ),
+    "in a default value": (lambda x, w=JAX_WEIGHT: x @ w, [((2, 3), ("", True))]),
+    "NumPy in a global, narrowed to float32": (lambda x: x @ WEIGHT, [((2, 3), ("", True))]),
+    "NumPy, transposed before it is read": (lambda x: x @ WEIGHT.reshape(3, 2).T, [((2, 3), ("", True))]),
+    "written in the function": (lambda x: x @ jnp.array([[0.3, 0.6, 0.1]] * 2), [((2, 3), ("", False))]),
+    "NumPy that the function makes": (lambda x: x @ np.eye(2, 3), [((2, 3), ("", False))]),
+    "attributes of an object and of its class": (
+        part,
+        [((2,), ("", True)), ((2, 3), ("kernels.0", True)), ((3, 1), ("kernels.1", True))],
+    ),
+    "behind jit and vmap": (
+        jax.jit(jax.vmap(lambda x: x @ box["encoder"]["kernel"])),
+        [((2, 3), ("encoder.kernel", True))],
+    ),
+    "behind a decorator": (
+        decorated,
+        [((2,), ("", True)), ((2, 3), ("kernels.0", True)), ((3, 1), ("kernels.1", True))],
+    ),
+    "in a function in the function": (
+        lambda x: (lambda y: jax.jit(lambda z: z @ box["encoder"]["kernel"])(y))(x),
+        [((2, 3), ("encoder.kernel", True))],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_names_and_what_existed(case):
+    function, expected = CASES[case]
+    assert found(function) == expected
+
+
+def test_search_ends_where_things_hold_each_other():
+    first, second = {}, {"array": jnp.ones(2)}
+    first["second"], second["first"] = second, first
+    assert [name for name, _ in held_arrays.arrays_of(lambda: first)] == ["second.array"]
+
+
+def test_array_that_is_held_twice_is_taken_out_once():
+    weight = jnp.ones((2, 2))
+    inner = jax.jit(lambda x: x @ weight)
+    closed = jax.make_jaxpr(lambda x: inner(inner(x) @ weight))(X)
+    program, arrays = take_apart(closed)
+    assert len(arrays) == 1
+    np.testing.assert_array_equal(program.run([3 * weight], [X])[0], [[27.0 * 8] * 2])
+    other, _ = take_apart(jax.make_jaxpr(lambda x: jax.jit(lambda x: x @ (2 * weight))(x))(X))
+    assert program != other
