@@ -1,5 +1,7 @@
 """The core's tests with the oldest and with the newest versions that `pyproject.toml` allows: `make versions`."""
 
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "venv"
