@@ -1,6 +1,5 @@
-"""Sphinx extension: every executed page says under its title how long its execution took, and one lists all."""
+"""Sphinx extension: every executed page says under its title how long its execution took."""
 
-from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -18,13 +17,7 @@ def state_run_time(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         title.parent.insert(1, nodes.paragraph(text=sentence, classes=["run-time"]))
 
 
-def pages_with_the_list(app: Sphinx, env: Any) -> list[str]:
-    """The pages that list the run times of all, which are written again when others were executed."""
-    return [page for page in env.found_docs if "{nb-exec-table}" in Path(env.doc2path(page)).read_text()]
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connects the extension to Sphinx."""
     app.connect("doctree-resolved", state_run_time)
-    app.connect("env-updated", pages_with_the_list)
     return {"parallel_read_safe": True}
