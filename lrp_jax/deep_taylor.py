@@ -171,9 +171,7 @@ def find_root(
     def remaining(t: jax.Array) -> jax.Array:
         return jnp.sign(start) * fun(point(t))
 
-    steps = jnp.arange(_SAMPLES, dtype=x.dtype)
-    reach = _distance_to_bounds(x, direction, low, high)
-    samples = jnp.where(jnp.isinf(reach), 2.0 ** (steps - _SAMPLES // 2), reach * ((steps + 1) / _SAMPLES))
+    samples = _samples_of_line(x, direction, low, high)
     is_beyond = jax.vmap(remaining)(samples) <= 0
     first = is_beyond.argmax()
     bracket = jnp.where(first == 0, 0, samples[first - 1]), samples[first]
@@ -447,10 +445,12 @@ def taylor_messages(
     return jax.vmap(messages, in_axes=(TrainingFreeRelevanceModel(1, 0, 0),), out_axes=1)(model)  # type: ignore[arg-type]  # axes in place of arrays
 
 
-def _distance_to_bounds(x: jax.Array, direction: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """The t at which x + t direction leaves the box; infinite if it never does."""
+def _samples_of_line(x: jax.Array, direction: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """The t of 64 points x + t direction: evenly spaced to where the line leaves the box, or powers of two."""
     ahead = jnp.where(direction > 0, high, low) - x
-    return jnp.where(direction == 0, jnp.inf, ahead / jnp.where(direction == 0, 1, direction)).min(initial=jnp.inf)
+    reach = jnp.where(direction == 0, jnp.inf, ahead / jnp.where(direction == 0, 1, direction)).min(initial=jnp.inf)
+    steps = jnp.arange(_SAMPLES, dtype=x.dtype)
+    return jnp.where(jnp.isinf(reach), 2.0 ** (steps - _SAMPLES // 2), reach * ((steps + 1) / _SAMPLES))
 
 
 def _bounds(x: jax.Array, low: ArrayLike | None, high: ArrayLike | None) -> tuple[jax.Array, jax.Array]:

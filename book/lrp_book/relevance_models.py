@@ -190,46 +190,44 @@ def fit_relevance_model(
     # Without a layer above, an array without columns stands for its relevance.
     above = jnp.zeros((len(x), 0), x.dtype) if upper is None else as_array(upper, "upper").astype(x.dtype)
     _check_samples(x, relevance, above)
-    number_held_out = round(held_out * len(x))
-    number = len(x) - number_held_out
+    number = _number_to_train_on(len(x), held_out)
     batch_size = min(batch_size, number)
-    if number_held_out < 2 or number < 1:
-        raise InputError(
-            f"{len(x)} samples of which {held_out:.0%} are held out leave {number} to train on and {number_held_out} "
-            "to measure the fit; at least 1 and 2 are needed."
-        )
 
     model_key, split_key, order_key = jax.random.split(key, 3)
     scales = [jnp.sqrt((array**2).mean()) if array.size else jnp.ones(()) for array in (x, relevance, above)]
     scales = [jnp.where(scale > 0, scale, 1) for scale in scales]
     shuffled = jax.random.permutation(split_key, len(x))
     data = [(array / scale)[shuffled] for array, scale in zip((x, relevance, above), scales, strict=True)]
-    tests = [array[number:] for array in data]
+    training, tests = ([array[part] for array in data] for part in (slice(number), slice(number, None)))
     variance = ((tests[1] - tests[1].mean(0)) ** 2).sum()
     if not variance > 0:
         raise InputError("The relevance of the held-out samples does not vary: there is nothing to predict.")
 
+    model = _initial_model(training, detectors, model_key)
+    structure, parameters = nnx.split(model)
+    parameters, losses = _train(structure, parameters, training, order_key, epochs, batch_size, learning_rate)
+    error = _squared_errors(structure, parameters, tests).sum()
+    nnx.update(model, parameters)
+    _rescale(model, *scales)
+    return FittedRelevanceModel(model, float(1 - error / variance), np.asarray(losses))
+
+
+def _initial_model(data: list[jax.Array], detectors: int, key: jax.Array) -> MinMaxRelevanceModel:
+    """A model with weights orthogonal to the mean input: every detection neuron is active for some samples, not all."""
+    x, relevance, above = data
     model = MinMaxRelevanceModel(
         x.shape[1],
         relevance.shape[1],
         detectors=detectors,
         upper=above.shape[1],
         dtype=x.dtype,
-        rngs=nnx.Rngs(params=model_key),
+        rngs=nnx.Rngs(params=key),
     )
-    # Weights orthogonal to the mean input: every detection neuron starts active for some of the samples, not for all.
-    mean = data[0][:number].mean(0)
+    mean = x.mean(0)
     square = mean @ mean
     along_mean = mean @ model.detection.kernel[...] / jnp.where(square > 0, square, 1)
     model.detection.kernel[...] -= jnp.outer(mean, along_mean)
-    structure, parameters = nnx.split(model)
-    parameters, losses = _train(
-        structure, parameters, [array[:number] for array in data], order_key, epochs, batch_size, learning_rate
-    )
-    error = _squared_errors(structure, parameters, tests).sum()
-    nnx.update(model, parameters)
-    _rescale(model, *scales)
-    return FittedRelevanceModel(model, float(1 - error / variance), np.asarray(losses))
+    return model
 
 
 def _squared_errors(structure: nnx.GraphDef, parameters: nnx.State, data: list[jax.Array]) -> jax.Array:
@@ -290,6 +288,17 @@ def _features(array: ArrayLike, number: int, name: str) -> jax.Array:
     if array.shape[-1:] != (number,):
         raise InputError(f"{name} must have the shape (..., {number}), but has {array.shape}.")
     return array
+
+
+def _number_to_train_on(samples: int, held_out: float) -> int:
+    number_held_out = round(held_out * samples)
+    number = samples - number_held_out
+    if number_held_out < 2 or number < 1:
+        raise InputError(
+            f"{samples} samples of which {held_out:.0%} are held out leave {number} to train on and {number_held_out} "
+            "to measure the fit; at least 1 and 2 are needed."
+        )
+    return number
 
 
 def _check_samples(x: jax.Array, relevance: jax.Array, upper: jax.Array) -> None:
