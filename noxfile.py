@@ -10,24 +10,25 @@ nox.options.reuse_existing_virtualenvs = True
 CORE = ["by_hand", "rules", "treatments", "transform", "networks", "attention", "attribution", "composites"]
 TOOLS = ("pytest>", "pytest-xdist>", "tqdm>")
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+REQUIRED = [*PROJECT["dependencies"], *(name for name in EXTRAS["book"] if name.startswith("flax>"))]
 
 
 @nox.session
 def oldest(session: nox.Session) -> None:
     """The lower bounds of `pyproject.toml`, exactly."""
-    check(session, *(requirement.replace(">=", "==") for requirement in PROJECT["dependencies"]))
+    check(session, *(requirement.replace(">=", "==") for requirement in REQUIRED))
 
 
 @nox.session
 def newest(session: nox.Session) -> None:
     """Whatever is newest today, without the pinned versions."""
-    check(session, *PROJECT["dependencies"])
+    check(session, *REQUIRED)
 
 
 def check(session: nox.Session, *dependencies: str) -> None:
     """Runs the core's tests with these dependencies."""
-    extras = PROJECT["optional-dependencies"]
-    tools = [tool for tool in [*extras["dev"], *extras["large"]] if tool.startswith(TOOLS)]
+    tools = [tool for tool in [*EXTRAS["dev"], *EXTRAS["large"]] if tool.startswith(TOOLS)]
     session.install("--upgrade", "--upgrade-strategy", "eager", *dependencies, *tools)
     session.install("--no-deps", "--editable", ".")
     session.run("python", "-c", "import flax, jax, numpy; print(jax.__version__, flax.__version__, numpy.__version__)")

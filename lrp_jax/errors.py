@@ -16,14 +16,6 @@ class ArrayError(LRPError, ValueError):
     """An array has the wrong shape, or holds values that are not finite."""
 
 
-class DatasetError(LRPError):
-    """A data set is unknown, damaged, or can neither be found nor downloaded."""
-
-
-class CheckpointError(LRPError):
-    """A checkpoint cannot be written, or is damaged, incomplete or not the one asked for."""
-
-
 class StoreError(LRPError, ValueError):
     """A store or file of explanations is damaged, cannot be written, belongs to another run, or there is none."""
 

@@ -14,19 +14,19 @@ from jupyter_cache import get_cache
 from sphinx.application import Sphinx
 
 INSTALL = """\
-# Outside a copy of the repository, in Colab for example, this fetches one and installs what the chapter needs.
+# Where the book is not installed, in Colab for example, this fetches its repository and installs what the page needs.
 try:
-    import lrp_jax
+    import lrp_book
 except ImportError:
     !git clone --quiet --depth 1 {address} lrp-jax-repository
     %pip install --quiet --editable "./lrp-jax-repository[book]"
-    %cd lrp-jax-repository/book
-    import sys
-    sys.path.insert(0, "..")  # an editable installation is not seen before the next start
+    import os, sys
+    repository = os.path.abspath("lrp-jax-repository")
+    sys.path[:0] = [repository, os.path.join(repository, "book")]  # an installation is not seen before the next start
 """
 EXPLAIN = """\
-# This chapter needs the library and the data of the book: start Jupyter with `make lab` in a copy of the repository.
-import lrp_jax
+# This page needs the library and the book's package: start Jupyter with `make lab` in a copy of the repository.
+import lrp_book
 """
 
 
@@ -46,6 +46,8 @@ def published_notebook(executed: Path, cache: str) -> nbformat.NotebookNode:
     notebook = nbformat.read(executed, as_version=4)
     with contextlib.suppress(KeyError):  # myst-nb writes a page that it took from the cache without its outputs
         _, notebook = get_cache(cache).merge_match_into_notebook(notebook)
+    if "kernelspec" in notebook.metadata:
+        notebook.metadata.kernelspec.display_name = "Python 3"  # without the page's key into the cache
     address = repository_address()
     first = nbformat.v4.new_code_cell(INSTALL.format(address=address) if address else EXPLAIN, id="install")
     notebook.cells.insert(0, first)
@@ -57,8 +59,9 @@ def offer_notebook(app: Sphinx, pagename: str, _template: str, context: dict[str
     executed = Path(app.outdir).parent / "jupyter_execute" / f"{pagename}.ipynb"
     if executed.exists():
         published = Path(app.outdir) / "_sources" / f"{pagename}.ipynb"
+        env: Any = app.env
         published.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(published_notebook(executed, app.config.nb_execution_cache_path), published)
+        nbformat.write(published_notebook(executed, env.mystnb_config.execution_cache_path), published)
         context["ipynb_source"] = f"{pagename}.ipynb"
 
 

@@ -23,11 +23,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lrp_book import DATA
+from lrp_book.errors import DatasetError
 from lrp_jax.core.arguments import as_numpy, as_path, within_memory
-from lrp_jax.errors import ArrayError, DatasetError, LRPError, import_extra
-
-# A source checkout may carry the original files of a data set, in a folder of its name.
-_CARRIED_FILES = Path(__file__).resolve().parents[1] / "data"
+from lrp_jax.errors import ArrayError, LRPError, import_extra
 
 
 class Split(NamedTuple):
@@ -63,7 +62,7 @@ def mnist(name: str = "mnist", *, data_dir: str | os.PathLike[str] | None = None
     """Returns MNIST, or another small image data set, as arrays.
 
     The first call prepares the data set and shows its progress: from the original files in
-    `book/data/<name>` if this is a source checkout that has them, else from a download. Either way
+    `book/data/<name>` if they are there, else from a download. Either way
     tensorflow-datasets checks size and SHA-256 of each file. Later calls only read, and compare
     what they read with a SHA-256 that the first one noted. Images come in the order of
     tensorflow-datasets, which is shuffled once and for all.
@@ -129,7 +128,7 @@ def _builder(dataset_name: str, data_dir: str | os.PathLike[str] | None) -> Any:
         name = dataset_name
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
-            file_of = functools.partial(_original_file, dl_manager, _CARRIED_FILES / dataset_name)
+            file_of = functools.partial(_original_file, dl_manager, DATA / dataset_name)
             splits = _ORIGINALS[dataset_name](self, file_of)
             tqdm = import_extra("tqdm", "book").tqdm
             total = sum(len(split.labels) for split in splits.values())
@@ -189,7 +188,7 @@ def _prepare_in_place(builder: Any) -> None:
                 staged.download_and_prepare(
                     download_dir=downloads,
                     download_config=tfds.download.DownloadConfig(
-                        manual_dir=_CARRIED_FILES / builder.name,
+                        manual_dir=DATA / builder.name,
                         try_download_gcs=False,
                         force_checksums_validation=True,
                     ),

@@ -117,7 +117,7 @@ def _write(graph: Graph, program: ClosedJaxpr, inputs: Sequence[str]) -> list[st
     names |= zip(jaxpr.constvars, map(graph.constant, program.consts), strict=True)
 
     def name(atom: Var | Literal) -> str:
-        return graph.constant(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, Literal) else names[atom]
+        return graph.constant(np.asarray(atom.val, _aval(atom).dtype)) if isinstance(atom, Literal) else names[atom]
 
     for equation in jaxpr.eqns:
         arguments = [name(atom) for atom in equation.invars]
@@ -149,8 +149,13 @@ def _refusal(equation: JaxprEqn) -> NotImplementedError:
     return NotImplementedError(f"This operation cannot be written as ONNX yet: {equation}")
 
 
+def _aval(atom: Var | Literal) -> Any:
+    """What has the shape and the dtype of a value: the type that JAX declares for it has neither."""
+    return atom.aval
+
+
 def _shape(equation: JaxprEqn) -> tuple[int, ...]:
-    return equation.outvars[0].aval.shape
+    return _aval(equation.outvars[0]).shape
 
 
 def _reshape(graph: Graph, equation: JaxprEqn, x: str) -> str:
@@ -162,7 +167,7 @@ def _reshape(graph: Graph, equation: JaxprEqn, x: str) -> str:
 
 def _broadcast(graph: Graph, equation: JaxprEqn, x: str) -> str:
     with_all_axes = [1] * len(_shape(equation))
-    for axis, size in zip(equation.params["broadcast_dimensions"], equation.invars[0].aval.shape, strict=True):
+    for axis, size in zip(equation.params["broadcast_dimensions"], _aval(equation.invars[0]).shape, strict=True):
         with_all_axes[axis] = size
     return graph.node("Expand", graph.reshape(x, with_all_axes), graph.integers(_shape(equation)))
 
@@ -172,7 +177,7 @@ def _convert(graph: Graph, equation: JaxprEqn, x: str) -> str:
 
 
 def _select(graph: Graph, equation: JaxprEqn, condition: str, *cases: str) -> str:
-    if len(cases) != 2 or equation.invars[0].aval.dtype != bool:
+    if len(cases) != 2 or _aval(equation.invars[0]).dtype != bool:
         raise _refusal(equation)
     if_false, if_true = cases
     return graph.node("Where", condition, if_true, if_false)
@@ -206,7 +211,7 @@ def _concatenate(graph: Graph, equation: JaxprEqn, *parts: str) -> str:
 
 def _and(graph: Graph, equation: JaxprEqn, a: str, b: str) -> str:
     """Of truth values; of integers only with a mask of their last bits, which is a remainder."""
-    if equation.invars[0].aval.dtype == bool:
+    if _aval(equation.invars[0]).dtype == bool:
         return graph.node("And", a, b)
     mask = equation.invars[1]
     if not isinstance(mask, Literal) or int(mask.val) & (int(mask.val) + 1):
@@ -216,7 +221,7 @@ def _and(graph: Graph, equation: JaxprEqn, a: str, b: str) -> str:
 
 def _shift(kind: str) -> Callable[..., str]:
     def write(graph: Graph, equation: JaxprEqn, x: str, places: str) -> str:
-        if equation.outvars[0].aval.dtype not in _SMALL:
+        if _aval(equation.outvars[0]).dtype not in _SMALL:
             raise _refusal(equation)
         return graph.node(kind, x, graph.node("Pow", graph.constant(np.int32(2)), places))
 
@@ -240,8 +245,8 @@ def _sum(graph: Graph, equation: JaxprEqn, x: str) -> str:
 def _product(graph: Graph, equation: JaxprEqn, a: str, b: str) -> str:
     (a_summed, b_summed), (a_batch, b_batch) = equation.params["dimension_numbers"]
     letters = iter("abcdefghijklmnopqrstuvwxyz")
-    of_a = [next(letters) for _ in equation.invars[0].aval.shape]
-    of_b = [next(letters) for _ in equation.invars[1].aval.shape]
+    of_a = [next(letters) for _ in _aval(equation.invars[0]).shape]
+    of_b = [next(letters) for _ in _aval(equation.invars[1]).shape]
     for i, j in zip((*a_summed, *a_batch), (*b_summed, *b_batch), strict=True):
         of_b[j] = of_a[i]
     free = [letter for i, letter in enumerate(of_a) if i not in (*a_summed, *a_batch)]
@@ -285,7 +290,7 @@ def _max_pool(graph: Graph, equation: JaxprEqn, x: str) -> str:
 
 def _pad(graph: Graph, equation: JaxprEqn, x: str, value: str) -> str:
     """Padding at the edges and, axis by axis, between the elements: each becomes a row that is padded at its end."""
-    shape = list(equation.invars[0].aval.shape)
+    shape = list(_aval(equation.invars[0]).shape)
     edges = equation.params["padding_config"]
     if any(low < 0 or high < 0 for low, high, _ in edges):
         raise _refusal(equation)

@@ -1,7 +1,6 @@
 """A network that was trained on ImageNet: EfficientNet-Lite0, with its weights, its input and its class names.
 
-The weights and the class names are not part of the installed package. A source checkout has them in
-`book/data/efficientnet_lite0`, where they are found without a path.
+The weights and the class names stand in `book/data/efficientnet_lite0`, where they are found without a path.
 """
 
 import hashlib
@@ -16,8 +15,10 @@ import numpy as np
 from flax import nnx
 from numpy.typing import ArrayLike
 
+from lrp_book import DATA
+from lrp_book.errors import CheckpointError
 from lrp_jax.core.arguments import as_numpy, as_path, kind_of
-from lrp_jax.errors import ArrayError, CheckpointError, import_extra
+from lrp_jax.errors import ArrayError, import_extra
 
 WEIGHTS_SHA256 = "0c677c314df2a69239bef9609a095a957201d5092462c5ace5d8bf3e0201bbd7"
 """SHA-256 of the file with the weights of EfficientNet-Lite0."""
@@ -31,7 +32,7 @@ IMAGE_SIZE = 224
 PIXEL_RANGE = (-127 / 128, 1.0)
 """The value that `preprocess` gives to a black and to a white pixel: `low` and `high` of the z-box rule."""
 
-_CARRIED_FILES = Path(__file__).resolve().parents[1] / "data" / "efficientnet_lite0"
+_CARRIED_FILES = DATA / "efficientnet_lite0"
 
 # Each row: repeats, kernel size, stride of the first repeat, expansion, channels that come in and go out.
 _BLOCKS = (

@@ -26,11 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
 from lrp_book import models
 from lrp_book.datasets import Dataset, Split
-
+from lrp_book.errors import CheckpointError
+from lrp_book.source_code import code_of
 from lrp_jax.core.arguments import as_count, as_number, as_numpy, kind_of
-from lrp_jax.errors import ArrayError, CheckpointError, InputError, LRPWarning, import_extra
+from lrp_jax.errors import ArrayError, InputError, LRPWarning, import_extra
 
 _EVALUATION_BATCH = 1000
 
@@ -227,7 +229,7 @@ def load_or_train(
 
     The checkpoint is a folder named after the model, the data set and a hash of all that determines
     the result: the model's class and options, the data, the configuration, the versions of the
-    libraries and the source code of the model and of the training.
+    libraries, and the code of the model and of the training without docstrings and comments.
 
     Args:
         model_class: Class of the network, such as `lrp_book.models.DenseNetwork`.
@@ -353,8 +355,8 @@ def _ingredients(
         "config": dataclasses.asdict(config),
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
         "code": _sha256(
-            *(file.read_bytes() for file in files),
-            *(inspect.getsource(method).encode() for method in methods),
+            *(code_of(file.read_text()).encode() for file in files),
+            *(code_of(inspect.getsource(method)).encode() for method in methods),
         ),
     }
     try:

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from lrp_book import datasets, pretrained
 from networks import CASES, RULES, VGG16, lower
 from results import save, seconds, versions
 
+from lrp_book import datasets, pretrained
 from lrp_jax import evaluation, lrp, relevance
 
 

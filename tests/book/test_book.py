@@ -1,12 +1,17 @@
 """The sources of the book refer to what exists. How they run and what becomes of them: `test_built_book.py`."""
 
+import ast
 import base64
 import gzip
 import hashlib
 import importlib.util
 import itertools
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jupytext
 import nbformat
@@ -14,6 +19,7 @@ import pytest
 import yaml
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
+from myst_nb.core.read import read_myst_markdown_notebook
 from pybtex.database import parse_file
 
 ROOT = Path(__file__).parents[2]
@@ -76,32 +82,154 @@ def extension(name):
     return module
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def execution_cache():
     return extension("execution_cache")
 
 
+FRONT_MATTER = """\
+---
+jupytext:
+  text_representation:
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  name: python3
+---
+"""
+
+
+def page_of(code):
+    return f"{FRONT_MATTER}\n# A page\n\n```{{code-cell}} python\n:tags: [hide-input]\n\n{code}\n```\n"
+
+
+PROJECT = {
+    "constraints.txt": "jax==0.10.2",
+    "pyproject.toml": "version = '0.2.0'",
+    "lrp_jax/__init__.py": "from lrp_jax import rules\nfrom lrp_jax.core.transform import lrp",
+    "lrp_jax/errors.py": "class LRPError(Exception):\n    'Base of all.'",
+    "lrp_jax/rules.py": "from lrp_jax.errors import LRPError\ndef epsilon():\n    'A rule.'\n    return 1  # a number",
+    "lrp_jax/core/__init__.py": "",
+    "lrp_jax/core/transform.py": "from lrp_jax.rules import epsilon\nlrp = epsilon()",
+    "book/lrp_book/__init__.py": "DATA = 'data'",
+    "book/lrp_book/datasets/__init__.py": "from lrp_book.datasets.files import read",
+    "book/lrp_book/datasets/files.py": "import lrp_jax.errors as errors\nread = 'mnist'",
+    "book/lrp_book/models.py": "import numpy",
+    "book/data/mnist/images.gz": "digits",
+    "book/data/mnist/README.md": "Digits.",
+    "book/data/results.json": "[]",
+}
+USES_OF_THE_PROJECT = {
+    "rules": "%matplotlib inline\nfrom lrp_jax import lrp",
+    "data": "from lrp_book.datasets import read",
+    "networks": "from lrp_book import models",
+    "documentation": "from lrp_jax.rules import epsilon\nprint(epsilon.__doc__)",
+    "results": "from lrp_book import DATA\nopen(f'{DATA}/results.json')",
+    "versions": "from importlib.metadata import version",
+}
+
+
 @pytest.fixture
-def project(tmp_path):
-    (tmp_path / "constraints.txt").write_text("jax==0.10.2")
-    (tmp_path / "lrp_jax").mkdir()
-    (tmp_path / "book").mkdir()
-    (tmp_path / "lrp_jax" / "rules.py").write_text("epsilon = 1")
-    return tmp_path
+def changed_pages(execution_cache, tmp_path):
+    """Which pages get another key when a file of the project has another text."""
+
+    def write(file, text):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+
+    def keys():
+        return {name: execution_cache.page_key(page_of(code), tmp_path) for name, code in USES_OF_THE_PROJECT.items()}
+
+    def changed(file, text):
+        before = keys()
+        write(file, text)
+        return {name for name, key in keys().items() if key != before[name]}
+
+    for file, text in PROJECT.items():
+        write(file, text)
+    return changed
 
 
-@pytest.mark.parametrize("file", ["constraints.txt", "lrp_jax/rules.py", "lrp_jax/new.py", "book/module.py"])
-def test_editing_the_package_or_a_module_of_the_book_asks_for_new_execution(execution_cache, project, file):
-    before = execution_cache.package_state(project)
-    (project / file).write_text("epsilon = 2")
-    assert execution_cache.package_state(project) != before
+@pytest.mark.parametrize(
+    ("file", "old", "new", "pages"),
+    [
+        ("lrp_jax/rules.py", "return 1", "return 2", {"rules", "documentation"}),
+        ("lrp_jax/rules.py", "'A rule.'", "'The rule.'", {"documentation"}),
+        ("lrp_jax/rules.py", "    'A rule.'\n", "", {"documentation"}),
+        ("lrp_jax/rules.py", "a number", "the number", {"documentation"}),
+        ("lrp_jax/errors.py", "Exception", "ValueError", {"rules", "data", "documentation"}),
+        ("lrp_jax/core/transform.py", "epsilon()", "epsilon() + 1", {"rules"}),
+        ("lrp_jax/__init__.py", "from lrp_jax import rules\n", "", set()),
+        ("book/lrp_book/datasets/files.py", "mnist", "mnist.npz", {"data"}),
+        ("book/lrp_book/datasets/__init__.py", "files import", "other import", {"data"}),
+        ("book/lrp_book/models.py", "import numpy", "import numpy, lrp_jax", {"networks"}),
+        ("book/data/mnist/images.gz", "digits", "other digits", {"data"}),
+        ("book/data/mnist/README.md", "Digits", "Other digits", set()),
+        ("book/data/results.json", "[]", "[1]", {"results"}),
+        ("pyproject.toml", "0.2.0", "0.3.0", {"versions"}),
+        ("constraints.txt", "0.10.2", "0.11.0", set(USES_OF_THE_PROJECT)),
+    ],
+)
+def test_an_edit_executes_the_pages_that_reach_it_and_no_others(changed_pages, file, old, new, pages):
+    assert old in PROJECT[file]
+    assert changed_pages(file, PROJECT[file].replace(old, new)) == pages
 
 
-def test_importing_the_package_does_not_ask_for_new_execution(execution_cache, project):
-    before = execution_cache.package_state(project)
-    (project / "lrp_jax" / "__pycache__").mkdir()
-    (project / "lrp_jax" / "__pycache__" / "rules.pyc").write_text("compiled")
-    assert execution_cache.package_state(project) == before
+def test_what_is_newly_imported_counts_from_then_on(changed_pages):
+    assert changed_pages("lrp_jax/new.py", "number = 1") == set()
+    assert changed_pages("book/lrp_book/models.py", "def network():\n    from lrp_jax import new") == {"networks"}
+    assert changed_pages("lrp_jax/new.py", "number = 2") == {"networks"}
+
+
+def test_every_page_with_code_has_a_key_and_reaches_what_it_uses(execution_cache):
+    reached = {}
+    for page in PAGES:
+        text = (ROOT / f"{page}.md").read_text()
+        assert (execution_cache.page_key(text) is not None) == (page in EXECUTED)
+        modules = execution_cache.modules_reached(execution_cache.page_code(text), ROOT)
+        reached[page.removeprefix("book/")] = {path.relative_to(ROOT).as_posix() for path in modules}
+    assert {"lrp_jax/rules.py", "lrp_jax/core/transform.py", "book/lrp_book/training.py"} <= reached["recap"]
+    assert {"book/lrp_book/training.py", "lrp_jax/errors.py"} <= reached["implementation"]
+    assert "lrp_jax/rules.py" not in reached["implementation"]
+    assert reached["testing"] == {"book/lrp_book/__init__.py"}
+
+
+def test_outputs_are_those_of_the_page_in_its_present_state(execution_cache, tmp_path, monkeypatch):
+    (tmp_path / "one.md").write_text(page_of("1"))
+    (tmp_path / "prose.md").write_text("# Prose")
+    env = SimpleNamespace(found_docs={"one", "prose"}, doc2path=lambda page: tmp_path / f"{page}.md")
+    cache = get_cache(tmp_path / "cache")
+
+    def notebook():
+        source = [(tmp_path / "one.md").read_text()]
+        execution_cache.name_kernel(SimpleNamespace(env=env), "one", source)
+        assert len(source[0].splitlines()) == len(page_of("1").splitlines())
+        return read_myst_markdown_notebook(source[0])
+
+    assert execution_cache.pages_to_read(None, env, set(), set(), set()) == ["one"]
+    assert execution_cache.pages_to_read(None, env, set(), set(), set()) == []
+    cache.cache_notebook_bundle(CacheBundleIn(notebook(), "one.md"), check_validity=False)
+    cache.match_cache_notebook(notebook())
+    monkeypatch.setattr(execution_cache.sys, "version", "3.99")
+    assert execution_cache.pages_to_read(None, env, set(), set(), set()) == ["one"]
+    with pytest.raises(KeyError):
+        cache.match_cache_notebook(notebook())
+
+
+@pytest.mark.parametrize("page", EXECUTED)
+def test_what_the_code_of_a_page_imports_exists(execution_cache, page):
+    code = execution_cache.page_code((ROOT / f"{page}.md").read_text())
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in execution_cache.PACKAGES:
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def test_pages_find_the_data_from_any_folder():
+    assert [page for page in EXECUTED if re.search(r"""["'](\./)?data/""", (ROOT / f"{page}.md").read_text())] == []
+    command = [sys.executable, "-c", "import lrp_book; assert (lrp_book.DATA / 'mnist').is_dir()"]
+    subprocess.run(command, check=True, cwd="/", env=os.environ | {"PYTHONPATH": str(BOOK)})
 
 
 @pytest.fixture
@@ -127,7 +255,8 @@ def test_downloaded_chapter_installs_the_package_from_where_it_is_published(chap
     published = extension("notebook_download").published_notebook(chapter, str(chapter.parent / "cache"))
     first = published.cells[0].source
     assert "git clone --quiet --depth 1 https://git.example/someone/book " in first
-    assert first.index("import lrp_jax") < first.index("except ImportError") < first.index("%pip install")
+    assert first.index("import lrp_book") < first.index("except ImportError") < first.index("%pip install")
+    assert first.index("%pip install") < first.index('os.path.join(repository, "book")')
 
 
 def test_downloaded_chapter_of_an_unpublished_book_says_where_it_runs(chapter, monkeypatch):

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lrp_book import datasets
 from lrp_book.datasets import Split, as_float, mnist
-
-from lrp_jax.errors import DatasetError
+from lrp_book.errors import DatasetError
 
 NUMBER = {"train": 60, "test": 40}
 # A few images, so that preparing takes a moment; the files are still the real, checked ones.
@@ -42,8 +42,8 @@ def few_images(monkeypatch):
 def carried_files(monkeypatch, tmp_path):
     """A copy of the original files that a test may damage."""
     copy = tmp_path / "carried"
-    shutil.copytree(datasets._CARRIED_FILES / "mnist", copy / "mnist")
-    monkeypatch.setattr(datasets, "_CARRIED_FILES", copy)
+    shutil.copytree(datasets.DATA / "mnist", copy / "mnist")
+    monkeypatch.setattr(datasets, "DATA", copy)
     return copy / "mnist"
 
 
@@ -58,7 +58,7 @@ def run_python(code, **options):
 
 def test_original_files_hold_mnist(tmp_path):
     builder = datasets._builder("mnist", tmp_path)
-    files = datasets._CARRIED_FILES / "mnist"
+    files = datasets.DATA / "mnist"
     splits = datasets._read_idx_files(builder, lambda url: files / url.rpartition("/")[2])
     assert splits["train"].images.shape == (60000, 28, 28, 1)
     assert splits["test"].images.shape == (10000, 28, 28, 1)
@@ -80,7 +80,7 @@ def test_arrays(few_images, tmp_path):
 
 def test_every_image_keeps_its_label(few_images, tmp_path):
     digits = mnist(data_dir=tmp_path)
-    files = datasets._CARRIED_FILES / "mnist"
+    files = datasets.DATA / "mnist"
     originals = datasets._ORIGINALS["mnist"](
         datasets._builder("mnist", tmp_path), lambda url: files / url.rpartition("/")[2]
     )

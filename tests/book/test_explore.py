@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from explorers import EPSILON, RULES, foreign_requests, last, nameless_controls, opened, shown_on_paper
-from lrp_book import datasets, models, training
 
+from lrp_book import datasets, models, training
 from lrp_jax import composites, relevance, rules
 
 pytestmark = pytest.mark.book

@@ -1,28 +1,16 @@
 """Programs written as ONNX compute what JAX computes. The other side is the evaluator of the package onnx."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
-from lrp_book import models
 from onnx.reference import ReferenceEvaluator
 
+from lrp_book import models
+from lrp_book.jaxpr_to_onnx import to_onnx
 from lrp_jax import composites, lrp, rules
-
-SOURCE = Path(__file__).parents[2] / "book" / "jaxpr_to_onnx.py"
-
-
-@pytest.fixture(scope="module")
-def to_onnx():
-    spec = importlib.util.spec_from_file_location("jaxpr_to_onnx", SOURCE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.to_onnx
 
 
 def normal(*shape):
@@ -53,7 +41,7 @@ RULES = {
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_relevance_of_the_convolutional_network_stays_the_same(to_onnx, rule):
+def test_relevance_of_the_convolutional_network_stays_the_same(rule):
     network = models.ConvolutionalNetwork(rngs=nnx.Rngs(0))
 
     def explained(image, seed):
@@ -64,7 +52,7 @@ def test_relevance_of_the_convolutional_network_stays_the_same(to_onnx, rule):
     assert_agrees(to_onnx(explained, **inputs), explained, **inputs)
 
 
-def test_parameters_of_a_rule_may_be_inputs(to_onnx):
+def test_parameters_of_a_rule_may_be_inputs():
     class Unchecked(rules.Epsilon):
         def __post_init__(self):
             pass
@@ -113,7 +101,7 @@ OPERATIONS = {
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-def test_operation_stays_the_same(to_onnx, operation):
+def test_operation_stays_the_same(operation):
     x = normal(2, 6, 7, 4)
     assert_agrees(to_onnx(lambda x: {"y": operation(x)}, x=x), lambda x: {"y": operation(x)}, x=x)
 
@@ -126,6 +114,6 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_operation_that_cannot_be_written_is_named(to_onnx, name):
+def test_operation_that_cannot_be_written_is_named(name):
     with pytest.raises(NotImplementedError, match=name):
         to_onnx(lambda x: {"y": REFUSED[name](x)}, x=normal(2, 6, 7, 4))

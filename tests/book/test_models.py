@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from lrp_book.models import ConvolutionalNetwork, DenseNetwork
 
+from lrp_book.models import ConvolutionalNetwork, DenseNetwork
 from lrp_jax.errors import ArrayError
 
 BOTH = pytest.mark.parametrize("model_class", [DenseNetwork, ConvolutionalNetwork])

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from lrp_book import pretrained
-from lrp_book.pretrained import efficientnet_lite0, imagenet_classes, preprocess, read_safetensors
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from lrp_book import pretrained
+from lrp_book.errors import CheckpointError
+from lrp_book.pretrained import efficientnet_lite0, imagenet_classes, preprocess, read_safetensors
 from lrp_jax import composites, ledger, plan, relevance, rules
-from lrp_jax.errors import ArrayError, CheckpointError
+from lrp_jax.errors import ArrayError
 
 DATA = Path(__file__).parents[2] / "book" / "data"
 WEIGHTS = DATA / "efficientnet_lite0" / "efficientnet_lite0.safetensors"

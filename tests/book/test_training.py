@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+
 from lrp_book import training
 from lrp_book.datasets import Dataset, Split
+from lrp_book.errors import CheckpointError
 from lrp_book.models import ConvolutionalNetwork, DenseNetwork
 from lrp_book.training import History, Trained, TrainingConfig, accuracy, load_or_train, train
-
-from lrp_jax.errors import ArrayError, CheckpointError, LRPWarning
+from lrp_jax.errors import ArrayError, LRPWarning
 
 # Orbax leaves a coroutine unfinished when it fails to restore.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

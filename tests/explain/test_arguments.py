@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.experimental import sparse
-from lrp_book import datasets, models, pretrained, training
 from matplotlib.figure import Figure
 from nightly import NIGHTLY, drawn
 
+from lrp_book import datasets, models, pretrained, relevance_models, training
 from lrp_jax import (
     baselines,
     deep_taylor,
@@ -157,7 +157,7 @@ def shown(model, x, target):
 
 
 def modelled(x, upper, inputs, outputs, detectors):
-    model = deep_taylor.MinMaxRelevanceModel(inputs, outputs, detectors=detectors, upper=3, rngs=nnx.Rngs(0))
+    model = relevance_models.MinMaxRelevanceModel(inputs, outputs, detectors=detectors, upper=3, rngs=nnx.Rngs(0))
     return model(x, upper)
 
 
@@ -231,7 +231,7 @@ DOORS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "MinMaxRelevanceModel": (modelled, {"x": X, "upper": X[:, :3], "inputs": 4, "outputs": 2, "detectors": 2}),
     "fit_relevance_model": (
-        deep_taylor.fit_relevance_model,
+        relevance_models.fit_relevance_model,
         {
             "x": np.tile(X, (3, 1)),
             "relevance": np.tile(X[:, :2], (3, 1)),

@@ -20,6 +20,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from matplotlib.figure import Figure
 
+from lrp_book import errors as book_errors
 from lrp_jax import (
     baselines,
     composites,
@@ -641,7 +642,7 @@ def test_row_of_the_page(row, tmp_path):
         assert callable(getattr(importlib.import_module(module), name))
         return
     bad, message = case
-    kind = getattr(errors, ROWS[row], None) or getattr(builtins, ROWS[row])
+    kind = next(getattr(place, ROWS[row]) for place in (errors, builtins, book_errors) if hasattr(place, ROWS[row]))
     expected = pytest.warns if issubclass(kind, Warning) else pytest.raises
     with expected(kind, match=message):
         bad(tmp_path / "file") if bad.__code__.co_argcount else bad()

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from lrp_book.datasets import Split
 
+from lrp_book.datasets import Split
 from lrp_jax import composites, relevance, rules
 from lrp_jax.errors import InputError, LRPWarning, MissingExtraError, ModelError, StoreError
 from lrp_jax.explain.relevance import split_model

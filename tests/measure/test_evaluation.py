@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from lrp_book import models
 
+from lrp_book import models
 from lrp_jax import plan, relevance, rules
 from lrp_jax.errors import InputError
 from lrp_jax.evaluation import (

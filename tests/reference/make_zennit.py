@@ -2,7 +2,7 @@
 
 The networks, their inputs and parameters are random with fixed seeds. The file holds, for each network, its parameters,
 its input, its output, and under each assignment of rules the relevance of the input for two choices of classes.
-`tests/test_zennit.py` compares with it. To write it again, in an environment of its own:
+`tests/core/test_zennit.py` compares with it. To write it again, in an environment of its own:
 
     python3 -m venv zennit-environment
     zennit-environment/bin/pip install -r tests/reference/requirements.txt
