@@ -1,4 +1,4 @@
-"""What a single equation of a jaxpr is: a call, an elementwise operation, a step, a mark."""
+"""What a single equation of a jaxpr is: a call, an elementwise operation, a mark."""
 
 import enum
 import functools
@@ -10,38 +10,9 @@ import jax
 import numpy as np
 from jax.extend import core
 
-CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-}
+from lrp_jax.core import primitives
+from lrp_jax.core.primitives import Family
 
-ELEMENTWISE = frozenset(
-    """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp cos cosh digamma div eq erf erf_inv erfc
-    exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or
-    pow rem round rsqrt select_n sign sin sinh sqrt square sub tan tanh xor
-    """.split()
-)
-# They return what they are given, up to rounding.
-IDENTITIES = frozenset(
-    """
-    convert_element_type copy copy_p device_put layout_constraint name optimization_barrier pvary reduce_precision
-    reshard sharding_constraint stop_gradient
-    """.split()
-)
-# They give a number another shape, or to several devices, whose relevance adds up.
-SPREADS = frozenset("broadcast_in_dim copy copy_p expand_dims pvary reshape squeeze".split())
-# Their derivative is zero wherever there is one, so that what comes out of them alone is held.
-STEPS = frozenset("ceil floor round sign stop_gradient".split())
-
-_CHECKPOINTS = {"remat2", "checkpoint"}
-_BODIES = {"cond", "scan", "shard_map", "while"}
 _LIBRARY = Path(__file__).parents[1]
 _MARK = "lrp_jax.mark."
 
@@ -99,7 +70,7 @@ def treatment_of_call(called: core.ClosedJaxpr) -> Any:
 
 def is_checkpoint(equation: Any) -> bool:
     """Whether the equation is a call under `jax.checkpoint`."""
-    return equation.primitive.name in _CHECKPOINTS
+    return equation.primitive.name == "remat2"
 
 
 def has_side_effect(equation: Any) -> bool:
@@ -109,7 +80,7 @@ def has_side_effect(equation: Any) -> bool:
 
 def has_bodies(equation: Any) -> bool:
     """Whether the equation is a loop, a branch or a `jax.shard_map`, which runs functions."""
-    return equation.primitive.name in _BODIES
+    return Family.CONTROL in family_of(equation)
 
 
 def run(equation: Any, *values: Any, **changed: Any) -> list[Any]:
@@ -172,17 +143,23 @@ def literal_value(literal: Any) -> np.ndarray:
 
 def called_jaxpr(equation: Any) -> core.ClosedJaxpr | None:
     """The program that a call runs, or None if the equation is no call."""
-    key = CALLS.get(equation.primitive.name)
-    if key is None:
+    key = primitives.named(equation.primitive.name).called
+    if not key:
         return None
     called = equation.params[key]
     return called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ())
 
 
+def family_of(equation: Any) -> Family:
+    """What the equation does with the elements of its operands."""
+    return primitives.named(equation.primitive.name).family
+
+
 def is_elementwise(equation: Any) -> bool:
     """Whether every element of the output depends on the operands' elements at the same place alone."""
-    name = equation.primitive.name
-    return name in ELEMENTWISE or (name in IDENTITIES - {"pvary"} and len(equation.invars) == 1)
+    family = family_of(equation)
+    is_spread = equation.primitive.name == "pvary"  # to several devices, whose relevance adds up
+    return Family.ELEMENTWISE in family or (Family.IDENTITY in family and len(equation.invars) == 1 and not is_spread)
 
 
 def evaluate(closed: core.ClosedJaxpr, atom: Any, arguments: Sequence[Any]) -> Any:

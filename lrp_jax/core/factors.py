@@ -17,17 +17,14 @@ from typing import TypeAlias
 
 import numpy as np
 
-from lrp_jax.core import equations
 from lrp_jax.core.equations import Mark
 from lrp_jax.core.functions import POSITIVE, Formula, Function, Functions
 from lrp_jax.core.graph import Graph, Operation
-from lrp_jax.core.softmax import MOVES
+from lrp_jax.core.primitives import Family
 from lrp_jax.errors import ModelError
 
 _WIDE = np.concatenate([-np.geomspace(1e-2, 1e4, 25)[::-1], np.geomspace(1e-2, 1e4, 25)])
 _OVERFLOW = 1e2  # a number from which exp, or what is made of it, may be infinite
-_AFFINE = frozenset("add add_any div mul neg select_n sub".split())
-_PRODUCTS = frozenset("conv_general_dilated div dot_general mul".split())
 _Values: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 
@@ -119,7 +116,7 @@ def _rank_or_next(functions: Functions, value: int, divides: bool) -> Rank | tup
         return Rank.SIGNAL
     if before.name == "div" and live == [1]:
         divides = not divides
-    elif before.name not in MOVES | equations.IDENTITIES | {"mul", "div", "neg", "select_n"}:
+    elif not before.family & Family.UNCHANGED and before.name not in {"mul", "div", "neg", "select_n"}:
         return Rank.SIGNAL
     return before.inputs[live[0]], divides, False
 
@@ -160,9 +157,10 @@ def _is_factor(graph: Graph, value: int) -> bool:
         seen.add(value)
         for operation in graph.readers.get(value, []):
             number = len(graph.live_inputs(operation))
-            if (operation.name in _PRODUCTS and number == 2) or operation.bodies:
+            if (Family.PRODUCT in operation.family and number == 2) or operation.bodies:
                 return True
-            if operation.name in MOVES | equations.IDENTITIES or (operation.name in _AFFINE and number == 1):
+            is_affine = Family.AFFINE in operation.family or operation.name == "select_n"
+            if operation.family & Family.UNCHANGED or (is_affine and number == 1):
                 waiting.extend(operation.outputs)
         if value in graph.outputs and graph.is_inner:
             return True
@@ -252,7 +250,7 @@ def _is_norm(functions: Functions, value: int) -> bool:
             whole = functions.whole(operation.inputs[0])
             return whole is not None and _is_even(_values(whole.formula, False))
         live = graph.live_inputs(operation)
-        if operation.name not in MOVES or len(live) != 1:
+        if not operation.family & Family.UNCHANGED or len(live) != 1:
             return False
         value = operation.inputs[live[0]]
     return False

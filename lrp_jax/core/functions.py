@@ -19,6 +19,7 @@ import numpy as np
 
 from lrp_jax.core import equations
 from lrp_jax.core.graph import Graph, Operation, Status
+from lrp_jax.core.primitives import Family, erf, logistic, named
 
 _SMALL, _LARGE = np.geomspace(1e-3, 30, 25), np.array([1e2, 1e3, 1e4, 1e6])
 GRID = np.concatenate([-_LARGE[::-1], -_SMALL[::-1], np.linspace(-4, 4, 33), _SMALL, _LARGE])
@@ -32,26 +33,15 @@ _OVERFLOW = 1e3  # a number from which exp is infinite
 _STEP = 1e-3  # of differences in place of derivatives, in double precision
 _FEW = np.array([0.0, -2.0, -1.0, 1.0, 2.0])  # at which a function is looked at first
 _NEAR = 1e-3  # of a value that may be another one, where it is looked at first
-_SUMS = frozenset("add add_any sub".split())
-_AFFINE = _SUMS | frozenset("div mul neg".split())
-_PIECEWISE_LINEAR = frozenset("abs add add_any clamp max min neg select_n sub".split())
-
-
-def _erf(x: np.ndarray) -> np.ndarray:
-    return np.vectorize(math.erf, otypes=[np.float64])(x)
-
-
-def _logistic(x: np.ndarray) -> np.ndarray:
-    return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))))
 
 
 KNOWN: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "relu": lambda x: np.maximum(x, 0),
     "relu6": lambda x: np.clip(x, 0, 6),
-    "silu": lambda x: x * _logistic(x),
-    "gelu": lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2,
+    "silu": lambda x: x * logistic(x),
+    "gelu": lambda x: x * (1 + erf(x / math.sqrt(2))) / 2,
     "gelu (tanh)": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
-    "sigmoid": _logistic,
+    "sigmoid": logistic,
     "softplus": lambda x: np.logaddexp(x, 0),
     "tanh": np.tanh,
     "hard_swish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
@@ -68,56 +58,6 @@ KNOWN: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 """Functions that have a name, under which a treatment of one's own is given, by their values."""
 
 _NAMES = frozenset(name.partition(" ")[0] for name in KNOWN)
-
-# What each elementwise primitive computes, in double precision.
-_IN_NUMPY: Mapping[str, Callable[..., np.ndarray]] = {
-    "abs": np.abs,
-    "add": np.add,
-    "add_any": np.add,
-    "and": np.logical_and,
-    "atan": np.arctan,
-    "atan2": np.arctan2,
-    "cbrt": np.cbrt,
-    "ceil": np.ceil,
-    "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
-    "cos": np.cos,
-    "cosh": np.cosh,
-    "div": np.true_divide,
-    "eq": np.equal,
-    "erf": _erf,
-    "erfc": lambda x: np.vectorize(math.erfc, otypes=[np.float64])(x),
-    "exp": np.exp,
-    "exp2": np.exp2,
-    "expm1": np.expm1,
-    "floor": np.floor,
-    "ge": np.greater_equal,
-    "gt": np.greater,
-    "is_finite": np.isfinite,
-    "le": np.less_equal,
-    "log": np.log,
-    "log1p": np.log1p,
-    "logistic": _logistic,
-    "lt": np.less,
-    "max": np.maximum,
-    "min": np.minimum,
-    "mul": np.multiply,
-    "ne": np.not_equal,
-    "neg": np.negative,
-    "not": np.logical_not,
-    "or": np.logical_or,
-    "pow": np.power,
-    "rsqrt": lambda x: 1 / np.sqrt(x),
-    "select_n": lambda which, *cases: np.select([np.asarray(which) == i for i in range(len(cases))], cases),
-    "sign": np.sign,
-    "sin": np.sin,
-    "sinh": np.sinh,
-    "sqrt": np.sqrt,
-    "square": np.square,
-    "sub": np.subtract,
-    "tan": np.tan,
-    "tanh": np.tanh,
-    "xor": np.logical_xor,
-}
 
 
 @dataclass(frozen=True)
@@ -141,17 +81,18 @@ class Step:
         """Applies the operation to numbers."""
         operands = [values[i] if isinstance(i, int) else _cast(i, dtype) for i in self.operands]
         out = self.equation.outvars[0].aval.dtype
-        if self.name in _IN_NUMPY:
-            found = _IN_NUMPY[self.name](*operands)
+        known = named(self.name)
+        if known.compute is not None:
+            found = known.compute(*operands)
         elif self.name == "integer_pow":
             found = operands[0] ** np.asarray(self.equation.params["y"], dtype)
-        elif self.name in equations.IDENTITIES:
+        elif Family.IDENTITY in known.family:
             (found,) = operands
             if jnp.issubdtype(out, jnp.integer) and np.asarray(found).dtype.kind == "f":
                 found = np.trunc(found)
         else:
             found = self._run_in_jax(operands)
-        is_truth = out == jnp.bool_ and self.name not in equations.IDENTITIES
+        is_truth = out == jnp.bool_ and Family.IDENTITY not in known.family
         return np.asarray(found, np.bool_ if is_truth or out == jnp.bool_ else dtype)
 
     def _run_in_jax(self, operands: Sequence[Any]) -> Any:
@@ -217,9 +158,11 @@ class Formula:
             of_operands = [
                 degrees[i] if isinstance(i, int) else 0 for i in step.operands
             ]  # numbers have none, as steps
-            if step.equation.outvars[0].aval.dtype == jnp.bool_ or step.name in equations.STEPS - {"stop_gradient"}:
+            family = equations.family_of(step.equation)
+            is_step = Family.STEP in family and Family.IDENTITY not in family
+            if step.equation.outvars[0].aval.dtype == jnp.bool_ or is_step:
                 degrees.append(0)
-            elif step.name in _PIECEWISE_LINEAR | equations.IDENTITIES:
+            elif family & (Family.PIECEWISE_LINEAR | Family.IDENTITY):
                 degrees.append(max(of_operands))
             elif step.name == "mul" or (step.name == "div" and not of_operands[1]):
                 degrees.append(sum(of_operands))
@@ -287,10 +230,10 @@ def _varies(operand: Any) -> bool:
 
 def _is_affine(equation: Any, varies: Sequence[bool]) -> bool:
     """Whether an elementwise equation multiplies with numbers and adds them, or leaves what it is given."""
-    name = equation.primitive.name
-    if name in equations.IDENTITIES:
-        return name != "stop_gradient"
-    return name in _AFFINE and sum(varies) == 1 and not (name == "div" and varies[1])
+    family, is_quotient = equations.family_of(equation), equation.primitive.name == "div"
+    if Family.IDENTITY in family:
+        return Family.STEP not in family
+    return Family.AFFINE in family and sum(varies) == 1 and not (is_quotient and varies[1])
 
 
 def _agree(found: np.ndarray, expected: np.ndarray) -> bool:
@@ -441,7 +384,7 @@ class Functions:
             is_affine = _is_affine(operation.equation, varies)
             if is_affine and read <= affine:
                 affine.add(value)
-            if (is_affine or operation.name in _SUMS) and read <= linear:
+            if (is_affine or Family.ADDITION in operation.family) and read <= linear:
                 linear.add(value)
         return linear - affine
 
@@ -511,7 +454,7 @@ class Functions:
         return self.behind(function, varying[0]) if before is not None and before.root == function.root else None
 
     def _is_cut(self, operation: Operation) -> bool:
-        return operation.name in _AFFINE and self.graph.is_live(operation.outputs[0])
+        return Family.AFFINE in operation.family and self.graph.is_live(operation.outputs[0])
 
     def _around_what_is_treated(self, function: Function) -> Function | None:
         """The last part of a function that has a treatment, or what comes behind it; a known function has no parts."""
@@ -530,7 +473,8 @@ class Functions:
         return None
 
     def _adds_a_number(self, operation: Operation) -> bool:
-        return operation.name in _SUMS and any(self.graph.number(value) is not None for value in operation.inputs)
+        is_number = [self.graph.number(value) is not None for value in operation.inputs]
+        return Family.ADDITION in operation.family and any(is_number)
 
     def behind(self, function: Function, value: int) -> Function | None:
         """The part of a function behind an inner value, if that is the only way from the root; None otherwise."""

@@ -9,7 +9,6 @@ parameter, and where in the model it comes from.
 
 import enum
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,9 +20,10 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
-from lrp_jax.core import equations, forms, tokens
+from lrp_jax.core import equations, forms, primitives, tokens
 from lrp_jax.core.equations import Mark
-from lrp_jax.core.ranges import FREE, Range, range_of_dtype, range_of_number, range_of_output
+from lrp_jax.core.primitives import Family, Primitive
+from lrp_jax.core.ranges import FREE, Range, range_of_dtype, range_of_number, ranges_of_outputs
 
 
 class Status(enum.Enum):
@@ -91,6 +91,16 @@ class Operation:
     def name(self) -> str:
         """The name of the primitive; "piece" for a piece that the user has made."""
         return self.equation.primitive.name if self.treatment is None else Mark.PIECE.value
+
+    @property
+    def primitive(self) -> Primitive:
+        """What is known of its primitive; nothing of a piece that the user has made."""
+        return primitives.named(self.name)
+
+    @property
+    def family(self) -> Family:
+        """What it does with the elements of its operands."""
+        return self.primitive.family
 
     @property
     def module(self) -> str:
@@ -247,7 +257,7 @@ class Graph:
         operation = self.producer.get(value)
         if operation is None or len(operation.outputs) != 1:
             return ()
-        is_followed = equations.is_elementwise(operation.equation) or operation.name in equations.SPREADS
+        is_followed = equations.is_elementwise(operation.equation) or operation.family & _KEEPS_NUMBER
         return operation.inputs if is_followed else ()
 
     def _find_number(self, value: int) -> np.ndarray | None:
@@ -256,7 +266,7 @@ class Graph:
         if not operands or any(operand is None for operand in operands):
             return None
         operation = self.producer[value]
-        if operation.name in equations.SPREADS or operation.name in equations.IDENTITIES - {"convert_element_type"}:
+        if operation.family & _KEEPS_NUMBER and operation.name != "convert_element_type":
             return operands[0]
         with jax.ensure_compile_time_eval():
             (number,) = operation.run(*map(jnp.asarray, operands))
@@ -551,15 +561,16 @@ class _Reader:
     def _shared_move(self, equation: Any, inputs: Sequence[int]) -> Operation | None:
         """The move by which all operands of an elementwise operation but numbers are brought into the same order."""
         graph = self.graph
+        family = equations.family_of(equation)
         is_cast = equation.primitive.name == "convert_element_type" and equation.params["sharding"] is None
         varying = [value for value in inputs if graph.number(value) is None]
         statuses = {graph.status[value] for value in varying}
         if not varying or not statuses <= {Status.LIVE, Status.HELD} or not graph.marks.keys().isdisjoint(varying):
             return None
-        if equation.primitive.name not in equations.ELEMENTWISE and not is_cast:
+        if Family.ELEMENTWISE not in family and not is_cast:
             return None
         first, *others = (graph.producer.get(value) for value in varying)
-        if first is None or first.name not in _REARRANGEMENTS:
+        if first is None or Family.REARRANGEMENT not in first.family:
             return None
         before = graph.shapes[first.inputs[0]].shape
         for other in others:
@@ -600,17 +611,11 @@ class _Reader:
 
     def _ranges(self, equation: Any, inputs: Sequence[int], bodies: Sequence[Graph]) -> list[Range]:
         """The ranges of an equation's outputs."""
-        known = [self.graph.ranges[value] for value in inputs]
-        name, number = equation.primitive.name, len(equation.outvars)
-        if not number:
-            return []
-        if bodies or (number > 1 and name not in {"sort", "optimization_barrier", "split", "unstack", "top_k"}):
+        if bodies:
             return [range_of_dtype(variable.aval.dtype) for variable in equation.outvars]
-        if name in {"sort", "optimization_barrier"} or equations.is_held(equation):
-            return known
+        known = [self.graph.ranges[value] for value in inputs]
         is_square = len(inputs) == 2 and inputs[0] == inputs[1]
-        bounds = [range_of_output(equation, known, is_square=is_square)] * number
-        return [bounds[0], (0.0, math.inf)] if name == "top_k" else bounds
+        return ranges_of_outputs(primitives.named(equation.primitive.name).bounds, equation, known, is_square)
 
     def _read_body(
         self,
@@ -749,8 +754,7 @@ def _key(equation: Any, inputs: Sequence[int]) -> Any:
     return key
 
 
-# They move all of a value, so that it makes no difference which of these and an elementwise operation comes first.
-_REARRANGEMENTS = frozenset("broadcast_in_dim expand_dims reshape rev squeeze transpose".split())
+_KEEPS_NUMBER = Family.REARRANGEMENT | Family.IDENTITY
 _OUTCOMES = {"token": Status.TOKEN, "live": Status.LIVE, "held": Status.HELD}
 
 
@@ -767,11 +771,10 @@ def _is_followed(statuses: Sequence[Status]) -> bool:
 
 
 def _status_after(equation: Any, statuses: Sequence[Status]) -> Status:
-    name = equation.primitive.name
     joined = _join(statuses)
     if equations.is_held(equation):
         return Status.HELD
-    return Status.HELD if joined is Status.LIVE and name in equations.STEPS else joined
+    return Status.HELD if joined is Status.LIVE and Family.STEP in equations.family_of(equation) else joined
 
 
 def _join(statuses: Sequence[Status]) -> Status:

@@ -17,7 +17,7 @@ from jax.extend import core
 from lrp_jax.core import equations
 from lrp_jax.core.functions import POSITIVE, Formula, Functions
 from lrp_jax.core.graph import Graph, Operation, Status, read
-from lrp_jax.core.softmax import MOVES
+from lrp_jax.core.primitives import Family
 from lrp_jax.errors import InputError, ModelError
 
 Inference: TypeAlias = Literal["checked", "assumed"]
@@ -28,12 +28,6 @@ HOW_TO_SWITCH = (
     "Linen, eqx.nn.inference_mode(model) for Equinox, is_training=False for Haiku"
 )
 
-_DRAWS = frozenset("random_bits random_gamma rng_bit_generator rng_uniform threefry2x32".split())
-_REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod psum argmax argmin".split())
-_PRODUCTS = frozenset("conv_general_dilated div dot_general mul".split())
-_CUMULATIVE = frozenset("cumlogsumexp cummax cummin cumprod cumsum".split())
-_SAME_POWERS = frozenset("add add_any max min select_n sub".split())
-_MOVES = MOVES | equations.IDENTITIES | {"stack"}
 _LARGE = np.array([1e12, 1e14, 1e16])
 
 
@@ -128,7 +122,7 @@ def _is_choice(operation: Operation) -> bool:
 
 def _draws(equation: Any) -> bool:
     """Whether an equation draws random numbers, also within the programs that it runs."""
-    if equation.primitive.name in _DRAWS:
+    if Family.DRAW in equations.family_of(equation):
         return True
     return any(_draws(inner) for program in _programs(equation) for inner in program.eqns)
 
@@ -230,7 +224,7 @@ class _Samples:
 
     def _reduces(self, operation: Operation, carried: Sequence[int | None]) -> bool:
         """Whether an operation adds up over the samples, or takes the largest of them."""
-        if operation.name in _REDUCTIONS:
+        if _is_reduction(operation):
             return carried[0] in _axes(operation)
         if operation.name != "dot_general" or _mixes(self.graph, operation, carried):
             return False
@@ -289,7 +283,7 @@ class _Moments:
 
     def normalise(self, operation: Operation) -> bool:
         """Whether an operation divides by a root of a second moment, or multiplies with the reciprocal."""
-        if operation.name not in _PRODUCTS or self.statistics.isdisjoint(operation.inputs):
+        if Family.PRODUCT not in operation.family or self.statistics.isdisjoint(operation.inputs):
             return False
         (first, second) = operation.inputs
         factors = {second: 1.0} if operation.name == "div" else {first: -1.0, second: -1.0}
@@ -319,7 +313,7 @@ class _Moments:
         if name in {"reduce_sum", "psum"}:
             is_number = len(_axes(operation)) == len(graph.shapes[varying[0]].shape)
             return frozenset() if is_number else self.powers(varying[0])
-        if name in _MOVES:
+        if operation.family & Family.UNCHANGED:
             return frozenset[float]().union(*map(self.powers, varying))
         if name == "dot_general":
             is_sum = is_statistic and len(varying) == 1 and varying[0] not in self.statistics
@@ -333,7 +327,8 @@ class _Moments:
                 sum(sign * power for sign, power in zip(signs, powers, strict=True))
                 for powers in itertools.product(*found)
             )
-        return frozenset.intersection(*found) if name in _SAME_POWERS else frozenset()
+        is_of_degree_one = operation.family & (Family.ADDITION | Family.CHOICE)
+        return frozenset.intersection(*found) if is_of_degree_one else frozenset()
 
     def _is_square(self, value: int) -> bool:
         """Whether a value is a multiple of the square of another, or a sum of such squares."""
@@ -408,10 +403,10 @@ def _mixes(graph: Graph, operation: Operation, carried: Sequence[int | None]) ->
             place = numbers.lhs_spec.index(axis)
             if place == 1 or (place > 1 and shapes[1][numbers.rhs_spec[place]] > 1):
                 return True
-        elif name.startswith("reduce_window"):
+        elif Family.WINDOW in operation.family:
             if params["window_dimensions"][axis] > 1:
                 return True
-        elif name in _CUMULATIVE:
+        elif Family.CUMULATIVE in operation.family:
             if params["axis"] == axis:
                 return True
         elif name == "gather" and side == 0:
@@ -431,6 +426,10 @@ def _is_batch_of_convolution(operation: Operation, carried: Sequence[int | None]
         return False
     params = operation.equation.params
     return carried[0] == params["dimension_numbers"].lhs_spec[0] and params["batch_group_count"] == 1
+
+
+def _is_reduction(operation: Operation) -> bool:
+    return Family.REDUCTION in operation.family or operation.name == "psum"
 
 
 def _axes(operation: Operation) -> list[int]:
@@ -468,7 +467,7 @@ def _axis_after(graph: Graph, operation: Operation, carried: Sequence[int | None
         )
     if name == "stack":
         return axis + (params["axis"] <= axis)
-    if name in _REDUCTIONS:
+    if _is_reduction(operation):
         axes = _axes(operation)
         return None if axis in axes else axis - sum(other < axis for other in axes)
     if name == "gather":

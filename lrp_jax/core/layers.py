@@ -13,11 +13,10 @@ from lrp_jax.core import equations
 from lrp_jax.core.equations import Mark
 from lrp_jax.core.fast import is_depthwise, shifted_products, transposed_products
 from lrp_jax.core.graph import Graph, Operation, Status
+from lrp_jax.core.primitives import Family
 from lrp_jax.errors import ModelError
 
 _KINDS = {"dot_general": "dense", "conv_general_dilated": "conv"}
-_AFFINE = {"add", "add_any", "sub", "mul", "div", "neg"}
-_MOVES = {"reshape", "transpose", "squeeze", "expand_dims", "slice", "rev"} | (equations.IDENTITIES - {"stop_gradient"})
 _LOST = 1e-3  # a difference this small beside what it is taken from has lost three digits
 
 
@@ -133,7 +132,7 @@ class Layer:
         axes = _identity(head)
         structure: list[Operation] = []
         for operation in tail:
-            if operation.name in equations.IDENTITIES:
+            if Family.IDENTITY in operation.family:
                 continue
             constant = next((values[i] for i in operation.inputs if i in values), shift)
             match operation.name:
@@ -377,7 +376,7 @@ def linear_operation_behind(graph: Graph, value: int) -> Operation | None:
             return operation
         live = graph.live_inputs(operation)
         others = [i for i in operation.inputs if not graph.is_live(i)]
-        is_passed = operation.name in _AFFINE | _MOVES or operation.name == "broadcast_in_dim"
+        is_passed = Family.AFFINE in operation.family or _is_move(operation)
         if len(live) != 1 or not is_passed or any(graph.status[i] is not Status.CONSTANT for i in others):
             return None
         value = operation.inputs[live[0]]
@@ -470,12 +469,10 @@ def find_tails(graph: Graph, layers: Mapping[int, Layer]) -> dict[int, Tail]:
         shapes = graph.shapes[before], graph.shapes[output]
         if not all(jnp.issubdtype(shape.dtype, jnp.floating) for shape in shapes):
             continue
-        is_move = operation.name in _MOVES or (
-            operation.name == "broadcast_in_dim" and shapes[0].size == shapes[1].size
-        )
-        if is_move and graph.is_live(output):
+        is_spread = operation.name == "broadcast_in_dim" and shapes[0].size != shapes[1].size
+        if _is_move(operation) and not is_spread and graph.is_live(output):
             tails[output] = replace(tail, moves=(*tail.moves, operation), axes=_axes_after(tail.axes, operation))
-        elif operation.name in _AFFINE and shapes[0].shape == shapes[1].shape:
+        elif Family.AFFINE in operation.family and shapes[0].shape == shapes[1].shape:
             if operation.name in {"mul", "div"} and not _folds(graph, tail, operation, others):
                 continue
             operations = (*tail.layer.operations, *tail.moves, operation)
@@ -483,6 +480,12 @@ def find_tails(graph: Graph, layers: Mapping[int, Layer]) -> dict[int, Tail]:
             layer = replace(tail.layer, operations=operations, constants=constants, output=output)
             tails[output] = Tail(layer, (), tail.axes)
     return tails
+
+
+def _is_move(operation: Operation) -> bool:
+    """Whether an operation moves elements of one value, each to one place, or to several by a broadcast."""
+    is_unchanged = operation.family & (Family.REARRANGEMENT | Family.IDENTITY) and Family.STEP not in operation.family
+    return bool(is_unchanged) or operation.name == "slice"
 
 
 def _identity(head: Operation) -> _Axes:
@@ -493,7 +496,7 @@ def _axes_after(axes: _Axes, operation: Operation) -> _Axes:
     """Follows the dimensions of a linear operation's output through a move."""
     name, params = operation.name, operation.equation.params
     before, after = operation.equation.invars[0].aval.shape, operation.equation.outvars[0].aval.shape
-    if name in equations.IDENTITIES:
+    if Family.IDENTITY in operation.family:
         return axes
     if name == "rev":
         return [~axis if i in params["dimensions"] and axis is not None else axis for i, axis in enumerate(axes)]

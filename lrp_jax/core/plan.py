@@ -11,6 +11,13 @@ import jax
 from lrp_jax import treatments
 from lrp_jax.composites import Composite
 from lrp_jax.core import equations
+from lrp_jax.core.choice import (
+    check_shares,
+    passing_constants_on,
+    smooth_quotient,
+    treatment_of,
+    treatment_of_function,
+)
 from lrp_jax.core.equations import Mark
 from lrp_jax.core.factors import check_marks, signal_of
 from lrp_jax.core.forms import Form
@@ -25,7 +32,8 @@ from lrp_jax.core.layers import (
     marked_as_none,
     product,
 )
-from lrp_jax.core.softmax import MOVES, Group, Softmaxes, find_softmaxes
+from lrp_jax.core.primitives import Family
+from lrp_jax.core.softmax import Group, Softmaxes, find_softmaxes
 from lrp_jax.errors import ModelError, SelectorError
 from lrp_jax.rules import Epsilon, Gradient, Norm, Rule, ZBox, Zero
 from lrp_jax.treatments import Arrays, Call, Treatment
@@ -305,14 +313,14 @@ class _Planner:
             return self._treat_scan(piece, forms)
         if operation.bodies and chosen is None:
             if operation.name == "shard_map":
-                treatments.check_shares(graph, operation)
+                check_shares(graph, operation)
             return self._treat_branches(piece, forms)
         if piece.layer is not None and piece.rule is not None:
             treatment = _layer_treatment(piece.layer, piece.rule)
         else:
-            treatment = chosen or piece.treatment or treatments.treatment_of(graph, operation)
+            treatment = chosen or piece.treatment or treatment_of(graph, operation)
             if self.composite.constants == "pass" and chosen is None:
-                treatment = treatments.passing_constants_on(treatment)
+                treatment = passing_constants_on(treatment)
         taken = (treatment.needs,) if treatment.needs else _ordered(arriving)
         return replace(piece, treatment=treatment, forms=taken)
 
@@ -409,7 +417,7 @@ class _Cutter:
                 piece = self.pieces[value]
                 operation = piece.operations[-1]
                 is_elementwise = equations.is_elementwise(operation.equation) and len(piece.live) == 1
-                if piece.layer is not None or not (is_elementwise or operation.name in MOVES | {"stack"}):
+                if piece.layer is not None or not (is_elementwise or Family.MOVE in operation.family):
                     what = f"the layer {piece.layer.name!r}" if piece.layer is not None else repr(operation.name)
                     raise ModelError(
                         f"The value that mark.input marks at {where} is not the input in other units: it is computed "
@@ -446,7 +454,7 @@ class _Cutter:
         produced = {value for operation in function.operations for value in operation.outputs}
         read = dict.fromkeys(value for operation in function.operations for value in operation.inputs)
         constants = tuple(value for value in read if value not in produced and value != function.root)
-        treatment = treatments.treatment_of_function(function.formula)
+        treatment = treatment_of_function(function.formula)
         kind = function.formula.name or f"function of {len(function.operations)} operations"
         return Piece(function.operations, (function.root,), constants, (function.output,), kind, treatment=treatment)
 
@@ -488,13 +496,13 @@ class _Cutter:
             treatment = treatments.smooth_together if operation.name == "abs" else treatments.smooth
             if id(operation) in self.softmaxes.halved:
                 numerator, part = self.softmaxes.halved[id(operation)]
-                treatment = treatments.smooth_quotient(numerator, 0.0 if self.composite.holds_attention else part)
-        elif operation.name in treatments.PRODUCTS and len(graph.live_inputs(operation)) == 2:
+                treatment = smooth_quotient(numerator, 0.0 if self.composite.holds_attention else part)
+        elif Family.PRODUCT in operation.family and len(graph.live_inputs(operation)) == 2:
             signal = signal_of(self.functions, operation)
             if signal is not None:
                 live, kind = (operation.inputs[signal],), "gate"
-                treatment = treatments.gated if operation.name in {"mul", "div"} else treatments.proportional
-        elif operation.name in treatments.LINEAR and all(
+                treatment = treatments.proportional if Family.LINEAR_MAP in operation.family else treatments.gated
+        elif Family.LINEAR_MAP in operation.family and all(
             graph.is_constant(i) for i in operation.inputs if i not in live
         ):
             if operation.is_of_target:

@@ -8,21 +8,10 @@ derivatives, which together are its Jacobian.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from lrp_jax.core import equations
 from lrp_jax.core.graph import Graph, Operation, Status
+from lrp_jax.core.primitives import Family
 
-MOVES = frozenset(
-    """
-    broadcast_in_dim concatenate dynamic_slice expand_dims gather pad reshape rev slice split squeeze tile transpose
-    unstack
-    """.split()
-)
-"""Operations that move values without changing them."""
-
-_EXPONENTIALS = frozenset("exp exp2".split())
-_POWERS = frozenset("integer_pow mul pow sqrt square".split())
-_SUMS = frozenset("dot_general reduce_sum cumsum reduce_window_sum".split())
-_LINEAR = MOVES | equations.IDENTITIES | _SUMS | frozenset("abs add add_any div max mul neg select_n sub".split())
+_LINEAR = Family.UNCHANGED | Family.SUM | Family.ADDITION
 
 
 @dataclass(frozen=True)
@@ -105,7 +94,7 @@ def find_softmaxes(graph: Graph) -> Softmaxes:
             group = None if terms is None else _group(graph, "log_softmax", operation.outputs[0], terms)
             if group is not None:
                 found.groups[group.output] = group
-        if operation.name in _EXPONENTIALS:
+        if Family.EXPONENTIAL in operation.family:
             logarithm = _subtracted(graph, operation.inputs[0], logarithms)
             if logarithm is not None:
                 found.add(graph, "softmax", operation.outputs[0], logarithms[logarithm], [operation])
@@ -125,7 +114,7 @@ def _sum_of_two(graph: Graph, operation: Operation) -> list[Operation]:
     """The operations of max(a, b) + log(1 + exp(-|a - b|)), as in `jnp.logaddexp`; none if a sum is another one."""
     for largest, rest in (operation.inputs, operation.inputs[::-1]):
         chain: list[Operation] = []
-        for names in ({"log1p"}, _EXPONENTIALS, {"neg"}, {"abs"}, {"sub"}):
+        for names in ({"log1p"}, {"exp", "exp2"}, {"neg"}, {"abs"}, {"sub"}):
             step = graph.producer.get(chain[-1].inputs[0] if chain else rest)
             if step is None or step.name not in names:
                 break
@@ -165,7 +154,7 @@ def _without_shift(graph: Graph, value: int) -> int:
     if len(live) == 1:
         return operation.inputs[live[0]] if graph.status[operation.inputs[1 - live[0]]] is Status.HELD else value
     shift = graph.producer.get(operation.inputs[1]) if operation.name == "sub" and len(live) == 2 else None
-    while shift is not None and shift.name in MOVES | equations.IDENTITIES:
+    while shift is not None and shift.family & Family.UNCHANGED:
         shift = graph.producer.get(shift.inputs[0])
     is_own = shift is not None and shift.name == "reduce_max" and shift.inputs[0] == operation.inputs[0]
     return operation.inputs[0] if is_own else value
@@ -179,7 +168,7 @@ def _with_shift(graph: Graph, value: int) -> int:
         if reader.name in {"add", "sub"} and len(graph.live_inputs(reader)) == 1:
             is_shift = any(graph.status[i] is Status.HELD for i in reader.inputs)
             return reader.outputs[0] if is_shift else value
-        if reader.name not in MOVES | equations.IDENTITIES or len(reader.outputs) != 1:
+        if not reader.family & Family.UNCHANGED or len(reader.outputs) != 1:
             break
         (there,) = reader.outputs
     return value
@@ -220,12 +209,13 @@ def _terms(graph: Graph, value: int, weights: set[int]) -> _Terms | None:
         if operation is None or not graph.is_live(value):
             return None
         live = [i for i in operation.inputs if graph.is_live(i)]
-        if operation.name in _EXPONENTIALS or (operation.name in _POWERS and weights.issuperset(live)):
+        is_power = Family.POWER in operation.family and weights.issuperset(live)
+        if Family.EXPONENTIAL in operation.family or is_power:
             leaves[value] = operation
             continue
-        if operation.name not in _LINEAR or (len(live) > 1 and operation.name not in {"add", "add_any", "concatenate"}):
+        if not _is_linear(operation) or (len(live) > 1 and operation.name not in {"add", "add_any", "concatenate"}):
             return None
-        is_sum |= operation.name in _SUMS or len(live) > 1
+        is_sum |= Family.SUM in operation.family or len(live) > 1
         between[value] = operation
         waiting.extend(live)
     return _Terms(leaves, list(between.values())) if is_sum and leaves else None
@@ -241,7 +231,7 @@ def _quotients(graph: Graph, operation: Operation) -> Iterator[tuple[int, int, l
         for numerator, factor in (operation.inputs, operation.inputs[::-1]):
             between: list[Operation] = []
             inverse = graph.producer.get(factor)
-            while inverse is not None and inverse.name in MOVES | equations.IDENTITIES:
+            while inverse is not None and inverse.family & Family.UNCHANGED:
                 between.append(inverse)
                 inverse = graph.producer.get(inverse.inputs[0])
             if inverse is not None and _is_reciprocal(graph, inverse):
@@ -264,7 +254,7 @@ def _products_on_the_way(graph: Graph, value: int, leaves: dict[int, Operation])
     while waiting:
         i = waiting.pop()
         operation = graph.producer.get(i)
-        if i in reached or i in leaves or operation is None or not graph.is_live(i) or operation.name not in _LINEAR:
+        if i in reached or i in leaves or operation is None or not graph.is_live(i) or not _is_linear(operation):
             continue
         reached[i] = [operand for operand in operation.inputs if graph.is_live(operand)]
         waiting.extend(reached[i])
@@ -286,7 +276,7 @@ def _subtracted(graph: Graph, value: int, logarithms: Mapping[int, "_Terms"]) ->
         operation = graph.producer.get(value)
         is_new = value not in seen and graph.is_live(value) and operation is not None
         seen.add(value)
-        if operation is None or not is_new or operation.name in _SUMS or operation.name not in _LINEAR:
+        if operation is None or not is_new or Family.SUM in operation.family or not _is_linear(operation):
             continue
         found = next((i for i in operation.inputs if i in logarithms), None)
         if found is not None:
@@ -298,5 +288,10 @@ def _subtracted(graph: Graph, value: int, logarithms: Mapping[int, "_Terms"]) ->
 def _is_linear_in(graph: Graph, operation: Operation, weights: set[int]) -> bool:
     """Whether an operation is linear in attention weights, and reads no other live value."""
     live = {value for value in operation.inputs if graph.status[value] in (Status.LIVE, Status.HELD)}
-    is_linear = operation.name in _LINEAR - {"abs", "max", "sub"} and operation.name != "dot_general"
+    is_linear = _is_linear(operation) and operation.name not in {"abs", "max", "sub", "dot_general"}
     return bool(live) and is_linear and not operation.bodies and live <= weights
+
+
+def _is_linear(operation: Operation) -> bool:
+    """Whether an operation is linear, or guards what is to be divided by."""
+    return bool(operation.family & _LINEAR) or operation.name in {"abs", "div", "max", "mul", "neg", "select_n"}

@@ -23,34 +23,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from lrp_jax.core import equations
+from lrp_jax.core.primitives import Family, named
 from lrp_jax.errors import InputError
 
 if TYPE_CHECKING:
     from lrp_jax.core.graph import Graph, Operation
 
-_MOVES = frozenset(
-    """
-    all_gather broadcast_in_dim broadcast_to concatenate dynamic_slice dynamic_update_slice expand_dims gather pad
-    reshape rev scatter scatter-add slice split squeeze stack tile transpose unstack
-    """.split()
-)
-_BITS = frozenset("clz population_count shift_left shift_right_arithmetic shift_right_logical".split())
-_REDUCTIONS = frozenset(
-    """
-    argmax argmin cumlogsumexp cummax cummin cumprod cumsum dot_general reduce_max reduce_min reduce_prod reduce_sum
-    reduce_window reduce_window_max reduce_window_min reduce_window_sum top_k
-    """.split()
-)
-# The operands that are moved; the others say where to. All of them, where nothing is said.
-_DATA: Mapping[str, tuple[int, ...]] = {
-    "dynamic_slice": (0,),
-    "dynamic_update_slice": (0, 1),
-    "gather": (0,),
-    "scatter": (0, 2),
-    "scatter-add": (0, 2),
-}
+_MOVED = Family.MOVE | Family.WRITE | Family.IDENTITY
+_REDUCED = Family.REDUCTION | Family.CUMULATIVE | Family.WINDOW
 _SCATTERS = {"scatter": lax.scatter, "scatter-add": lax.scatter_add}
-_PRODUCTS = frozenset("conv_general_dilated div dot_general mul".split())
 
 
 @dataclass(frozen=True)
@@ -111,23 +92,28 @@ def follow(graph: "Graph", equation: Any, inputs: Sequence[int], position: int =
         return Followed("live") if jnp.issubdtype(dtype, jnp.floating) else Followed("token", Code())
     if name == "stop_gradient" or (dtype == jnp.bool_ and code is None):
         return _HELD
-    if name in _MOVES | _BITS or equations.is_elementwise(equation) or name in equations.IDENTITIES:
+    family = equations.family_of(equation)
+    if family & (_MOVED | Family.BITS | Family.ELEMENTWISE):
         return _HELD if dtype == jnp.bool_ and len(data) > 1 else Followed("token", code)
-    if name in _REDUCTIONS and not jnp.issubdtype(dtype, jnp.floating):
+    is_reduced = family & _REDUCED or name in {"dot_general", "top_k"}
+    if is_reduced and not jnp.issubdtype(dtype, jnp.floating):
         return _HELD
     return Followed("token", is_lost=True)
 
 
 def data_positions(name: str, number: int) -> Sequence[int]:
     """The positions of the operands that a primitive moves or computes with; the others are indices."""
-    return range(1, number) if name == "select_n" else _DATA.get(name, range(number))
+    return range(number)[named(name).data]
 
 
 def _looked_up(graph: "Graph", equation: Any, inputs: Sequence[int], data: Sequence[int]) -> Followed:
     """What is read from tables with integers as indices."""
     dtype, name = equation.outvars[0].aval.dtype, equation.primitive.name
-    known = {*_DATA, "select_n"} - {"dynamic_update_slice"}
-    if name not in known or dtype == jnp.bool_ or not all(map(graph.is_constant, data)):
+    if (
+        name not in {"dynamic_slice", "gather", "scatter", "scatter-add", "select_n"}
+        or dtype == jnp.bool_
+        or not all(map(graph.is_constant, data))
+    ):
         return _HELD
     code = graph.codes.get(inputs[0])
     window: tuple[int, ...] = equation.params["dimension_numbers"].offset_dims if name == "gather" else ()
@@ -141,7 +127,7 @@ def _looked_up(graph: "Graph", equation: Any, inputs: Sequence[int], data: Seque
 def _is_made_of_truth_values(graph: "Graph", table: int) -> bool:
     """Whether the function makes a table out of truth values, as `jnp.eye` does."""
     operation = graph.producer.get(table)
-    while operation is not None and operation.name in equations.IDENTITIES and table not in graph.parameters:
+    while operation is not None and Family.IDENTITY in operation.family and table not in graph.parameters:
         (table,) = operation.inputs
         operation = graph.producer.get(table)
     return table not in graph.parameters and graph.shapes[table].dtype == jnp.bool_
@@ -159,7 +145,7 @@ def _fresh_axis(graph: "Graph", inputs: Sequence[int]) -> int | None:
         return None
     shape, of_other = graph.shapes[token].shape, graph.shapes[other].shape
     operation = graph.producer.get(token)
-    while operation is not None and operation.name in equations.IDENTITIES:
+    while operation is not None and Family.IDENTITY in operation.family:
         operation = graph.producer.get(operation.inputs[0])
     if operation is None or operation.name != "broadcast_in_dim":
         return None
@@ -187,7 +173,14 @@ def _contracts(graph: "Graph", equation: Any, inputs: Sequence[int]) -> bool:
 def _code_after(equation: Any, position: int, code: Code) -> Code | None:
     """What becomes of a code in a move or an elementwise operation with constants."""
     name, params, axis = equation.primitive.name, equation.params, code.axis
-    is_kept = name in equations.IDENTITIES or name in {"neg", "mul", "rev", "select_n", "slice", "dynamic_slice"}
+    is_kept = Family.IDENTITY in equations.family_of(equation) or name in {
+        "neg",
+        "mul",
+        "rev",
+        "select_n",
+        "slice",
+        "dynamic_slice",
+    }
     before, after = equation.invars[position].aval.shape, equation.outvars[0].aval.shape
     if axis is None or is_kept or (name == "div" and position == 0):
         return code
@@ -220,7 +213,7 @@ def becomes_live(graph: "Graph", equation: Any, inputs: Sequence[int]) -> list[i
     if name == "cond":
         return []
     if any(map(graph.is_live, inputs)):
-        return [] if name in _PRODUCTS else coded
+        return [] if Family.PRODUCT in equations.family_of(equation) else coded
     return [] if _keeps_code(graph, equation, inputs) or _contracts(graph, equation, inputs) else coded
 
 
@@ -234,7 +227,7 @@ def _keeps_code(graph: "Graph", equation: Any, inputs: Sequence[int]) -> bool:
         return tokens == [0]
     if name == "mul":
         return len(tokens) == 1
-    return len(inputs) == 1 and (name in _MOVES or name in equations.IDENTITIES or name == "neg")
+    return len(inputs) == 1 and (bool(equations.family_of(equation) & _MOVED) or name == "neg")
 
 
 def check_tokens(graph: "Graph") -> None:
@@ -345,7 +338,7 @@ def _moved(
         return equations.run(equation, *operands, *filled)[len(operands) :]
     if name in {"optimization_barrier", "device_put"}:
         return filled
-    if name != "select_n" and (name in _BITS | equations.IDENTITIES or equations.is_elementwise(equation)):
+    if name != "select_n" and operation.family & (Family.IDENTITY | Family.BITS | Family.ELEMENTWISE):
         return [jnp.broadcast_to(sum(there[1:], start=there[0]), result.shape)]
     moved = [filled[i] if i in data else x for i, x in enumerate(operands)]
     if name == "select_n":

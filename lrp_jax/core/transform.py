@@ -322,7 +322,9 @@ def _runner(piece: Piece, taken: Form) -> Callable[[Sequence[jax.Array], Sequenc
     (operation, *_) = piece.operations
     order = [*piece.live, *piece.constants]
     places = [order.index(i) for i in operation.inputs if i in order]
-    make_call = functools.partial(Call, piece.run, operation.name, operation.equation.params, places)
+    make_call = functools.partial(
+        Call, piece.run, operation.name, operation.equation.params, places, maximum=operation.primitive.maximum
+    )
 
     numbers, structure = jax.tree.flatten(piece.rule)
 

@@ -16,12 +16,12 @@ from jax.sharding import Mesh, NamedSharding
 from lrp_jax.composites import Composite, Rules, as_composite, is_built_in
 from lrp_jax.core import held_arrays
 from lrp_jax.core.arguments import as_array, as_count, broadcasts, check_function, is_real, within_memory
-from lrp_jax.core.equations import IDENTITIES
 from lrp_jax.core.forms import Form
 from lrp_jax.core.graph import Operation
 from lrp_jax.core.held_arrays import is_array
 from lrp_jax.core.inference import Inference
 from lrp_jax.core.plan import Piece, Plan, make_plan
+from lrp_jax.core.primitives import Family
 from lrp_jax.core.programs import run_compiled
 from lrp_jax.core.saving import Saved
 from lrp_jax.core.trace import Call, call_model, check_is_no_class, explaining, trace_call
@@ -650,7 +650,7 @@ def _reading_of(piece: Piece, place: int) -> _Reading | None:
     """Where the relevance of a value is read that is named inside of a piece."""
 
     def all_identities(operations: Sequence[Operation]) -> bool:
-        return all(operation.name in IDENTITIES for operation in operations)
+        return all(Family.IDENTITY in operation.family for operation in operations)
 
     if all_identities(piece.operations[place:]):
         return _Reading(Probe(piece, "output", piece.outputs[0]))

@@ -1,0 +1,377 @@
+"""The table of primitives: all that is known of each operation of JAX, in one place.
+
+Who follows something through a function (relevance, ranges, numbers, samples, explained integers, ...) asks for the
+entry of an operation, by the name of its primitive. Of a primitive that has none nothing is known: relevance is refused
+there until the user says what happens to it (`lrp_jax.composites.with_treatment`).
+"""
+
+import enum
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+import numpy as np
+from jax import lax
+
+from lrp_jax.core import maxima, ranges
+from lrp_jax.core.maxima import Maximum
+from lrp_jax.core.ranges import Bounds
+from lrp_jax.treatments import (
+    Treatment,
+    beside_arrays,
+    derivative,
+    halved,
+    in_equal_parts,
+    multiplied,
+    proportional,
+    scaled,
+    smooth,
+    structural,
+    winner_takes_all,
+    with_constant,
+)
+
+
+class Family(enum.Flag):
+    """What an operation does with the elements of its operands. An operation may be of several families."""
+
+    NONE = 0
+    """None of those below."""
+    ELEMENTWISE = enum.auto()
+    """Every element of the output depends on the operands' elements at the same place alone."""
+    IDENTITY = enum.auto()
+    """It returns what it is given, up to rounding."""
+    MOVE = enum.auto()
+    """It returns elements of its operands at other places."""
+    REARRANGEMENT = enum.auto()
+    """A move of all of one value: it makes no difference which of this and an elementwise operation comes first."""
+    WRITE = enum.auto()
+    """It puts elements of one operand into another, or adds them."""
+    STEP = enum.auto()
+    """Its derivative is zero wherever there is one, so that what comes out of it alone is held."""
+    ADDITION = enum.auto()
+    """It adds or subtracts values, element by element."""
+    AFFINE = enum.auto()
+    """It adds a number to a value or multiplies with one, where its other operands are numbers."""
+    PIECEWISE_LINEAR = enum.auto()
+    """It is straight between kinks in all operands together, element by element."""
+    CHOICE = enum.auto()
+    """Each element of the output is one of those at the same place of its operands."""
+    PRODUCT = enum.auto()
+    """It multiplies or divides two values."""
+    LINEAR_MAP = enum.auto()
+    """A product that is a layer where one factor is a parameter."""
+    EXPONENTIAL = enum.auto()
+    """A number to the power of its operand."""
+    POWER = enum.auto()
+    """A power of its operand, or a product."""
+    SUM = enum.auto()
+    """It adds up elements of one value, or products with elements of another."""
+    REDUCTION = enum.auto()
+    """It makes one element of all along the dimensions in its parameter `axes`."""
+    CUMULATIVE = enum.auto()
+    """It makes an element of all so far along the dimension in its parameter `axis`."""
+    WINDOW = enum.auto()
+    """It makes an element of all in a window."""
+    BITS = enum.auto()
+    """It computes with the bits of integers."""
+    DRAW = enum.auto()
+    """It draws random numbers."""
+    CONTROL = enum.auto()
+    """It runs functions: a loop, a branch or a `jax.shard_map`."""
+    UNCHANGED = IDENTITY | MOVE
+    """The elements of its output are elements of its operands."""
+
+
+Compute: TypeAlias = Callable[..., np.ndarray]
+Choice: TypeAlias = Callable[[Sequence[int], int], Treatment | None]
+"""A treatment as a function of the positions of the live operands and of the number of all; None refuses."""
+
+_ALL, _FIRST, _FIRST_AND_THIRD = slice(None), slice(1), slice(0, None, 2)
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """What is known of a primitive of JAX.
+
+    Attributes:
+        treatment: What happens to relevance, always or by circumstances; None if relevance does not get there.
+        summary: The same in words; empty if the treatment says it.
+        family: What it does with elements.
+        bounds: The rule for the range of what it returns.
+        compute: What it computes element by element, in NumPy's double precision; None if JAX has to be asked.
+        data: Which operands hold the elements; the others say where to or which.
+        maximum: How it is decided who wins, of a maximum or minimum.
+        called: Of a call, the parameter that holds the program.
+    """
+
+    treatment: Treatment | Choice | None = None
+    summary: str = ""
+    family: Family = Family.NONE
+    bounds: Bounds = ranges.free
+    compute: Compute | None = None
+    data: slice = field(default_factory=lambda: _ALL)
+    maximum: Maximum | None = None
+    called: str = ""
+
+    def treatment_for(self, live: Sequence[int], number: int) -> Treatment | None:
+        """What happens to relevance with live operands at some positions, of a number of all; None if refused."""
+        return self.treatment(live, number) if callable(self.treatment) else self.treatment
+
+
+def named(name: str) -> Primitive:
+    """The entry of a primitive; an empty one if the table has none."""
+    return PRIMITIVES.get(name, _UNKNOWN)
+
+
+def summary_of(name: str) -> str:
+    """What happens to relevance at a primitive, in words.
+
+    Args:
+        name: The name of a primitive of JAX.
+
+    Returns:
+        A sentence without a full stop; "refused" if there is no treatment.
+
+    Example:
+        >>> summary_of("transpose")
+        'moved along with the values'
+    """
+    known = named(name)
+    return known.summary or (known.treatment.summary if isinstance(known.treatment, Treatment) else "refused")
+
+
+# How a treatment is chosen.
+
+
+def _of_one_value(live: Sequence[int], number: int) -> Treatment | None:
+    return beside_arrays if len(live) == 1 else None
+
+
+def _of_sum(live: Sequence[int], number: int) -> Treatment:
+    return proportional if len(live) == number else with_constant
+
+
+def _of_product(live: Sequence[int], number: int) -> Treatment:
+    return halved if len(live) == 2 else multiplied
+
+
+def _of_quotient(live: Sequence[int], number: int) -> Treatment:
+    if len(live) == 2:
+        return halved
+    return scaled if live[0] == 0 else derivative
+
+
+def _of_linear_map(live: Sequence[int], number: int) -> Treatment:
+    return halved if len(live) == 2 else proportional
+
+
+# What it computes.
+
+
+def erf(x: np.ndarray) -> np.ndarray:
+    """The error function."""
+    return np.vectorize(math.erf, otypes=[np.float64])(x)
+
+
+def logistic(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), without overflow."""
+    return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))))
+
+
+def _erfc(x: np.ndarray) -> np.ndarray:
+    return np.vectorize(math.erfc, otypes=[np.float64])(x)
+
+
+def _clamp(low: np.ndarray, x: np.ndarray, high: np.ndarray) -> np.ndarray:
+    return np.minimum(np.maximum(x, low), high)
+
+
+def _select(which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
+    return np.select([np.asarray(which) == i for i in range(len(cases))], cases)
+
+
+# The kinds of rows.
+
+_CHOICE = Family.ELEMENTWISE | Family.CHOICE | Family.PIECEWISE_LINEAR
+_SPLIT = "split in proportion; a constant that is added keeps its share"
+_UNKNOWN = Primitive()
+
+
+def _function(
+    compute: Compute | None = None,
+    bounds: Bounds = ranges.free,
+    family: Family = Family.NONE,
+    treatment: Treatment | Choice = _of_one_value,
+) -> Primitive:
+    summary = "a function of one value: f(x) - f(0) is passed on"
+    return Primitive(treatment, summary, Family.ELEMENTWISE | family, bounds, compute)
+
+
+def _rising(compute: Compute, lowest: float = -math.inf, family: Family = Family.NONE) -> Primitive:
+    return _function(compute, ranges.rising(compute, lowest), family)
+
+
+def _addition(compute: Compute, bounds: Bounds) -> Primitive:
+    family = Family.ELEMENTWISE | Family.ADDITION | Family.AFFINE | Family.PIECEWISE_LINEAR
+    return Primitive(_of_sum, _SPLIT, family, bounds, compute)
+
+
+def _product(choice: Choice, compute: Compute, bounds: Bounds, family: Family = Family.NONE) -> Primitive:
+    summary = "passed one to one; of two live factors half to each, or all to the signal if the other is held"
+    return Primitive(choice, summary, Family.ELEMENTWISE | Family.AFFINE | Family.PRODUCT | family, bounds, compute)
+
+
+def _linear_map(family: Family = Family.NONE) -> Primitive:
+    summary = "a layer, where the rule decides; half to each factor of two live ones"
+    return Primitive(_of_linear_map, summary, Family.PRODUCT | Family.LINEAR_MAP | family, ranges.total)
+
+
+def _sum(family: Family = Family.NONE, data: slice = _ALL) -> Primitive:
+    return Primitive(proportional, _SPLIT, family, ranges.total, data=data)
+
+
+def _product_of_elements(family: Family) -> Primitive:
+    return Primitive(in_equal_parts, family=family, bounds=ranges.of(ranges.keep_sign))
+
+
+def _maximum(maximum: Maximum, family: Family = Family.NONE, bounds: Bounds = ranges.first) -> Primitive:
+    return Primitive(winner_takes_all, family=family, bounds=bounds, maximum=maximum)
+
+
+def _largest(maximum: Maximum, compute: Compute, bounds: Bounds, summary: str) -> Primitive:
+    return Primitive(winner_takes_all, summary, _CHOICE, bounds, compute, maximum=maximum)
+
+
+def _move(family: Family = Family.NONE, data: slice = _ALL, bounds: Bounds | None = None) -> Primitive:
+    return Primitive(structural, family=family, bounds=bounds or ranges.united(data), data=data)
+
+
+def _end(family: Family = Family.NONE, compute: Compute | None = None, bounds: Bounds = ranges.free) -> Primitive:
+    summary = "relevance ends: the output is not differentiable, or is held constant"
+    return Primitive(None, summary, family, bounds, compute)
+
+
+def _step(compute: Compute) -> Primitive:
+    return _end(Family.ELEMENTWISE | Family.STEP, compute, ranges.rising(compute))
+
+
+def _truth(compute: Compute) -> Primitive:
+    return _end(Family.ELEMENTWISE, compute)
+
+
+def _call(parameter: str, bounds: Bounds = ranges.free) -> Primitive:
+    return Primitive(summary="looked into", bounds=bounds, called=parameter)
+
+
+_OF_ONE_OR_TWO = "a function of one value; to the winner of two live values"
+
+ROWS: Sequence[tuple[str, Primitive]] = (
+    # Functions of one value, and arithmetic.
+    ("acos acosh asin atanh digamma erf_inv lgamma nextafter rem", _function()),
+    ("abs", _function(np.abs, ranges.of(ranges.absolute), Family.PIECEWISE_LINEAR)),
+    ("asinh", _rising(np.arcsinh)),
+    ("atan", _rising(np.arctan)),
+    ("atan2", _function(np.arctan2)),
+    ("cbrt", _rising(np.cbrt)),
+    ("cos", _function(np.cos, ranges.within(-1.0, 1.0))),
+    ("cosh", _function(np.cosh)),
+    ("erf", _function(erf, ranges.within(-1.0, 1.0))),
+    ("erfc", _function(_erfc, ranges.within(0.0, 2.0))),
+    ("exp", _rising(np.exp, family=Family.EXPONENTIAL)),
+    ("exp2", _rising(np.exp2, family=Family.EXPONENTIAL)),
+    ("expm1", _rising(np.expm1)),
+    ("integer_pow", _function(None, ranges.integer_power, Family.POWER)),
+    ("log", _rising(np.log, 0.0)),
+    ("log1p", _rising(np.log1p, -1.0)),
+    ("logistic", _function(logistic, ranges.within(0.0, 1.0))),
+    ("pow", _function(np.power, ranges.of(ranges.keep_sign), Family.POWER)),
+    ("rsqrt", _function(lambda x: 1 / np.sqrt(x), ranges.of(ranges.invert_root))),
+    ("sin", _function(np.sin, ranges.within(-1.0, 1.0))),
+    ("sinh", _rising(np.sinh)),
+    ("sqrt", _rising(np.sqrt, 0.0, Family.POWER)),
+    ("square", _function(np.square, ranges.of(ranges.square), Family.POWER)),
+    ("tan", _function(np.tan)),
+    ("tanh", _rising(np.tanh)),
+    ("neg", _function(np.negative, ranges.of(ranges.negate), Family.AFFINE | Family.PIECEWISE_LINEAR, scaled)),
+    ("add add_any", _addition(np.add, ranges.of(ranges.add))),
+    ("sub", _addition(np.subtract, ranges.of(ranges.subtract))),
+    ("mul", _product(_of_product, np.multiply, ranges.product, Family.POWER)),
+    ("div", _product(_of_quotient, np.true_divide, ranges.of(ranges.divide))),
+    # Sums and products of many elements.
+    ("conv_general_dilated", _linear_map()),
+    ("dot_general", _linear_map(Family.SUM)),
+    ("reduce_sum", _sum(Family.SUM | Family.REDUCTION)),
+    ("cumsum", _sum(Family.SUM | Family.CUMULATIVE)),
+    ("reduce_window_sum", _sum(Family.SUM | Family.WINDOW)),
+    ("psum psum_invariant", _sum()),
+    ("scatter-add", _sum(Family.WRITE, _FIRST_AND_THIRD)),
+    ("reduce_prod", _product_of_elements(Family.REDUCTION)),
+    ("cumprod", _product_of_elements(Family.CUMULATIVE)),
+    ("cumlogsumexp", Primitive(smooth, family=Family.CUMULATIVE)),
+    # Maxima and minima.
+    ("max", _largest(maxima.of_operands(lax.gt), np.maximum, ranges.of(ranges.maximum), _OF_ONE_OR_TWO)),
+    ("min", _largest(maxima.of_operands(lax.lt), np.minimum, ranges.of(ranges.minimum), _OF_ONE_OR_TWO)),
+    ("clamp", _largest(maxima.CLAMP, _clamp, ranges.of(ranges.clamp), winner_takes_all.summary)),
+    ("reduce_max", _maximum(maxima.along_axes(lax.gt), Family.REDUCTION)),
+    ("reduce_min", _maximum(maxima.along_axes(lax.lt), Family.REDUCTION)),
+    ("cummax", _maximum(maxima.so_far(lax.gt), Family.CUMULATIVE)),
+    ("cummin", _maximum(maxima.so_far(lax.lt), Family.CUMULATIVE)),
+    ("reduce_window_max", _maximum(maxima.of_windows(lax.gt), Family.WINDOW)),
+    ("reduce_window_min", _maximum(maxima.of_windows(lax.lt), Family.WINDOW)),
+    ("scatter-max", _maximum(maxima.scattered(lax.gt), bounds=ranges.free)),
+    ("scatter-min", _maximum(maxima.scattered(lax.lt), bounds=ranges.free)),
+    ("select_and_gather_add", _maximum(maxima.GATHERED, bounds=ranges.free)),
+    # Moves, and what returns what it is given.
+    ("broadcast_in_dim reshape rev squeeze transpose", _move(Family.MOVE | Family.REARRANGEMENT)),
+    ("all_gather broadcast_to concatenate pad slice split stack tile unstack", _move(Family.MOVE)),
+    ("dynamic_slice", _move(Family.MOVE, _FIRST)),
+    ("gather", _move(Family.MOVE, _FIRST, ranges.gathered)),
+    ("dynamic_update_slice", _move(Family.WRITE, slice(2))),
+    ("scatter", _move(Family.WRITE, _FIRST_AND_THIRD)),
+    ("select_n", replace(_move(_CHOICE, slice(1, None)), compute=_select)),
+    ("sort", _move(bounds=ranges.kept)),
+    ("top_k", _move(bounds=ranges.largest)),
+    (
+        """
+        convert_element_type copy device_put layout_constraint name optimization_barrier pvary reduce_precision reshard
+        sharding_constraint
+        """,
+        _move(Family.IDENTITY, bounds=ranges.kept),
+    ),
+    # Where relevance ends.
+    ("stop_gradient", _end(Family.IDENTITY | Family.STEP, bounds=ranges.kept)),
+    ("ceil", _step(np.ceil)),
+    ("floor", _step(np.floor)),
+    ("round", _step(np.round)),
+    ("sign", _step(np.sign)),
+    ("and", _truth(np.logical_and)),
+    ("or", _truth(np.logical_or)),
+    ("xor", _truth(np.logical_xor)),
+    ("not", _truth(np.logical_not)),
+    ("eq", _truth(np.equal)),
+    ("ne", _truth(np.not_equal)),
+    ("ge", _truth(np.greater_equal)),
+    ("gt", _truth(np.greater)),
+    ("le", _truth(np.less_equal)),
+    ("lt", _truth(np.less)),
+    ("is_finite", _truth(np.isfinite)),
+    ("argmax argmin", _end(Family.REDUCTION, bounds=ranges.within(0.0, math.inf))),
+    ("clz population_count shift_left shift_right_arithmetic shift_right_logical", _end(Family.BITS)),
+    ("eq_to le_to lt_to reduce_and reduce_or reduce_xor", _end()),
+    # What runs programs.
+    ("jit remat2", _call("jaxpr")),
+    ("closed_call custom_jvp_call", _call("call_jaxpr")),
+    ("custom_vjp_call", _call("call_jaxpr", ranges.kept)),
+    ("cond scan shard_map", Primitive(summary="looked into: the bodies are transformed", family=Family.CONTROL)),
+    # Refused where relevance reaches them.
+    ("while", Primitive(family=Family.CONTROL)),
+    ("iota", Primitive(bounds=ranges.counted)),
+    ("reduce_window", Primitive(family=Family.WINDOW)),
+    ("random_bits random_gamma rng_bit_generator rng_uniform threefry2x32", Primitive(family=Family.DRAW)),
+)
+"""The table: the names of primitives that have an entry in common, and the entry."""
+
+PRIMITIVES: Mapping[str, Primitive] = {name: entry for names, entry in ROWS for name in names.split()}
+"""The entries of the table, by the name of the primitive."""
