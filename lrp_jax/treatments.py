@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from lrp_jax.core import equations
+from lrp_jax.core.control import CALLS, CONTROLS
 from lrp_jax.core.forms import RELATIVE_STABILIZER, Form, divide, stabilize
 from lrp_jax.core.functions import Formula
 from lrp_jax.core.graph import Graph, Operation
@@ -377,8 +378,8 @@ _SUMMARIES: tuple[tuple[Set[str], str], ...] = (
     (_PROPORTIONAL | {"scatter-add"}, "split in proportion; a constant that is added keeps its share"),
     (frozenset(MAXIMA), winner_takes_all.summary),
     (_STRUCTURAL, structural.summary),
-    ({"scan", "cond", "shard_map"}, "looked into: the bodies are transformed"),
-    (set(equations.CALLS), "looked into"),
+    (CONTROLS.keys(), "looked into: the bodies are transformed"),
+    (CALLS.keys(), "looked into"),
     (_ENDS, "relevance ends: the output is not differentiable, or is held constant"),
     (equations.ELEMENTWISE, "a function of one value: f(x) - f(0) is passed on"),
 )
@@ -432,19 +433,21 @@ def check_shares(graph: Graph, operation: Operation) -> None:
 
     Args:
         graph: The function.
-        operation: The shard_map in it, through which relevance flows.
+        operation: An operation with bodies in it, through which relevance flows.
 
     Raises:
         UnsupportedOperationError: If it is such.
     """
+    axes = frozenset[str]() if operation.control is None else operation.control.axes
+    if not axes:
+        return
     (body,), params = operation.bodies, operation.equation.params
-    axes = {axis for axis in params["newly_manual_axes"] if params["mesh"].shape[axis] > 1}
     places = [*zip(operation.inputs, params["in_specs"], strict=True)]
     places += zip(operation.outputs, params["out_specs"], strict=True)
     is_split = any(
         _axes_of_dimensions(spec, axes) != [axes]
         for value, spec in places
-        if axes and (graph.is_live(value) or graph.is_token(value))
+        if graph.is_live(value) or graph.is_token(value)
     )
     between = next(
         (

@@ -13,7 +13,8 @@ from lrp_jax import treatments
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.core.forms import Form
 from lrp_jax.core.inference import Inference
-from lrp_jax.core.plan import Piece, Plan, make_plan
+from lrp_jax.core.plan import Piece, Plan
+from lrp_jax.core.planner import make_plan
 from lrp_jax.core.trace import explaining
 from lrp_jax.errors import InputError
 from lrp_jax.explain.accounts import Entry, check_closes, keep_account, path_of
