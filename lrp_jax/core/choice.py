@@ -113,19 +113,21 @@ def check_shares(graph: Graph, operation: Operation) -> None:
 
     Args:
         graph: The function.
-        operation: The shard_map in it, through which relevance flows.
+        operation: An operation with bodies in it, through which relevance flows.
 
     Raises:
         UnsupportedOperationError: If it is such.
     """
+    axes = frozenset[str]() if operation.control is None else operation.control.axes
+    if not axes:
+        return
     (body,), params = operation.bodies, operation.equation.params
-    axes = {axis for axis in params["newly_manual_axes"] if params["mesh"].shape[axis] > 1}
     places = [*zip(operation.inputs, params["in_specs"], strict=True)]
     places += zip(operation.outputs, params["out_specs"], strict=True)
     is_split = any(
         _axes_of_dimensions(spec, axes) != [axes]
         for value, spec in places
-        if axes and (graph.is_live(value) or graph.is_token(value))
+        if graph.is_live(value) or graph.is_token(value)
     )
     between = next(
         (

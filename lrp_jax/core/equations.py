@@ -2,7 +2,7 @@
 
 import enum
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from jax.extend import core
 
 from lrp_jax.core import primitives
+from lrp_jax.core.control import Control
 from lrp_jax.core.primitives import Family
 
 _LIBRARY = Path(__file__).parents[1]
@@ -79,8 +80,14 @@ def has_side_effect(equation: Any) -> bool:
 
 
 def has_bodies(equation: Any) -> bool:
-    """Whether the equation is a loop, a branch or a `jax.shard_map`, which runs functions."""
+    """Whether the equation is a loop, a branch or a `jax.shard_map`."""
     return Family.CONTROL in family_of(equation)
+
+
+def control_of(equation: Any) -> Control | None:
+    """How the equation runs its bodies; None if it has none that could be looked into."""
+    make = primitives.named(equation.primitive.name).control
+    return None if make is None else make(equation)
 
 
 def run(equation: Any, *values: Any, **changed: Any) -> list[Any]:
@@ -106,27 +113,6 @@ def is_of_user(file_name: str) -> bool:
     return "site-packages" not in path.parts and not path.is_relative_to(_LIBRARY)
 
 
-def scan_sizes(equation: Any) -> tuple[int, int]:
-    """How many of a scan's operands are constants, and how many are carried; the constants come first."""
-    if "num_consts" in equation.params:
-        return equation.params["num_consts"], equation.params["num_carry"]
-    constants, carries, _ = equation.params["ft_in"].unpack()  # since JAX 0.11
-    return len(list(constants)), len(list(carries))
-
-
-def share_out(equation: Any, function: Callable[..., Any], out_specs: Any = None) -> Callable[..., Any]:
-    """Shares out the work of another function as a `jax.shard_map` does, whose operands it takes as a list."""
-    params = equation.params
-    return jax.shard_map(
-        function,
-        mesh=params["mesh"],
-        in_specs=(list(params["in_specs"]),),
-        out_specs=list(params["out_specs"]) if out_specs is None else out_specs,
-        axis_names=set(params["newly_manual_axes"]),
-        check_vma=params["check_vma"],
-    )
-
-
 def axes_named(equation: Any) -> set[str]:
     """The axes of a map or a mesh along which the equation reads what others hold."""
     found = {effect.name for effect in equation.effects if type(effect).__name__ == "NamedAxisEffect"}
@@ -141,8 +127,8 @@ def literal_value(literal: Any) -> np.ndarray:
     return np.asarray(literal.val, literal.aval.dtype)
 
 
-def called_jaxpr(equation: Any) -> core.ClosedJaxpr | None:
-    """The program that a call runs, or None if the equation is no call."""
+def called_program(equation: Any) -> core.ClosedJaxpr | None:
+    """The program that a call runs; None if the equation is no call."""
     key = primitives.named(equation.primitive.name).called
     if not key:
         return None

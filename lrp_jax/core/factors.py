@@ -141,8 +141,7 @@ def check_marks(graph: Graph, said_outside: Set[int] = frozenset()) -> None:
             )
     for operation in loops:
         for body in operation.bodies:
-            operands = operation.inputs[len(operation.inputs) - len(body.inputs) :]
-            pairs = zip(body.inputs, operands, strict=True)
+            pairs = zip(body.inputs, operation.operands, strict=True)
             check_marks(body, {inner for inner, outer in pairs if outer in graph.marks})
 
 
@@ -155,7 +154,7 @@ def _is_factor(graph: Graph, value: int) -> bool:
         if value in seen:
             continue
         seen.add(value)
-        for operation in graph.readers.get(value, []):
+        for operation in graph.users.get(value, []):
             number = len(graph.live_inputs(operation))
             if (Family.PRODUCT in operation.family and number == 2) or operation.bodies:
                 return True

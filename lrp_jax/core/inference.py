@@ -16,8 +16,9 @@ from jax.extend import core
 
 from lrp_jax.core import equations
 from lrp_jax.core.functions import POSITIVE, Formula, Functions
-from lrp_jax.core.graph import Graph, Operation, Status, read
+from lrp_jax.core.graph import Graph, Operation, Status
 from lrp_jax.core.primitives import Family
+from lrp_jax.core.reader import Input, read
 from lrp_jax.errors import InputError, ModelError
 
 Inference: TypeAlias = Literal["checked", "assumed"]
@@ -76,10 +77,12 @@ def _place(operation: Operation) -> str:
 
 def _bodies(graph: Graph, operation: Operation) -> tuple[Graph, ...]:
     """The functions that an operation runs; a piece runs one."""
-    called = equations.called_jaxpr(operation.equation) if operation.treatment is not None else None
+    called = equations.called_program(operation.equation) if operation.treatment is not None else None
     if called is None:
         return operation.bodies
-    return (read(called, [graph.status[value] for value in operation.inputs], caller=operation.location),)
+    statuses = [graph.status[value] for value in operation.inputs]
+    inputs = [Input(status, is_parameter=status is Status.CONSTANT) for status in statuses]
+    return (read(called, inputs, caller=operation.location),)
 
 
 # Dropout: what is drawn at random multiplies a live value, or chooses what becomes of it.
@@ -98,8 +101,8 @@ def _find_drawn_factor(graph: Graph, drawn: set[int]) -> Operation | None:
         if is_live and ((_is_product(operation) and any(known)) or (_is_choice(operation) and known[0])):
             return operation
         for body in _bodies(graph, operation):
-            inside = known[len(known) - len(body.inputs) :]  # without the index of a branch
-            drawn_inside = {value for value, is_drawn in zip(body.inputs, inside, strict=True) if is_drawn}
+            pairs = zip(body.inputs, operation.operands, strict=True)
+            drawn_inside = {inner for inner, outer in pairs if outer in drawn}
             found = _find_drawn_factor(body, drawn_inside)
             if found is not None:
                 return found
@@ -117,7 +120,7 @@ def _is_product(operation: Operation) -> bool:
 
 
 def _is_choice(operation: Operation) -> bool:
-    return operation.name in {"select_n", "cond"}
+    return operation.name == "select_n" or (operation.control is not None and operation.control.has_index)
 
 
 def _draws(equation: Any) -> bool:
@@ -235,17 +238,18 @@ class _Samples:
         self, operation: Operation, bodies: Sequence[Graph], carried: Sequence[int | None], moments: "_Moments"
     ) -> None:
         """Through the body of a scan, the branches of a cond or a piece."""
-        is_scan = operation.name == "scan"
-        constants, carries = equations.scan_sizes(operation.equation) if is_scan else (0, len(carried))
-        is_loop_over_samples = 0 in carried[constants + carries :]
+        control = operation.control
+        stacked, stacked_outputs, carries = range(0), range(0), 0
+        if control is not None:
+            stacked, stacked_outputs, carries = control.stacked, control.stacked_outputs, len(control.carried)
+        axes = [self.axes.get(value) for value in operation.operands]
+        is_loop_over_samples = any(axes[i] == 0 for i in stacked)
         if is_loop_over_samples and any(map(self.graph.is_live, operation.outputs[:carries])):
             self.is_mixed = True
         for body in bodies:
-            first = len(carried) - len(body.inputs)  # without the index of a branch
             inside = _Samples(body, {})
-            for i, (inner, outer) in enumerate(zip(body.inputs, operation.inputs[first:], strict=True)):
-                axis = carried[first + i]
-                axis = axis - 1 if axis is not None and is_scan and i >= constants + carries else axis
+            for i, (inner, outer, axis) in enumerate(zip(body.inputs, operation.operands, axes, strict=True)):
+                axis = axis - 1 if axis is not None and i in stacked else axis
                 if axis is not None and axis >= 0:
                     inside.axes[inner] = axis
                 elif outer in self.statistics:
@@ -257,7 +261,7 @@ class _Samples:
             self.is_batch |= inside.is_batch
             powers = _Moments(body, inside.statistics, inside.given)
             for i, (inner, outer) in enumerate(zip(body.outputs, operation.outputs, strict=True)):
-                is_stacked = is_scan and i >= carries
+                is_stacked = i in stacked_outputs
                 if inner in inside.axes:
                     self.axes[outer] = inside.axes[inner] + is_stacked
                 elif is_stacked and is_loop_over_samples and not body.is_constant(inner):

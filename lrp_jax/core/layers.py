@@ -396,8 +396,7 @@ def _find_heads(graph: Graph, near: set[int]) -> Iterator[tuple[Graph, Operation
             yield graph, operation, weight, bool(near.intersection(operation.inputs))
             continue
         if operation.bodies:
-            operands = operation.inputs[len(operation.inputs) - len(operation.bodies[0].inputs) :]
-            reached = {i for i, value in enumerate(operands) if value in near}
+            reached = {i for i, value in enumerate(operation.operands) if value in near}
             for body in operation.bodies:
                 inner_near = {body.inputs[i] for i in reached} | set(body.embeddings)
                 yield from _find_heads(body, inner_near)

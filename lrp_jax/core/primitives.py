@@ -9,12 +9,13 @@ import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jax import lax
 
-from lrp_jax.core import maxima, ranges
+from lrp_jax.core import control, maxima, ranges
+from lrp_jax.core.control import Control
 from lrp_jax.core.maxima import Maximum
 from lrp_jax.core.ranges import Bounds
 from lrp_jax.treatments import (
@@ -104,6 +105,7 @@ class Primitive:
         data: Which operands hold the elements; the others say where to or which.
         maximum: How it is decided who wins, of a maximum or minimum.
         called: Of a call, the parameter that holds the program.
+        control: How it runs its bodies, if it has some that could be looked into.
     """
 
     treatment: Treatment | Choice | None = None
@@ -114,6 +116,7 @@ class Primitive:
     data: slice = field(default_factory=lambda: _ALL)
     maximum: Maximum | None = None
     called: str = ""
+    control: Callable[[Any], Control] | None = None
 
     def treatment_for(self, live: Sequence[int], number: int) -> Treatment | None:
         """What happens to relevance with live operands at some positions, of a number of all; None if refused."""
@@ -265,6 +268,10 @@ def _call(parameter: str, bounds: Bounds = ranges.free) -> Primitive:
     return Primitive(summary="looked into", bounds=bounds, called=parameter)
 
 
+def _control(control: Callable[[Any], Control]) -> Primitive:
+    return Primitive(summary="looked into: the bodies are transformed", family=Family.CONTROL, control=control)
+
+
 _OF_ONE_OR_TWO = "a function of one value; to the winner of two live values"
 
 ROWS: Sequence[tuple[str, Primitive]] = (
@@ -364,7 +371,9 @@ ROWS: Sequence[tuple[str, Primitive]] = (
     ("jit remat2", _call("jaxpr")),
     ("closed_call custom_jvp_call", _call("call_jaxpr")),
     ("custom_vjp_call", _call("call_jaxpr", ranges.kept)),
-    ("cond scan shard_map", Primitive(summary="looked into: the bodies are transformed", family=Family.CONTROL)),
+    ("cond", _control(control.cond)),
+    ("scan", _control(control.scan)),
+    ("shard_map", _control(control.shard_map)),
     # Refused where relevance reaches them.
     ("while", Primitive(family=Family.CONTROL)),
     ("iota", Primitive(bounds=ranges.counted)),

@@ -163,8 +163,8 @@ def _without_shift(graph: Graph, value: int) -> int:
 def _with_shift(graph: Graph, value: int) -> int:
     """The value to which the maximum is added that was subtracted before, if nothing else reads what is between."""
     there = value
-    while there not in graph.outputs and len(graph.readers.get(there, [])) == 1:
-        (reader,) = graph.readers[there]
+    while there not in graph.outputs and len(graph.users.get(there, [])) == 1:
+        (reader,) = graph.users[there]
         if reader.name in {"add", "sub"} and len(graph.live_inputs(reader)) == 1:
             is_shift = any(graph.status[i] is Status.HELD for i in reader.inputs)
             return reader.outputs[0] if is_shift else value
@@ -181,7 +181,7 @@ def _outermost(graph: Graph, groups: dict[int, Group]) -> dict[int, Group]:
         own = set(map(id, group.operations))
         for operation in group.operations:
             (value,) = operation.outputs
-            readers = graph.readers.get(value, [])
+            readers = graph.users.get(value, [])
             if value != group.output and value not in graph.outputs and own.issuperset(map(id, readers)):
                 inner.add(value)
     return {value: group for value, group in groups.items() if value not in inner}

@@ -207,11 +207,9 @@ def becomes_live(graph: "Graph", equation: Any, inputs: Sequence[int]) -> list[i
     coded = [v for v in inputs if v in graph.codes and jnp.issubdtype(graph.shapes[v].dtype, jnp.floating)]
     if not coded or name == "stop_gradient" or all(variable.aval.dtype == jnp.bool_ for variable in equation.outvars):
         return []
-    if name == "scan":
-        constants, carries = equations.scan_sizes(equation)
-        return [value for value in coded if value in inputs[constants : constants + carries]]
-    if name == "cond":
-        return []
+    if (control := equations.control_of(equation)) is not None:
+        carried = {value for i, value in enumerate(control.operands(inputs)) if i in control.carried}
+        return [value for value in coded if value in carried]
     if any(map(graph.is_live, inputs)):
         return [] if Family.PRODUCT in equations.family_of(equation) else coded
     return [] if _keeps_code(graph, equation, inputs) or _contracts(graph, equation, inputs) else coded
@@ -241,8 +239,7 @@ def check_tokens(graph: "Graph") -> None:
         reads = [operation.inputs[i] for i in data_positions(operation.name, len(operation.inputs))]
         if operation.bodies:
             body = operation.bodies[0]
-            operands = operation.inputs[len(operation.inputs) - len(body.inputs) :]
-            pairs = zip(operands, body.inputs, strict=True)
+            pairs = zip(operation.operands, body.inputs, strict=True)
             is_sized = any(inner.is_token(value) and body.is_live(inside) for value, inside in pairs)
         else:
             is_sized = any(inner.is_token(value) and value not in inner.codes for value in reads)

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from lrp_jax.core import held_arrays
 from lrp_jax.core.arguments import check_function, check_tree, is_array_like, kind_of
 from lrp_jax.core.equations import is_of_user
-from lrp_jax.core.graph import Graph, Held, Status, read
+from lrp_jax.core.graph import Graph, Held, Status
 from lrp_jax.core.held_arrays import is_array, name_of_parameter
 from lrp_jax.core.inference import HOW_TO_SWITCH, Inference, check_choice, check_inference
 from lrp_jax.core.programs import Program, computation, take_apart
+from lrp_jax.core.reader import Input, read
 from lrp_jax.core.tokens import check_tokens, place_of_size
 from lrp_jax.errors import InputError, LRPError, ModelError
 
@@ -135,8 +136,10 @@ class Call:
         }
         graph = read(
             text.program.closed(self.held),
-            text.statuses,
-            paths=text.paths,
+            [
+                Input(*known, is_parameter=known[0] is Status.CONSTANT)
+                for known in zip(text.statuses, text.paths, strict=True)
+            ],
             hold=lambda constant: known.get(id(constant)) or Held(constant),
             then=None if text.target is None else text.target.closed(self.held_by_target),
         )

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from lrp_jax.core.layers import Layer, LinearMap
 from lrp_jax.core.plan import Piece, Plan, with_rules
+from lrp_jax.core.probes import Probe, propagator, run_pieces
 from lrp_jax.core.programs import run_compiled
 from lrp_jax.core.trace import Traced
-from lrp_jax.core.transform import Probe, propagator, run_pieces
 from lrp_jax.errors import InputError, ModelError
 
 _TOLERANCE = 1e-4  # of what the account may not close, in units of its largest entry

@@ -9,15 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from lrp_jax.core import equations
 from lrp_jax.core.arguments import check_tree, kind_of
+from lrp_jax.core.control import Body
 from lrp_jax.core.graph import Graph, Operation, Status
 from lrp_jax.core.held_arrays import is_array
 from lrp_jax.core.plan import Piece, Plan
+from lrp_jax.core.probes import run_pieces
 from lrp_jax.core.trace import Traced, check_dtype, check_has_values
-from lrp_jax.core.transform import run_pieces
 from lrp_jax.errors import InputError, LRPWarning, ModelError
 from lrp_jax.rules import ZBox
 
@@ -148,7 +147,7 @@ def _count(plan: Plan, values: Mapping[int, jax.Array]) -> dict[str, Outside]:
             assert piece.layer is not None
             found |= _outside_of_box(piece, values[piece.layer.input])
         elif any(map(_has_box, piece.bodies)):
-            found |= _COUNTS[operation.name](piece, [values[i] for i in operation.inputs])
+            found |= _count_in_bodies(piece, [values[i] for i in operation.inputs])
     return found
 
 
@@ -164,18 +163,32 @@ def _outside_of_box(piece: Piece, x: jax.Array) -> dict[str, Outside]:
     return {f"{bounds} of ZBox in the layer {piece.layer.name!r}": Outside(number, smallest, largest)}
 
 
-def _count_in_scan(piece: Piece, operands: Sequence[jax.Array]) -> dict[str, Outside]:
-    (operation,), (body,) = piece.operations, piece.bodies
-    constants, carries = equations.scan_sizes(operation.equation)
-    fixed, carried, stacked = operands[:constants], operands[constants:][:carries], operands[constants + carries :]
+def _count_in_bodies(piece: Piece, inputs: Sequence[jax.Array]) -> dict[str, Outside]:
+    """Counts in every step of a scan, in the branch that is run, or on every device, which has samples of its own."""
+    (operation,) = piece.operations
+    assert operation.control is not None
 
-    def step(carry: Sequence[jax.Array], x: Sequence[jax.Array]) -> tuple[list[jax.Array], dict[str, Outside]]:
-        values = run_pieces(body, [*fixed, *carry, *x])
-        return [values[i] for i in body.graph.outputs[:carries]], _count(body, values)
+    def count(body: Plan, given: Sequence[jax.Array]) -> tuple[list[jax.Array], dict[str, Outside]]:
+        values = run_pieces(body, given)
+        return [values[i] for i in body.graph.outputs], _count(body, values)
 
-    params = operation.equation.params
-    _, found = lax.scan(step, carried, stacked, length=params["length"], reverse=params["reverse"])
+    bodies: list[Body] = [functools.partial(count, body) for body in piece.bodies]
+    if len(bodies) > 1:  # all branches return the same places
+        given = operation.control.operands(inputs)
+        nothing = {k: _nothing_like(v) for body in bodies for k, v in jax.eval_shape(body, given)[1].items()}
+        bodies = [functools.partial(_with_others, body, nothing) for body in bodies]
+    _, found = operation.control.run(bodies, inputs)
     return _together(found)
+
+
+def _nothing_like(outside: Outside) -> Outside:
+    number, smallest, largest = jnp.zeros_like(outside.number), outside.smallest, outside.largest
+    return Outside(number, jnp.full_like(smallest, jnp.inf), jnp.full_like(largest, -jnp.inf))
+
+
+def _with_others(body: Body, others: dict[str, Outside], given: list[jax.Array]) -> tuple[list[jax.Array], Any]:
+    outputs, found = body(given)
+    return outputs, others | found
 
 
 def _together(found: Mapping[str, Outside]) -> dict[str, Outside]:
@@ -185,37 +198,6 @@ def _together(found: Mapping[str, Outside]) -> dict[str, Outside]:
         )
         for place, outside in found.items()
     }
-
-
-def _count_in_shares(piece: Piece, operands: Sequence[jax.Array]) -> dict[str, Outside]:
-    """Counts on every device, which has samples of its own."""
-    (operation,), (body,) = piece.operations, piece.bodies
-    axes = sorted(operation.equation.params["newly_manual_axes"])
-
-    def count(given: Sequence[jax.Array]) -> dict[str, Outside]:
-        return jax.tree.map(lambda number: number[None], _outside_of_boxes(body, given))
-
-    counted = equations.share_out(operation.equation, count, jax.sharding.PartitionSpec(tuple(axes)))
-    return _together(counted(list(operands)))
-
-
-def _count_in_branches(piece: Piece, operands: Sequence[jax.Array]) -> dict[str, Outside]:
-    index, *given = operands
-    branches = [functools.partial(_outside_of_boxes, body) for body in piece.bodies]
-    shapes = [jax.eval_shape(branch, given) for branch in branches]
-    nothing = {
-        place: Outside(
-            jnp.zeros_like(outside.number),
-            jnp.full_like(outside.smallest, jnp.inf),
-            jnp.full_like(outside.largest, -jnp.inf),
-        )
-        for found in shapes
-        for place, outside in found.items()
-    }
-    return lax.switch(index, [lambda given, count=count: nothing | count(given) for count in branches], given)
-
-
-_COUNTS = {"scan": _count_in_scan, "cond": _count_in_branches, "shard_map": _count_in_shares}
 
 
 def report(checks: Sequence[Checks], trace: Callable[[], Traced]) -> None:
@@ -313,7 +295,7 @@ def _explain_what_is_not_finite(traced: Traced) -> None:
 
 
 def _reader(graph: Graph, value: int) -> str:
-    readers = graph.readers.get(value, [])
+    readers = graph.users.get(value, [])
     return readers[0].location if readers else "an unknown line"
 
 

@@ -12,7 +12,8 @@ from jax.extend.core import Primitive
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.core.forms import Form
 from lrp_jax.core.inference import Inference
-from lrp_jax.core.plan import Piece, Plan, make_plan
+from lrp_jax.core.plan import Piece, Plan
+from lrp_jax.core.planner import make_plan
 from lrp_jax.core.primitives import summary_of
 from lrp_jax.core.trace import explaining
 from lrp_jax.errors import InputError

@@ -20,12 +20,13 @@ from lrp_jax.core.forms import Form
 from lrp_jax.core.graph import Operation
 from lrp_jax.core.held_arrays import is_array
 from lrp_jax.core.inference import Inference
-from lrp_jax.core.plan import Piece, Plan, make_plan
+from lrp_jax.core.plan import Piece, Plan
+from lrp_jax.core.planner import make_plan
 from lrp_jax.core.primitives import Family
+from lrp_jax.core.probes import Probe, propagator, run_pieces
 from lrp_jax.core.programs import run_compiled
 from lrp_jax.core.saving import Saved
 from lrp_jax.core.trace import Call, call_model, check_is_no_class, explaining, trace_call
-from lrp_jax.core.transform import Probe, propagator, run_pieces
 from lrp_jax.errors import InputError, LRPError, LRPWarning, ModelError, import_extra
 from lrp_jax.explain.accounts import bias_share, keep_account, path_of
 from lrp_jax.explain.checks import MOST_GROWTH, Checks, check, growth_of, number_of_samples, report
