@@ -7,7 +7,7 @@ need not know which of the three it is.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -143,3 +143,38 @@ def _once(body: Body) -> Body:
         return outputs, jax.tree.map(lambda x: x[None], others)
 
     return run
+
+
+def with_operands(equation: Any, programs: Mapping[str, Any], operands: Sequence[Any]) -> Any:
+    """Gives an equation further operands.
+
+    Args:
+        equation: A call, a loop, a branch or a `jax.shard_map`.
+        programs: Its programs, by the name of the parameter. Each of them takes these operands first.
+        operands: The variables.
+    """
+    number, params = len(operands), {**equation.params, **programs}
+    for key in ("num_consts", "cond_nconsts", "body_nconsts"):
+        if key in params:
+            params[key] += number
+    for key, value in {"in_layouts": None, "donated_invars": False, "in_specs": PartitionSpec()}.items():
+        if key in params:
+            params[key] = (value,) * number + tuple(params[key])
+    if "in_shardings" in params:
+        params["in_shardings"] = (_unspecified(),) * number + tuple(params["in_shardings"])
+    if isinstance(params.get("prevent_cse"), tuple):
+        params["prevent_cse"] = (True,) * number + params["prevent_cse"]
+    first, others = equation.invars[:0], equation.invars
+    if "cond_nconsts" in params:  # a while, whose two programs have operands of their own
+        own = equation.params["cond_nconsts"]
+        first, others = [*operands, *others[:own]], others[own:]
+    elif equation.primitive.name == "cond":
+        first, others = others[:1], others[1:]
+    return equation.replace(invars=[*first, *operands, *others], params=params)
+
+
+@functools.cache
+def _unspecified() -> Any:
+    """What JAX writes where the sharding of an operand is left open."""
+    (equation,) = jax.make_jaxpr(jax.jit(lambda x: x + 1))(0).jaxpr.eqns
+    return equation.params["in_shardings"][0]

@@ -84,6 +84,11 @@ def has_bodies(equation: Any) -> bool:
     return Family.CONTROL in family_of(equation)
 
 
+def may_take_operands(equation: Any) -> bool:
+    """Whether the equation is one to whose programs `lrp_jax.core.control.with_operands` can give further operands."""
+    return bool(primitives.named(equation.primitive.name).called) or has_bodies(equation)
+
+
 def control_of(equation: Any) -> Control | None:
     """How the equation runs its bodies; None if it has none that could be looked into."""
     make = primitives.named(equation.primitive.name).control

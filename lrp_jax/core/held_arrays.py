@@ -94,6 +94,11 @@ def name_of_parameter(name: str) -> str:
     return re.sub(r"^(\d+\.)*_?params\.", "", name)
 
 
+def name_of_path(path: Sequence[Any]) -> str:
+    """The path of a parameter in a pytree as a name."""
+    return name_of_parameter(jax.tree_util.keystr(tuple(path), simple=True, separator="."))
+
+
 _Parts = Iterator[tuple[tuple[Any, ...], Any]]
 
 

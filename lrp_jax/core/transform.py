@@ -7,12 +7,13 @@ import jax
 
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.core.arguments import MOST, as_counts, within_memory
+from lrp_jax.core.calling import check_is_no_class
 from lrp_jax.core.forms import guard
 from lrp_jax.core.graph import Graph
 from lrp_jax.core.inference import Inference, check_choice
 from lrp_jax.core.planner import make_plan
 from lrp_jax.core.running import rebind
-from lrp_jax.core.trace import check_is_no_class, trace
+from lrp_jax.core.trace import trace
 from lrp_jax.errors import InputError
 
 

@@ -16,7 +16,7 @@ from lrp_jax.core.graph import Graph, Operation, Status
 from lrp_jax.core.held_arrays import is_array
 from lrp_jax.core.plan import Piece, Plan
 from lrp_jax.core.probes import run_pieces
-from lrp_jax.core.trace import Traced, check_dtype, check_has_values
+from lrp_jax.core.trace import ReadCall, check_dtype, check_has_values
 from lrp_jax.errors import InputError, LRPWarning, ModelError
 from lrp_jax.rules import ZBox
 
@@ -200,7 +200,7 @@ def _together(found: Mapping[str, Outside]) -> dict[str, Outside]:
     }
 
 
-def report(checks: Sequence[Checks], trace: Callable[[], Traced]) -> None:
+def report(checks: Sequence[Checks], trace: Callable[[], ReadCall]) -> None:
     """Warns of what is suspicious in an explanation and refuses what is wrong; silent where values are not known.
 
     Args:
@@ -267,7 +267,7 @@ def report_batches(checks: Mapping[range, Checks]) -> None:
         )
 
 
-def _explain_what_is_not_finite(traced: Traced) -> None:
+def _explain_what_is_not_finite(traced: ReadCall) -> None:
     graph = traced.graph
     values = {**graph.constants, **dict(zip(graph.inputs, traced.inputs, strict=True))}
     explained = [value for value in graph.inputs if graph.status[value] is Status.LIVE]
