@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax.core import equations, primitives, tokens
+from lrp_jax.core import equations, primitives
 from lrp_jax.core.control import Control
 from lrp_jax.core.equations import Mark
 from lrp_jax.core.primitives import Family, Primitive
@@ -25,6 +25,17 @@ class Status(enum.Enum):
     HELD = "depends on them, but not differentiably: behind a stop_gradient, a comparison, ..."
     TOKEN = "is made of explained integers, and becomes live when something is looked up with it"
     LIVE = "depends on them, and relevance flows through it"
+
+
+@dataclass(frozen=True)
+class Code:
+    """A value that holds, for each explained integer, something that was looked up with it.
+
+    Attributes:
+        axis: The dimension along which everything belongs to one integer; None if it is not known.
+    """
+
+    axis: int | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +160,7 @@ class Graph:
     producer: dict[int, Operation] = field(default_factory=dict)
     users: dict[int, list[Operation]] = field(default_factory=dict)
     embeddings: list[int] = field(default_factory=list)
-    codes: dict[int, tokens.Code] = field(default_factory=dict)
+    codes: dict[int, Code] = field(default_factory=dict)
     lost_tokens: set[int] = field(default_factory=set)
     marks: dict[int, dict[Mark, str]] = field(default_factory=dict)
     is_inner: bool = False

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrp_jax.core import forms, tokens
+from lrp_jax.core import forms
 from lrp_jax.core.forms import Form
 from lrp_jax.core.plan import Piece, Plan
 from lrp_jax.core.running import rebind
+from lrp_jax.core.shadows import shadow_of_input
 
 
 def run_pieces(plan: Plan, inputs: Sequence[jax.Array]) -> dict[int, jax.Array]:
@@ -75,7 +76,7 @@ def propagator(
 
     by_number = dict(zip(graph.inputs, inputs, strict=True))
     numbers = [i for i in graph.inputs if graph.is_live(i) or graph.is_token(i)]
-    explained = [by_number[i] if graph.is_live(i) else tokens.shadow_of_input(by_number[i]) for i in numbers]
+    explained = [by_number[i] if graph.is_live(i) else shadow_of_input(by_number[i]) for i in numbers]
     shapes = [graph.shapes[probe.value] for probe in probes]
     dtypes = [float if graph.is_token(probe.value) else graph.shapes[probe.value].dtype for probe in probes]
     # Made like another array, zeros vary within `jax.shard_map` along the same axes as it does.

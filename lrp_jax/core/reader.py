@@ -22,12 +22,10 @@ from jax.extend import core
 from lrp_jax.core import equations, forms, primitives, tokens
 from lrp_jax.core.control import Control
 from lrp_jax.core.equations import Mark
-from lrp_jax.core.graph import Checkpoint, Graph, Held, Operation, Status
+from lrp_jax.core.graph import Checkpoint, Code, Graph, Held, Operation, Status
 from lrp_jax.core.primitives import Family
 from lrp_jax.core.ranges import FREE, Range, range_of_dtype, ranges_of_outputs
 from lrp_jax.core.statuses import Bodies, follow_bodies, if_continuous, is_followed, status_after
-
-_OUTCOMES = {"token": Status.TOKEN, "live": Status.LIVE, "held": Status.HELD}
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Input:
     path: str = ""
     bounds: Range | None = None
     number: np.ndarray | None = None
-    code: tokens.Code | None = None
+    code: Code | None = None
     marks: Mapping[Mark, str] = field(default_factory=dict)
     is_parameter: bool = False
 
@@ -215,7 +213,7 @@ class _Reader:
         if control is not None:
             bodies, out = self._read_bodies(control, inputs, place)
         elif followed := self._follow_tokens(equation, inputs):
-            out = [_OUTCOMES[found.outcome] for found in followed]
+            out = [found.status for found in followed]
         else:
             out = [status_after(equation, statuses)] * len(equation.outvars)
         is_parameter = set(out) == {Status.CONSTANT} and not graph.parameters.isdisjoint(inputs)

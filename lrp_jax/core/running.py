@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lrp_jax.core import equations, forms, tokens
+from lrp_jax.core import equations, forms
 from lrp_jax.core.control import Control
 from lrp_jax.core.forms import Form
 from lrp_jax.core.graph import Checkpoint, Graph, Operation, Status
 from lrp_jax.core.plan import Forms, Piece, Plan
+from lrp_jax.core.shadows import for_each, no_shadow, shadow_of_input, shadows_of_outputs
 from lrp_jax.treatments import Call
 
 Observer: TypeAlias = Callable[[Piece, str, int, Form, jax.Array], jax.Array]
@@ -53,7 +54,7 @@ def rebind(
     def copies(i: int, value: jax.Array, wanted: Forms) -> _Copies:
         if not plan.graph.is_token(i):
             return [value] * max(1, len(wanted)), None
-        return [value], tokens.shadow_of_input(value) if shadows is None else shadows[i]
+        return [value], shadow_of_input(value) if shadows is None else shadows[i]
 
     given = list(map(copies, plan.graph.inputs, inputs, plan.input_forms))
     outputs = _rebind(plan, [False] * len(plan.graph.outputs), given, observe)
@@ -86,7 +87,7 @@ def _rebind(
 
 
 def _shadow(values: _Values, i: int) -> jax.Array:
-    return values[i, _SHADOW] if (i, _SHADOW) in values else tokens.no_shadow(values[i, _PLAIN])
+    return values[i, _SHADOW] if (i, _SHADOW) in values else no_shadow(values[i, _PLAIN])
 
 
 def _held(graph: Graph, i: int, value: jax.Array) -> jax.Array:
@@ -175,7 +176,7 @@ def _tied(piece: Piece, form: Form, values: _Values, observe: Observer) -> list[
     known = _shadows_of(piece.constants, values)
     shadows = {i: observe(piece, "operand", i, Form.RATIO, shadow) for i, shadow in known.items()}
     return [
-        forms.tap(output, tokens.for_each(shadow, output), form)
+        forms.tap(output, for_each(shadow, output), form)
         for output, shadow in zip(outputs, _shadows_of_outputs(operation, values, shadows), strict=True)
     ]
 
@@ -186,7 +187,7 @@ def _shadows_of(numbers: Sequence[int], values: _Values) -> dict[int, jax.Array]
 
 def _shadows_of_outputs(operation: Operation, values: _Values, shadows: Mapping[int, jax.Array]) -> list[jax.Array]:
     plain = {i: values[i, _PLAIN] for i in (*operation.inputs, *operation.outputs)}
-    return tokens.shadows_of_outputs(operation, plain, shadows)
+    return shadows_of_outputs(operation, plain, shadows)
 
 
 _Run: TypeAlias = Callable[[Sequence[jax.Array], Sequence[jax.Array]], Sequence[jax.Array]]
