@@ -116,7 +116,7 @@ def _scan(equation: Any) -> Control:
     if "num_consts" in params:
         constants, carries = params["num_consts"], params["num_carry"]
     else:  # since JAX 0.11
-        constants, carries = (len(list(part)) for part in params["ft_in"].unpack()[:2])
+        constants, carries, _ = (len(list(part)) for part in params["ft_in"].unpack())
     loop = functools.partial(lax.scan, length=params["length"], reverse=params["reverse"], unroll=params["unroll"])
 
     def run(bodies: Sequence[Body], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
