@@ -118,7 +118,8 @@ def check_shares(graph: Graph, operation: Operation) -> None:
     Raises:
         UnsupportedOperationError: If it is such.
     """
-    axes = frozenset[str]() if operation.control is None else operation.control.axes
+    devices = {} if operation.control is None else operation.control.axes
+    axes = {axis for axis, number in devices.items() if number > 1}
     if not axes:
         return
     (body,), params = operation.bodies, operation.equation.params

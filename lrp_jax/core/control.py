@@ -8,7 +8,7 @@ need not know which of the three it is.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -38,7 +38,7 @@ class Control:
         carried: The positions of a body's inputs that are its own first outputs, of the step before.
         stacked: The positions of a body's inputs that are slices along the first axis, one for each step.
         stacked_outputs: The same of its outputs.
-        axes: The axes of a mesh over whose devices the work is shared out.
+        axes: The axes of a mesh over whose devices the work is shared out, and how many each has.
     """
 
     programs: tuple[ClosedJaxpr, ...]
@@ -47,7 +47,7 @@ class Control:
     carried: range = range(0)
     stacked: range = range(0)
     stacked_outputs: range = range(0)
-    axes: frozenset[str] = frozenset()
+    axes: Mapping[str, int] = field(default_factory=dict)
 
     def operands(self, inputs: Sequence[T]) -> Sequence[T]:
         """The inputs of the operation that go into each of its bodies."""
@@ -81,7 +81,7 @@ def scan(equation: Any) -> Control:
     if "num_consts" in params:
         constants, carries = params["num_consts"], params["num_carry"]
     else:  # since JAX 0.11
-        constants, carries = (len(list(part)) for part in params["ft_in"].unpack()[:2])
+        constants, carries, _ = (len(list(part)) for part in params["ft_in"].unpack())
     loop = functools.partial(lax.scan, length=params["length"], reverse=params["reverse"], unroll=params["unroll"])
 
     def run(bodies: Sequence[Body], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
@@ -131,8 +131,7 @@ def shard_map(equation: Any) -> Control:
             check_vma=params["check_vma"],
         )(list(inputs))
 
-    shared = frozenset(axis for axis in axes if params["mesh"].shape[axis] > 1)
-    return Control((_closed(params["jaxpr"]),), run, axes=shared)
+    return Control((_closed(params["jaxpr"]),), run, axes={axis: params["mesh"].shape[axis] for axis in axes})
 
 
 def _once(body: Body) -> Body:

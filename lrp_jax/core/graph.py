@@ -257,6 +257,11 @@ class Graph:
                 self._numbers[found] = self._find_number(found)
         return self._numbers[value]
 
+    def chosen(self, index: int, number: int) -> int | None:
+        """Which of a number of cases an index selects, if a number says so that stands in the program."""
+        found = self.number(index)
+        return None if found is None else min(max(int(found), 0), number - 1)
+
     def note_number(self, value: int, number: np.ndarray) -> None:
         """Notes that a constant is filled with a number."""
         if number.size == 1:

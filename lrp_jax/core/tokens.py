@@ -186,6 +186,8 @@ def becomes_live(graph: Graph, equation: Any, inputs: Sequence[int]) -> list[int
     if not coded or name == "stop_gradient" or all(variable.aval.dtype == jnp.bool_ for variable in equation.outvars):
         return []
     if (control := equations.control_of(equation)) is not None:
+        if control.axes:
+            return coded
         carried = {value for i, value in enumerate(control.operands(inputs)) if i in control.carried}
         return [value for value in coded if value in carried]
     if any(map(graph.is_live, inputs)):
