@@ -351,9 +351,10 @@ def with_treatment(rules: Rules, key: str, treatment: Treatment) -> Composite:
         rules: The rules of the layers.
         key: What it is for, also within a scan or a branch:
 
-            - A function of one value by its name in `lrp_jax.core.functions.KNOWN`, such as "relu", "gelu", "silu",
-              "sigmoid", "softplus": it matches by value, however it is written, also as a part of another function,
-              such as the relu in 2 relu(x).
+            - A function of one value by its name: "relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish",
+              "softplus", "sigmoid", "tanh", "hard_sigmoid", "hard_swish", "abs", "exp", "log", "sqrt" or "square". It
+              matches by value, however it is written, also as a part of another function, such as the relu in
+              2 relu(x).
             - "softmax", "log_softmax" or "logsumexp": all of its operations as one.
             - "max": maxima along axes, and of two values, but neither a relu nor a pooling, which is
               "reduce_window_max".

@@ -19,7 +19,7 @@ from jax import lax
 
 from lrp_jax.core import equations
 from lrp_jax.core.forms import RELATIVE_STABILIZER, Form, divide, stabilize
-from lrp_jax.core.functions import Formula
+from lrp_jax.core.formulas import Formula
 from lrp_jax.core.graph import Graph, Operation
 from lrp_jax.core.maxima import MAXIMA, to_winners, winners
 from lrp_jax.errors import UnsupportedOperationError

@@ -11,8 +11,9 @@ import jax
 from lrp_jax import treatments
 from lrp_jax.composites import Composite
 from lrp_jax.core import equations
+from lrp_jax.core.addends import Cuts
 from lrp_jax.core.equations import Mark
-from lrp_jax.core.factors import check_marks, signal_of
+from lrp_jax.core.factors import Factors, check_marks
 from lrp_jax.core.forms import Form
 from lrp_jax.core.functions import Function, Functions, names_of_function
 from lrp_jax.core.graph import Checkpoint, Graph, Operation, with_marks
@@ -363,11 +364,17 @@ class _Cutter:
 
     @functools.cached_property
     def functions(self) -> Functions:
-        layered = frozenset(value for value, tail in self.tails.items() if not tail.moves)
         ends = frozenset(value for value, _, _ in self.graph.marked(Mark.INPUT))
-        treated = frozenset(self.composite.treatments)
-        held = self.softmaxes.weights if self.composite.holds_attention else frozenset[int]()
-        return Functions(self.graph, frozenset(self.softmaxes.derived), layered, ends, treated, held)
+        return Functions(self.graph, frozenset(self.softmaxes.derived), ends)
+
+    @functools.cached_property
+    def cuts(self) -> Cuts:
+        layered = frozenset(value for value, tail in self.tails.items() if not tail.moves)
+        return Cuts(self.functions, layered, frozenset(self.composite.treatments))
+
+    @functools.cached_property
+    def factors(self) -> Factors:
+        return Factors(self.functions, self.softmaxes.weights if self.composite.holds_attention else frozenset())
 
     @functools.cached_property
     def marked_as_none(self) -> frozenset[int]:
@@ -431,7 +438,7 @@ class _Cutter:
         tail = self.tails.get(value)
         if tail is not None and not tail.moves:
             return self._layer(tail.layer)
-        if tail is None and (function := self.functions.function(value)) is not None:
+        if tail is None and (function := self.cuts.function(value)) is not None:
             return self._function(function)
         return self._single(operation)
 
@@ -490,7 +497,7 @@ class _Cutter:
                 numerator, part = self.softmaxes.halved[id(operation)]
                 treatment = treatments.smooth_quotient(numerator, 0.0 if self.composite.holds_attention else part)
         elif operation.name in treatments.PRODUCTS and len(graph.live_inputs(operation)) == 2:
-            signal = signal_of(self.functions, operation)
+            signal = self.factors.signal_of(operation)
             if signal is not None:
                 live, kind = (operation.inputs[signal],), "gate"
                 treatment = treatments.gated if operation.name in {"mul", "div"} else treatments.proportional
