@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from lrp_jax import treatments
 from lrp_jax.core import equations
 from lrp_jax.core.forms import Form, divide
-from lrp_jax.core.functions import Formula
+from lrp_jax.core.formulas import Formula
 from lrp_jax.core.graph import Graph, Operation
 from lrp_jax.errors import UnsupportedOperationError
 from lrp_jax.treatments import Arrays, Backward, Call, Treatment

@@ -8,9 +8,10 @@ from typing import Any
 from lrp_jax import treatments
 from lrp_jax.composites import Composite
 from lrp_jax.core import equations
+from lrp_jax.core.addends import Cuts
 from lrp_jax.core.choice import smooth_quotient, treatment_of_function
 from lrp_jax.core.equations import Mark
-from lrp_jax.core.factors import signal_of
+from lrp_jax.core.factors import Factors
 from lrp_jax.core.functions import Function, Functions
 from lrp_jax.core.graph import Graph, Operation
 from lrp_jax.core.layers import Layer, Tail, find_tails, marked_as_none
@@ -50,11 +51,17 @@ class Cutter:
 
     @functools.cached_property
     def _functions(self) -> Functions:
-        layered = frozenset(value for value, tail in self._tails.items() if not tail.moves)
         ends = frozenset(value for value, _, _ in self.graph.marked(Mark.INPUT))
-        treated = frozenset(self.composite.treatments)
-        held = self._softmaxes.weights if self.composite.holds_attention else frozenset[int]()
-        return Functions(self.graph, frozenset(self._softmaxes.derived), layered, ends, treated, held)
+        return Functions(self.graph, frozenset(self._softmaxes.derived), ends)
+
+    @functools.cached_property
+    def _cuts(self) -> Cuts:
+        layered = frozenset(value for value, tail in self._tails.items() if not tail.moves)
+        return Cuts(self._functions, layered, frozenset(self.composite.treatments))
+
+    @functools.cached_property
+    def _factors(self) -> Factors:
+        return Factors(self._functions, self._softmaxes.weights if self.composite.holds_attention else frozenset())
 
     @functools.cached_property
     def _marked_as_none(self) -> frozenset[int]:
@@ -91,7 +98,7 @@ class Cutter:
             layer = tail.layer
             rule = self.rules[layer.index]
             return Piece(layer.operations, (layer.input,), layer.constants, (layer.output,), layer.kind, layer, rule)
-        if tail is None and (function := self._functions.function(value)) is not None:
+        if tail is None and (function := self._cuts.function(value)) is not None:
             return _piece_of_function(function)
         return self._single(operation)
 
@@ -108,7 +115,7 @@ class Cutter:
             group = self._softmaxes.kinds[id(operation)]
             return _piece([operation], live, treatment=self._treatment_in_softmax(operation, group), group=group)
         if Family.PRODUCT in operation.family and len(live) == 2:
-            signal = signal_of(self._functions, operation)
+            signal = self._factors.signal_of(operation)
             if signal is not None:
                 treatment = treatments.proportional if is_linear_map else treatments.gated
                 return _piece([operation], (operation.inputs[signal],), kind="gate", treatment=treatment)
