@@ -30,7 +30,7 @@ import numpy as np
 
 from lrp_jax.core import equations
 from lrp_jax.core.forms import RELATIVE_STABILIZER, Form, divide, stabilize
-from lrp_jax.core.layers import LinearMap, negative, positive
+from lrp_jax.core.linear_maps import LinearMap, negative, positive
 from lrp_jax.core.saving import Saved
 from lrp_jax.errors import RuleError
 
@@ -185,7 +185,7 @@ class Rule(Saved):
         if self.bias != "ignore":
             return layer
         # Without its bias the output may be negative where the relu lets the true one pass.
-        return replace(layer, b=jnp.zeros_like(layer.b), z=layer.linear(layer.x, layer.w), rectified=False)
+        return replace(layer, b=jnp.zeros((), layer.b.dtype), z=layer.linear(layer.x, layer.w), rectified=False)
 
     def _in_form(self, layer: LinearMap, share: Share, transposed: jax.Array) -> jax.Array:
         assert share.x is not None
@@ -569,7 +569,8 @@ class Pass(Rule):
     bias: Bias = "absorb"
 
     def propagate(self, layer: LinearMap, cotangent: jax.Array, arriving: Form = Form.RELEVANCE) -> jax.Array:
-        relevance = layer.aligned(cotangent * layer.z if arriving is Form.RATIO else cotangent)
+        relevance = layer.unmoved(cotangent * layer.z if arriving is Form.RATIO else cotangent)
+        relevance = jnp.transpose(relevance, layer.product.output_axes)
         if layer.x.shape != relevance.shape:
             raise RuleError(
                 f"Pass hands relevance on element by element, but the layer maps {layer.x.shape} to {layer.z.shape}. "
@@ -656,7 +657,7 @@ def _transposed(layer: LinearMap, shares: Sequence[Share]) -> list[jax.Array]:
         if len(same) == 1:
             products[id(first)] = layer.transpose(first.w, first.s)
         elif first is same[0]:
-            joined = jax.vmap(layer.transpose, (0, None))(jnp.stack([share.w for share in same]), first.s)
+            joined = layer.transposes([share.w for share in same], first.s)
             products.update(zip(map(id, same), joined, strict=True))
     return [products[id(share)] for share in shares]
 

@@ -19,11 +19,11 @@ from lrp_jax.core.graph import Checkpoint, Graph, Operation, with_marks
 from lrp_jax.core.layers import (
     Layer,
     Tail,
+    constant_factor,
     find_layers,
     find_tails,
     linear_operations_without_parameter,
     marked_as_none,
-    product,
 )
 from lrp_jax.core.softmax import MOVES, Group, Softmaxes, find_softmaxes
 from lrp_jax.errors import ModelError, SelectorError
@@ -74,7 +74,7 @@ class Piece:
     def _run_operation(self, operation: Operation, *values: jax.Array) -> list[jax.Array]:
         if self.layer is None or operation is not self.layer.operations[0]:
             return operation.run(*values)
-        return [product(operation.equation, *values)]
+        return [self.layer.product.run(*values)]
 
     def _run(self, live: Arrays, constants: Arrays, run: Callable[..., list[jax.Array]]) -> list[jax.Array]:
         values = dict(zip(self.live + self.constants, (*live, *constants), strict=True))
@@ -494,9 +494,7 @@ class _Cutter:
             if signal is not None:
                 live, kind = (operation.inputs[signal],), "gate"
                 treatment = treatments.gated if operation.name in {"mul", "div"} else treatments.proportional
-        elif operation.name in treatments.LINEAR and all(
-            graph.is_constant(i) for i in operation.inputs if i not in live
-        ):
+        elif constant_factor(graph, operation) is not None:
             if operation.is_of_target:
                 treatment = treatments.of_target
             elif id(operation) in self.marked_as_none:
