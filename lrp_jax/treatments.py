@@ -21,9 +21,10 @@ from lrp_jax.core import equations
 from lrp_jax.core.forms import RELATIVE_STABILIZER, Form, divide, stabilize
 from lrp_jax.core.functions import Formula
 from lrp_jax.core.graph import Graph, Operation
+from lrp_jax.core.kinds import KINDS
 from lrp_jax.core.maxima import MAXIMA, to_winners, winners
+from lrp_jax.core.rule import Rule
 from lrp_jax.errors import UnsupportedOperationError
-from lrp_jax.rules import Rule
 
 Arrays = Sequence[jax.Array]
 
@@ -359,7 +360,7 @@ _STRUCTURAL = frozenset(
     """.split()
 )
 _PROPORTIONAL = frozenset("add add_any cumsum psum psum_invariant reduce_sum reduce_window_sum sub".split())
-LINEAR = frozenset("conv_general_dilated dot_general".split())
+LINEAR = frozenset(KINDS)
 PRODUCTS = LINEAR | frozenset("div mul".split())
 _PRODUCTS_OF_ELEMENTS = frozenset("cumprod reduce_prod".split())
 _ENDS = frozenset(
@@ -369,7 +370,7 @@ _ENDS = frozenset(
     """.split()
 )
 _SUMMARIES: tuple[tuple[Set[str], str], ...] = (
-    ({"dot_general", "conv_general_dilated"}, "a layer, where the rule decides; half to each factor of two live ones"),
+    (LINEAR, "a layer, where the rule decides; half to each factor of two live ones"),
     ({"mul", "div"}, "passed one to one; of two live factors half to each, or all to the signal if the other is held"),
     (_PRODUCTS_OF_ELEMENTS, in_equal_parts.summary),
     ({"cumlogsumexp"}, smooth.summary),
@@ -414,7 +415,7 @@ def treatment_of(graph: Graph, operation: Operation) -> Treatment:
         return in_equal_parts
     if name == "cumlogsumexp":
         return smooth
-    if name in {"dot_general", "conv_general_dilated"}:
+    if name in LINEAR:
         return proportional
     if name == "mul":
         return multiplied

@@ -21,13 +21,14 @@ from lrp_jax.core import equations
 from lrp_jax.core.equations import Mark
 from lrp_jax.core.functions import POSITIVE, Formula, Function, Functions
 from lrp_jax.core.graph import Graph, Operation
+from lrp_jax.core.kinds import KINDS
 from lrp_jax.core.softmax import MOVES
 from lrp_jax.errors import ModelError
 
 _WIDE = np.concatenate([-np.geomspace(1e-2, 1e4, 25)[::-1], np.geomspace(1e-2, 1e4, 25)])
 _OVERFLOW = 1e2  # a number from which exp, or what is made of it, may be infinite
 _AFFINE = frozenset("add add_any div mul neg select_n sub".split())
-_PRODUCTS = frozenset("conv_general_dilated div dot_general mul".split())
+_PRODUCTS = KINDS.keys() | {"div", "mul"}
 _Values: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 
@@ -49,7 +50,7 @@ def signal_of(functions: Functions, operation: Operation) -> int | None:
     Returns:
         The position; None where both get half.
     """
-    first, second = operation.inputs
+    first, second, *_ = operation.inputs
     ranks = rank_of(functions, first), rank_of(functions, second, divides=operation.name == "div")
     if ranks[0] == ranks[1]:
         return None

@@ -27,7 +27,7 @@ class Layer:
     Attributes:
         name: The path of its weight in the model or among the arguments, without the weight's own name, such as
             "blocks.0.conv"; the module path that the program carries, or a number, where the weight has none.
-        kind: "dense" (a `dot_general`) or "conv" (a `conv_general_dilated`).
+        kind: "dense" (a `dot_general`), "conv" (a `conv_general_dilated`) or "ragged" (a `ragged_dot_general`).
         index: Its position among the layers, from 0, in the order in which the function runs them.
         count: How many layers there are.
         reads_input: Whether it reads the explained input without another layer in between.
@@ -71,11 +71,11 @@ class Layer:
         precision = jnp.promote_types(z.dtype, jnp.float32)
         is_coarse = z.dtype != precision
         x, z = x.astype(precision), z.astype(precision)
+        head, *tail = self.operations
         values = {
-            value: array.astype(precision) if jnp.issubdtype(array.dtype, jnp.floating) else array
+            value: array if value in head.inputs[2:] else array.astype(precision)
             for value, array in zip(self.constants, constants, strict=True)
         }
-        head, *tail = self.operations
         w, *others = (values[value] for value in head.inputs if value != self.input)
         factor, b = self._folded(values, z) if tail else (1.0, jnp.zeros((), precision))
         moves = tuple(operation for operation in tail if operation.name not in _AFFINE | equations.IDENTITIES)

@@ -25,9 +25,9 @@ from lrp_jax.core.layers import (
     linear_operations_without_parameter,
     marked_as_none,
 )
+from lrp_jax.core.rule import Rule
 from lrp_jax.core.softmax import MOVES, Group, Softmaxes, find_softmaxes
 from lrp_jax.errors import ModelError, SelectorError
-from lrp_jax.rules import Epsilon, Gradient, Norm, Rule, ZBox, Zero
 from lrp_jax.treatments import Arrays, Call, Treatment
 
 Forms: TypeAlias = tuple[Form, ...]
@@ -171,8 +171,7 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
         _check_for_layers(graph, composite)
     rules = composite.assign(layers)
     for layer, rule in zip(layers, rules, strict=True):
-        if isinstance(rule, ZBox):
-            rule.check_bounds(layer.input_shape, f"the layer {layer.name!r}")
+        rule.check_fits(layer.input_shape, f"the layer {layer.name!r}")
     planner = _Planner(composite, {id(layer.operations[0]): layer for layer in layers}, rules)
     forms = tuple((Form.RATIO,) if graph.is_live(value) else () for value in graph.outputs)
     plan = planner.plan(graph, forms, composite.input_form)
@@ -184,7 +183,7 @@ def _check_for_layers(graph: Graph, composite: Composite) -> None:
     derived = {place for inner in graph.all_graphs() for place in find_softmaxes(inner).derived}
     known = derived | marked_as_none(graph)
     others = [operation for operation in linear_operations_without_parameter(graph) if id(operation) not in known]
-    is_needed = any(not isinstance(rule, Zero | Epsilon | Norm | Gradient) for _, rule in composite.rules)
+    is_needed = any(not rule.is_proportional for _, rule in composite.rules)
     if others and is_needed:  # those that split in proportion say what happens there anyway
         (first, *_) = others
         place = "in the target" if first.is_of_target else "made by the function itself"
@@ -537,8 +536,8 @@ def _ordered(forms: set[Form] | Sequence[Form]) -> Forms:
 
 
 def _layer_treatment(layer: Layer, rule: Rule) -> Treatment:
-    if isinstance(rule, Gradient):
-        return Treatment("Gradient", needs=Form.RATIO, returns=Form.RATIO, loss="bias")
+    if rule.is_derivative:
+        return Treatment(type(rule).__name__, needs=Form.RATIO, returns=Form.RATIO, loss="bias")
 
     def backward(form: Form, call: Call) -> Arrays:
         assert call.rule is not None

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lrp_jax.core import equations
+from lrp_jax.core.kinds import KINDS
 from lrp_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ _DATA: Mapping[str, tuple[int, ...]] = {
     "scatter-add": (0, 2),
 }
 _SCATTERS = {"scatter": lax.scatter, "scatter-add": lax.scatter_add}
-_PRODUCTS = frozenset("conv_general_dilated div dot_general mul".split())
+_PRODUCTS = KINDS.keys() | {"div", "mul"}
 
 
 @dataclass(frozen=True)

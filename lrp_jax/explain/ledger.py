@@ -13,6 +13,7 @@ from lrp_jax import treatments
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.core.forms import Form
 from lrp_jax.core.inference import Inference
+from lrp_jax.core.kinds import KINDS
 from lrp_jax.core.plan import Piece, Plan, make_plan
 from lrp_jax.core.trace import explaining
 from lrp_jax.errors import InputError
@@ -144,7 +145,7 @@ class LedgerRow:
 
     Attributes:
         path: The path of the layer's parameters, or the line of an operation.
-        kind: "dense", "conv", or the name of the function or operation.
+        kind: That of a layer ("dense", "conv", "ragged"), or the name of the function or operation.
         rule: The rule, or the treatment in words.
         arrived: The relevance of its outputs.
         handed_on: The relevance that its operands received.
@@ -253,7 +254,7 @@ class Ledger:
         return self.table()._repr_html_()
 
 
-_LAYERS = ("dense", "conv")
+_LAYERS = {kind.name for kind in KINDS.values()}
 _COLUMNS = ("arrived", "handed_on", "bias", "stabilizer", "constants", "not_conserved", "growth")
 
 
