@@ -15,7 +15,7 @@ import numpy as np
 from lrp_jax.core.formulas import KNOWN_NAMES, is_affine
 from lrp_jax.core.functions import Function, Functions
 from lrp_jax.core.graph import Operation
-from lrp_jax.core.primitives import Family
+from lrp_jax.core.primitive import Family
 
 _FEW = np.array([0.0, -2.0, -1.0, 1.0, 2.0])  # at which a function is looked at first
 _NEAR = 1e-3  # of a value that may be another one, where it is looked at first

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lrp_jax.core import equations
+from lrp_jax.core import primitives
 from lrp_jax.core.graph import Graph, Operation, Status
 from lrp_jax.core.moments import Moments
 from lrp_jax.core.reader import Input, read
@@ -12,7 +12,7 @@ from lrp_jax.core.samples import axes_of, axis_after, is_batch_of_convolution, m
 
 def bodies_of(graph: Graph, operation: Operation) -> tuple[Graph, ...]:
     """The functions that an operation runs; a piece runs one."""
-    called = equations.called_program(operation.equation) if operation.treatment is not None else None
+    called = primitives.called_program(operation.equation) if operation.treatment is not None else None
     if called is None:
         return operation.bodies
     statuses = [graph.status[value] for value in operation.inputs]

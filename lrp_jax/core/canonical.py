@@ -18,7 +18,7 @@ from jax import lax
 from lrp_jax.core import equations, primitives, tokens
 from lrp_jax.core.equations import Mark
 from lrp_jax.core.graph import Checkpoint, Graph, Held, Operation, Status
-from lrp_jax.core.primitives import Family
+from lrp_jax.core.primitive import Family
 from lrp_jax.core.ranges import Range, range_of_dtype, ranges_of_outputs
 from lrp_jax.core.statuses import Bodies, if_continuous, status_after
 
@@ -73,7 +73,7 @@ class Builder:
             chosen = self.graph.chosen(inputs[0], len(inputs) - 1)
             if chosen is not None:
                 return [inputs[1 + chosen]]
-        if equations.is_elementwise(equation):
+        if primitives.is_elementwise(equation):
             shape = equation.outvars[0].aval.shape
             inputs = tuple(self._broadcast(value, shape, place) for value in inputs)
             if (move := self._shared_move(equation, inputs)) is not None:
@@ -178,7 +178,7 @@ class Builder:
         statuses = {graph.status[value] for value in varying}
         if not varying or not statuses <= {Status.LIVE, Status.HELD} or not graph.marks.keys().isdisjoint(varying):
             return None
-        if Family.ELEMENTWISE not in equations.family_of(equation) and not is_cast:
+        if Family.ELEMENTWISE not in primitives.family_of(equation) and not is_cast:
             return None
         first, *others = (graph.producer.get(value) for value in varying)
         if first is None or Family.REARRANGEMENT not in first.family:
@@ -231,7 +231,7 @@ def shared_marks(marks: Sequence[Mapping[Mark, str]]) -> dict[Mark, str]:
 
 def _key(equation: Any, inputs: Sequence[int]) -> Any:
     """What two equations have in common that compute the same; None for one that stands for itself."""
-    if equations.has_side_effect(equation) or equations.has_bodies(equation):
+    if equations.has_side_effect(equation) or primitives.has_bodies(equation):
         return None
     key = (equation.primitive, tuple(inputs), tuple(sorted(equation.params.items(), key=lambda item: item[0])))
     try:

@@ -7,19 +7,19 @@ from typing import Any
 
 from lrp_jax import treatments
 from lrp_jax.composites import Composite
-from lrp_jax.core import equations
+from lrp_jax.core import equations, primitives
 from lrp_jax.core.addends import Cuts
 from lrp_jax.core.choice import smooth_quotient, treatment_of_function
 from lrp_jax.core.equations import Mark
 from lrp_jax.core.factors import Factors
 from lrp_jax.core.functions import Function, Functions
 from lrp_jax.core.graph import Graph, Operation
-from lrp_jax.core.layers import Layer, Tail, find_tails, marked_as_none
+from lrp_jax.core.layers import Layer, Tail, constant_factor, find_tails, marked_as_none
 from lrp_jax.core.plan import Piece
-from lrp_jax.core.primitives import Family
+from lrp_jax.core.primitive import Family
+from lrp_jax.core.rule import Rule
 from lrp_jax.core.softmax import Softmaxes, find_softmaxes
 from lrp_jax.errors import ModelError, SelectorError
-from lrp_jax.rules import Rule
 from lrp_jax.treatments import Treatment
 
 
@@ -119,7 +119,7 @@ class Cutter:
             if signal is not None:
                 treatment = treatments.proportional if is_linear_map else treatments.gated
                 return _piece([operation], (operation.inputs[signal],), kind="gate", treatment=treatment)
-        elif is_linear_map and all(graph.is_constant(i) for i in operation.inputs if i not in live):
+        elif constant_factor(graph, operation) is not None:
             return _piece([operation], live, treatment=self._treatment_without_layer(operation))
         return _piece([operation], live)
 
@@ -162,7 +162,7 @@ def below_marked_inputs(graph: Graph, pieces: Mapping[int, Piece]) -> set[int]:
                 continue
             piece = pieces[value]
             operation = piece.operations[-1]
-            is_elementwise = equations.is_elementwise(operation.equation) and len(piece.live) == 1
+            is_elementwise = primitives.is_elementwise(operation.equation) and len(piece.live) == 1
             if piece.layer is not None or not (is_elementwise or Family.MOVE in operation.family):
                 what = f"the layer {piece.layer.name!r}" if piece.layer is not None else repr(operation.name)
                 raise ModelError(

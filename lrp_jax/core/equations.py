@@ -10,10 +10,6 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from lrp_jax.core import primitives
-from lrp_jax.core.control import Control
-from lrp_jax.core.primitives import Family
-
 _LIBRARY = Path(__file__).parents[1]
 _MARK = "lrp_jax.mark."
 
@@ -69,30 +65,9 @@ def treatment_of_call(called: core.ClosedJaxpr) -> Any:
     return first.treatment if isinstance(first, PieceName) and all(name is first for name in found) else None
 
 
-def is_checkpoint(equation: Any) -> bool:
-    """Whether the equation is a call under `jax.checkpoint`."""
-    return equation.primitive.name == "remat2"
-
-
 def has_side_effect(equation: Any) -> bool:
     """Whether the equation does something besides its outputs, such as printing; naming an axis of a map is none."""
     return any(type(effect).__name__ != "NamedAxisEffect" for effect in equation.effects)
-
-
-def has_bodies(equation: Any) -> bool:
-    """Whether the equation is a loop, a branch or a `jax.shard_map`."""
-    return Family.CONTROL in family_of(equation)
-
-
-def may_take_operands(equation: Any) -> bool:
-    """Whether the equation is one to whose programs `lrp_jax.core.control.with_operands` can give further operands."""
-    return bool(primitives.named(equation.primitive.name).called) or has_bodies(equation)
-
-
-def control_of(equation: Any) -> Control | None:
-    """How the equation runs its bodies; None if it has none that could be looked into."""
-    make = primitives.named(equation.primitive.name).control
-    return None if make is None else make(equation)
 
 
 def run(equation: Any, *values: Any, **changed: Any) -> list[Any]:
@@ -130,27 +105,6 @@ def axes_named(equation: Any) -> set[str]:
 def literal_value(literal: Any) -> np.ndarray:
     """The number that stands in an equation, in its dtype."""
     return np.asarray(literal.val, literal.aval.dtype)
-
-
-def called_program(equation: Any) -> core.ClosedJaxpr | None:
-    """The program that a call runs; None if the equation is no call."""
-    key = primitives.named(equation.primitive.name).called
-    if not key:
-        return None
-    called = equation.params[key]
-    return called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ())
-
-
-def family_of(equation: Any) -> Family:
-    """What the equation does with the elements of its operands."""
-    return primitives.named(equation.primitive.name).family
-
-
-def is_elementwise(equation: Any) -> bool:
-    """Whether every element of the output depends on the operands' elements at the same place alone."""
-    family = family_of(equation)
-    is_spread = equation.primitive.name == "pvary"  # to several devices, whose relevance adds up
-    return Family.ELEMENTWISE in family or (Family.IDENTITY in family and len(equation.invars) == 1 and not is_spread)
 
 
 def evaluate(closed: core.ClosedJaxpr, atom: Any, arguments: Sequence[Any]) -> Any:

@@ -22,7 +22,7 @@ from lrp_jax.core.equations import Mark
 from lrp_jax.core.formulas import POSITIVE, Formula
 from lrp_jax.core.functions import Function, Functions
 from lrp_jax.core.graph import Graph, Operation
-from lrp_jax.core.primitives import Family
+from lrp_jax.core.primitive import Family
 from lrp_jax.errors import ModelError
 
 _WIDE = np.concatenate([-np.geomspace(1e-2, 1e4, 25)[::-1], np.geomspace(1e-2, 1e4, 25)])
@@ -68,7 +68,7 @@ class Factors:
         Returns:
             The position; None where both get half.
         """
-        first, second = operation.inputs
+        first, second, *_ = operation.inputs
         ranks = self.rank_of(first), self.rank_of(second, divides=operation.name == "div")
         if ranks[0] == ranks[1]:
             return None

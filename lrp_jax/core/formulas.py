@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax.core import equations
-from lrp_jax.core.primitives import Family, Primitive, erf, logistic, named
+from lrp_jax.core import equations, primitives
+from lrp_jax.core.primitive import Family, Primitive
+from lrp_jax.core.primitives import erf, logistic, named
 
 _SMALL, _LARGE = np.geomspace(1e-3, 30, 25), np.array([1e2, 1e3, 1e4, 1e6])
 GRID = np.concatenate([-_LARGE[::-1], -_SMALL[::-1], np.linspace(-4, 4, 33), _SMALL, _LARGE])
@@ -124,7 +125,7 @@ class Step:
 
 def is_affine(equation: Any, varies: Sequence[bool]) -> bool:
     """Whether an elementwise equation multiplies with numbers and adds them, or leaves what it is given."""
-    family, is_quotient = equations.family_of(equation), equation.primitive.name == "div"
+    family, is_quotient = primitives.family_of(equation), equation.primitive.name == "div"
     if Family.IDENTITY in family:
         return Family.STEP not in family
     return Family.AFFINE in family and sum(varies) == 1 and not (is_quotient and varies[1])

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lrp_jax.core import equations
+from lrp_jax.core import primitives
 from lrp_jax.core.formulas import Formula, Step
 from lrp_jax.core.graph import Graph, Operation, Status
 
@@ -67,7 +67,7 @@ class Functions:
                     self.roots[operation.outputs[0]] = roots.pop()
 
     def _is_elementwise(self, operation: Operation) -> bool:
-        return id(operation) not in self.apart and equations.is_elementwise(operation.equation)
+        return id(operation) not in self.apart and primitives.is_elementwise(operation.equation)
 
     def _varying_alike(self, operation: Operation) -> list[int]:
         """The operands that are no numbers; none if they do not depend on what is explained, or differ in shape."""

@@ -12,7 +12,7 @@ import numpy as np
 from lrp_jax.core import equations, primitives
 from lrp_jax.core.control import Control
 from lrp_jax.core.equations import Mark
-from lrp_jax.core.primitives import Family, Primitive
+from lrp_jax.core.primitive import Family, Primitive
 from lrp_jax.core.ranges import Range, range_of_dtype, range_of_number
 
 _KEEPS_NUMBER = Family.REARRANGEMENT | Family.IDENTITY
@@ -108,7 +108,7 @@ class Operation:
     @property
     def control(self) -> Control | None:
         """How it runs its bodies; None if it has none."""
-        return equations.control_of(self.equation) if self.bodies else None
+        return primitives.control_of(self.equation) if self.bodies else None
 
     @property
     def operands(self) -> tuple[int, ...]:
@@ -274,7 +274,7 @@ class Graph:
         operation = self.producer.get(value)
         if operation is None or len(operation.outputs) != 1:
             return ()
-        is_followed = equations.is_elementwise(operation.equation) or operation.family & _KEEPS_NUMBER
+        is_followed = primitives.is_elementwise(operation.equation) or operation.family & _KEEPS_NUMBER
         return operation.inputs if is_followed else ()
 
     def _find_number(self, value: int) -> np.ndarray | None:

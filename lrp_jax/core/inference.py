@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from jax.extend import core
 
-from lrp_jax.core import equations
+from lrp_jax.core import primitives
 from lrp_jax.core.batch_statistics import bodies_of, find_batch_statistics, find_named_statistics
 from lrp_jax.core.graph import Graph, Operation
-from lrp_jax.core.primitives import Family
+from lrp_jax.core.primitive import Family
 from lrp_jax.errors import InputError, ModelError
 
 Inference: TypeAlias = Literal["checked", "assumed"]
@@ -104,7 +104,7 @@ def _is_choice(operation: Operation) -> bool:
 
 def _draws(equation: Any) -> bool:
     """Whether an equation draws random numbers, also within the programs that it runs."""
-    if Family.DRAW in equations.family_of(equation):
+    if Family.DRAW in primitives.family_of(equation):
         return True
     return any(_draws(inner) for program in _programs(equation) for inner in program.eqns)
 

@@ -8,11 +8,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from lrp_jax.core import equations
+from lrp_jax.core import primitives
 from lrp_jax.core.formulas import POSITIVE, Formula
 from lrp_jax.core.functions import Functions
 from lrp_jax.core.graph import Graph, Operation
-from lrp_jax.core.primitives import Family
+from lrp_jax.core.primitive import Family
 from lrp_jax.core.samples import axes_of
 
 _LARGE = np.array([1e12, 1e14, 1e16])
@@ -98,7 +98,7 @@ class Moments:
             if operation.name == "dot_general" and inner == value:
                 return len(set(operation.inputs)) == 1 and graph.shapes[value].shape != ()
             varying = set(self._functions.varying(operation))
-            if len(varying) != 1 or not equations.is_elementwise(operation.equation):
+            if len(varying) != 1 or not primitives.is_elementwise(operation.equation):
                 return False
             (inner,) = varying
             function = self._functions.between(inner, value)

@@ -13,8 +13,8 @@ import jax
 from lrp_jax.core.forms import Form
 from lrp_jax.core.functions import names_of_function
 from lrp_jax.core.graph import Checkpoint, Graph, Operation
-from lrp_jax.core.layers import Layer, product
-from lrp_jax.rules import Rule
+from lrp_jax.core.layers import Layer
+from lrp_jax.core.rule import Rule
 from lrp_jax.treatments import Arrays, Treatment
 
 Forms: TypeAlias = tuple[Form, ...]
@@ -61,7 +61,7 @@ class Piece:
     def _run_operation(self, operation: Operation, *values: jax.Array) -> list[jax.Array]:
         if self.layer is None or operation is not self.layer.operations[0]:
             return operation.run(*values)
-        return [product(operation.equation, *values)]
+        return [self.layer.product.run(*values)]
 
     def _run(self, live: Arrays, constants: Arrays, run: Callable[..., list[jax.Array]]) -> list[jax.Array]:
         values = dict(zip(self.live + self.constants, (*live, *constants), strict=True))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from lrp_jax import treatments
 from lrp_jax.composites import Composite
-from lrp_jax.core import equations
+from lrp_jax.core import primitives
 from lrp_jax.core.choice import check_shares, passing_constants_on, treatment_of
 from lrp_jax.core.control import Control, until_settled
 from lrp_jax.core.cutter import Cutter, below_marked_inputs
@@ -23,10 +23,10 @@ from lrp_jax.core.layers import (
     marked_as_none,
 )
 from lrp_jax.core.plan import Forms, Piece, Plan, names_of
+from lrp_jax.core.rule import Rule
 from lrp_jax.core.softmax import find_softmaxes
 from lrp_jax.core.statuses import with_marks
 from lrp_jax.errors import ModelError, SelectorError
-from lrp_jax.rules import Epsilon, Gradient, Norm, Rule, ZBox, Zero
 from lrp_jax.treatments import Arrays, Call, Treatment
 
 
@@ -55,8 +55,7 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
         _check_for_layers(graph, composite)
     rules = composite.assign(layers)
     for layer, rule in zip(layers, rules, strict=True):
-        if isinstance(rule, ZBox):
-            rule.check_bounds(layer.input_shape, f"the layer {layer.name!r}")
+        rule.check_fits(layer.input_shape, f"the layer {layer.name!r}")
     planner = _Planner(composite, {id(layer.operations[0]): layer for layer in layers}, rules)
     forms = tuple((Form.RATIO,) if graph.is_live(value) else () for value in graph.outputs)
     plan = planner.plan(graph, forms, composite.input_form)
@@ -68,7 +67,7 @@ def _check_for_layers(graph: Graph, composite: Composite) -> None:
     derived = {place for inner in graph.all_graphs() for place in find_softmaxes(inner).derived}
     known = derived | marked_as_none(graph)
     others = [operation for operation in linear_operations_without_parameter(graph) if id(operation) not in known]
-    is_needed = any(not isinstance(rule, Zero | Epsilon | Norm | Gradient) for _, rule in composite.rules)
+    is_needed = any(not rule.is_proportional for _, rule in composite.rules)
     if others and is_needed:  # those that split in proportion say what happens there anyway
         (first, *_) = others
         place = "in the target" if first.is_of_target else "made by the function itself"
@@ -152,7 +151,7 @@ class _Planner:
         below = below_marked_inputs(graph, cutter.pieces) if input_form is Form.RELEVANCE else set()
         pieces = []
         for piece in reversed(cut):
-            if id(piece) in below and equations.is_elementwise(piece.operations[-1].equation):
+            if id(piece) in below and primitives.is_elementwise(piece.operations[-1].equation):
                 piece = replace(piece, treatment=treatments.in_other_units)
             pieces.append(self._treat(graph, piece, forms))
         ordered = {value: _ordered(found) for value, found in forms.items()}
@@ -232,8 +231,8 @@ def _ordered(forms: Iterable[Form]) -> Forms:
 
 
 def _layer_treatment(layer: Layer, rule: Rule) -> Treatment:
-    if isinstance(rule, Gradient):
-        return Treatment("Gradient", needs=Form.RATIO, returns=Form.RATIO, loss="bias")
+    if rule.is_derivative:
+        return Treatment(type(rule).__name__, needs=Form.RATIO, returns=Form.RATIO, loss="bias")
 
     def backward(form: Form, call: Call) -> Arrays:
         assert call.rule is not None

@@ -5,18 +5,20 @@ entry of an operation, by the name of its primitive. Of a primitive that has non
 there until the user says what happens to it (`lrp_jax.composites.with_treatment`).
 """
 
-import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jax import lax
+from jax.extend.core import ClosedJaxpr
 
 from lrp_jax.core import control, maxima, ranges
 from lrp_jax.core.control import Control
+from lrp_jax.core.kinds import KINDS, Dense, Kind
 from lrp_jax.core.maxima import Maximum
+from lrp_jax.core.primitive import Choice, Compute, Family, Primitive
 from lrp_jax.core.ranges import Bounds
 from lrp_jax.treatments import (
     Treatment,
@@ -32,95 +34,6 @@ from lrp_jax.treatments import (
     winner_takes_all,
     with_constant,
 )
-
-
-class Family(enum.Flag):
-    """What an operation does with the elements of its operands. An operation may be of several families."""
-
-    NONE = 0
-    """None of those below."""
-    ELEMENTWISE = enum.auto()
-    """Every element of the output depends on the operands' elements at the same place alone."""
-    IDENTITY = enum.auto()
-    """It returns what it is given, up to rounding."""
-    MOVE = enum.auto()
-    """It returns elements of its operands at other places."""
-    REARRANGEMENT = enum.auto()
-    """A move of all of one value: it makes no difference which of this and an elementwise operation comes first."""
-    WRITE = enum.auto()
-    """It puts elements of one operand into another, or adds them."""
-    STEP = enum.auto()
-    """Its derivative is zero wherever there is one, so that what comes out of it alone is held."""
-    ADDITION = enum.auto()
-    """It adds or subtracts values, element by element."""
-    AFFINE = enum.auto()
-    """It adds a number to a value or multiplies with one, where its other operands are numbers."""
-    PIECEWISE_LINEAR = enum.auto()
-    """It is straight between kinks in all operands together, element by element."""
-    CHOICE = enum.auto()
-    """Each element of the output is one of those at the same place of its operands."""
-    PRODUCT = enum.auto()
-    """It multiplies or divides two values."""
-    LINEAR_MAP = enum.auto()
-    """A product that is a layer where one factor is a parameter."""
-    EXPONENTIAL = enum.auto()
-    """A number to the power of its operand."""
-    POWER = enum.auto()
-    """A power of its operand, or a product."""
-    SUM = enum.auto()
-    """It adds up elements of one value, or products with elements of another."""
-    REDUCTION = enum.auto()
-    """It makes one element of all along the dimensions in its parameter `axes`."""
-    CUMULATIVE = enum.auto()
-    """It makes an element of all so far along the dimension in its parameter `axis`."""
-    WINDOW = enum.auto()
-    """It makes an element of all in a window."""
-    BITS = enum.auto()
-    """It computes with the bits of integers."""
-    DRAW = enum.auto()
-    """It draws random numbers."""
-    CONTROL = enum.auto()
-    """It runs functions: a loop, a branch or a `jax.shard_map`."""
-    UNCHANGED = IDENTITY | MOVE
-    """The elements of its output are elements of its operands."""
-
-
-Compute: TypeAlias = Callable[..., np.ndarray]
-Choice: TypeAlias = Callable[[Sequence[int], int], Treatment | None]
-"""A treatment as a function of the positions of the live operands and of the number of all; None refuses."""
-
-_ALL, _FIRST, _FIRST_AND_THIRD = slice(None), slice(1), slice(0, None, 2)
-
-
-@dataclass(frozen=True)
-class Primitive:
-    """What is known of a primitive of JAX.
-
-    Attributes:
-        treatment: What happens to relevance, always or by circumstances; None if relevance does not get there.
-        summary: The same in words; empty if the treatment says it.
-        family: What it does with elements.
-        bounds: The rule for the range of what it returns.
-        compute: What it computes element by element, in NumPy's double precision; None if JAX has to be asked.
-        data: Which operands hold the elements; the others say where to or which.
-        maximum: How it is decided who wins, of a maximum or minimum.
-        called: Of a call, the parameter that holds the program.
-        control: How it runs its bodies, if it has some that could be looked into.
-    """
-
-    treatment: Treatment | Choice | None = None
-    summary: str = ""
-    family: Family = Family.NONE
-    bounds: Bounds = ranges.free
-    compute: Compute | None = None
-    data: slice = field(default_factory=lambda: _ALL)
-    maximum: Maximum | None = None
-    called: str = ""
-    control: Callable[[Any], Control] | None = None
-
-    def treatment_for(self, live: Sequence[int], number: int) -> Treatment | None:
-        """What happens to relevance with live operands at some positions, of a number of all; None if refused."""
-        return self.treatment(live, number) if callable(self.treatment) else self.treatment
 
 
 def named(name: str) -> Primitive:
@@ -143,6 +56,48 @@ def summary_of(name: str) -> str:
     """
     known = named(name)
     return known.summary or (known.treatment.summary if isinstance(known.treatment, Treatment) else "refused")
+
+
+def family_of(equation: Any) -> Family:
+    """What the equation does with the elements of its operands."""
+    return named(equation.primitive.name).family
+
+
+def is_elementwise(equation: Any) -> bool:
+    """Whether every element of the output depends on the operands' elements at the same place alone."""
+    family = family_of(equation)
+    is_spread = equation.primitive.name == "pvary"  # to several devices, whose relevance adds up
+    return Family.ELEMENTWISE in family or (Family.IDENTITY in family and len(equation.invars) == 1 and not is_spread)
+
+
+def called_program(equation: Any) -> ClosedJaxpr | None:
+    """The program that a call runs; None if the equation is no call."""
+    key = named(equation.primitive.name).called
+    if not key:
+        return None
+    called = equation.params[key]
+    return called if isinstance(called, ClosedJaxpr) else ClosedJaxpr(called, ())
+
+
+def is_checkpoint(equation: Any) -> bool:
+    """Whether the equation is a call under `jax.checkpoint`."""
+    return equation.primitive.name == "remat2"
+
+
+def has_bodies(equation: Any) -> bool:
+    """Whether the equation is a loop, a branch or a `jax.shard_map`."""
+    return Family.CONTROL in family_of(equation)
+
+
+def may_take_operands(equation: Any) -> bool:
+    """Whether the equation is one to whose programs `lrp_jax.core.control.with_operands` can give further operands."""
+    return bool(named(equation.primitive.name).called) or has_bodies(equation)
+
+
+def control_of(equation: Any) -> Control | None:
+    """How the equation runs its bodies; None if it has none that could be looked into."""
+    make = named(equation.primitive.name).control
+    return None if make is None else make(equation)
 
 
 # How a treatment is chosen.
@@ -198,6 +153,7 @@ def _select(which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
 # The kinds of rows.
 
 _CHOICE = Family.ELEMENTWISE | Family.CHOICE | Family.PIECEWISE_LINEAR
+_ALL, _FIRST, _FIRST_AND_THIRD = slice(None), slice(1), slice(0, None, 2)
 _SPLIT = "split in proportion; a constant that is added keeps its share"
 _UNKNOWN = Primitive()
 
@@ -226,9 +182,10 @@ def _product(choice: Choice, compute: Compute, bounds: Bounds, family: Family = 
     return Primitive(choice, summary, Family.ELEMENTWISE | Family.AFFINE | Family.PRODUCT | family, bounds, compute)
 
 
-def _linear_map(family: Family = Family.NONE) -> Primitive:
+def _linear_map(kind: type[Kind]) -> Primitive:
     summary = "a layer, where the rule decides; half to each factor of two live ones"
-    return Primitive(_of_linear_map, summary, Family.PRODUCT | Family.LINEAR_MAP | family, ranges.total)
+    family = Family.PRODUCT | Family.LINEAR_MAP | (Family.SUM if kind is Dense else Family.NONE)
+    return Primitive(_of_linear_map, summary, family, ranges.total, kind=kind)
 
 
 def _sum(family: Family = Family.NONE, data: slice = _ALL) -> Primitive:
@@ -307,8 +264,7 @@ ROWS: Sequence[tuple[str, Primitive]] = (
     ("mul", _product(_of_product, np.multiply, ranges.product, Family.POWER)),
     ("div", _product(_of_quotient, np.true_divide, ranges.of(ranges.divide))),
     # Sums and products of many elements.
-    ("conv_general_dilated", _linear_map()),
-    ("dot_general", _linear_map(Family.SUM)),
+    *((name, _linear_map(kind)) for name, kind in KINDS.items()),
     ("reduce_sum", _sum(Family.SUM | Family.REDUCTION)),
     ("cumsum", _sum(Family.SUM | Family.CUMULATIVE)),
     ("reduce_window_sum", _sum(Family.SUM | Family.WINDOW)),

@@ -15,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 
 from lrp_jax.core.arguments import within_memory
 from lrp_jax.core.control import with_operands
-from lrp_jax.core.equations import may_take_operands
+from lrp_jax.core.primitives import may_take_operands
 from lrp_jax.core.text import Text, text_of
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
-from lrp_jax.core import equations, forms, tokens
+from lrp_jax.core import equations, forms, primitives, tokens
 from lrp_jax.core.canonical import Builder, Place, equation_of, shared_marks
 from lrp_jax.core.control import Control
 from lrp_jax.core.equations import Mark
@@ -120,8 +120,8 @@ class _Reader:
     def _read_equation(self, equation: Any, inputs: tuple[int, ...], place: Place) -> list[int]:
         mark, called, control = (
             equations.mark_of(equation),
-            equations.called_program(equation),
-            equations.control_of(equation),
+            primitives.called_program(equation),
+            primitives.control_of(equation),
         )
         if mark is not None:
             return [self._mark(mark, inputs[0], place)]
@@ -132,7 +132,7 @@ class _Reader:
         treatment = equations.treatment_of_call(called)
         if treatment is not None:
             return self._add_piece(equation, inputs, place, treatment)
-        if equations.is_checkpoint(equation):
+        if primitives.is_checkpoint(equation):
             checkpoint = Checkpoint(equation.params["prevent_cse"], equation.params["policy"])
             place = replace(place, checkpoints=(*place.checkpoints, checkpoint))
         return self.read(called, inputs, place)

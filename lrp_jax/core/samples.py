@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lrp_jax.core.graph import Graph, Operation
-from lrp_jax.core.primitives import Family
+from lrp_jax.core.primitive import Family
 
 
 def is_reduction(operation: Operation) -> bool:

@@ -15,7 +15,7 @@ from jax import lax
 
 from lrp_jax.core import equations
 from lrp_jax.core.graph import Operation
-from lrp_jax.core.primitives import Family
+from lrp_jax.core.primitive import Family
 from lrp_jax.core.tokens import data_positions
 
 _SCATTERS = {"scatter": lax.scatter, "scatter-add": lax.scatter_add}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from lrp_jax.core.graph import Graph, Operation, Status
-from lrp_jax.core.primitives import Family
+from lrp_jax.core.primitive import Family
 
 _LINEAR = Family.UNCHANGED | Family.SUM | Family.ADDITION
 

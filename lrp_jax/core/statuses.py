@@ -6,11 +6,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lrp_jax.core import equations
+from lrp_jax.core import equations, primitives
 from lrp_jax.core.control import Control, until_settled
 from lrp_jax.core.equations import Mark
 from lrp_jax.core.graph import Graph, Operation, Status
-from lrp_jax.core.primitives import Family
+from lrp_jax.core.primitive import Family
 
 Bodies = tuple[Graph, ...]
 
@@ -35,7 +35,7 @@ def if_continuous(aval: Any, status: Status) -> Status:
 def status_after(equation: Any, statuses: Sequence[Status]) -> Status:
     """What an equation without bodies makes of values with these."""
     joined = join(statuses)
-    is_step = Family.STEP in equations.family_of(equation)
+    is_step = Family.STEP in primitives.family_of(equation)
     return Status.HELD if equations.is_held(equation) or (joined is Status.LIVE and is_step) else joined
 
 

@@ -19,9 +19,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lrp_jax.core import equations
+from lrp_jax.core import primitives
 from lrp_jax.core.graph import Code, Graph, Operation, Status
-from lrp_jax.core.primitives import Family, named
+from lrp_jax.core.primitive import Family
+from lrp_jax.core.primitives import named
 from lrp_jax.errors import InputError
 
 _MOVED = Family.MOVE | Family.WRITE | Family.IDENTITY
@@ -75,7 +76,7 @@ def follow(graph: Graph, equation: Any, inputs: Sequence[int], position: int = 0
         return _found_in_table(dtype)
     if name == "stop_gradient" or (dtype == jnp.bool_ and code is None):
         return _HELD
-    family = equations.family_of(equation)
+    family = primitives.family_of(equation)
     if family & (_MOVED | Family.BITS | Family.ELEMENTWISE):
         return _HELD if dtype == jnp.bool_ and len(data) > 1 else Followed(Status.TOKEN, code)
     is_reduced = family & _REDUCED or name in {"dot_general", "top_k"}
@@ -157,7 +158,7 @@ def _contracts(graph: Graph, equation: Any, inputs: Sequence[int]) -> bool:
 def _code_after(equation: Any, position: int, code: Code) -> Code | None:
     """What becomes of a code in a move or an elementwise operation with constants."""
     name, params, axis = equation.primitive.name, equation.params, code.axis
-    is_identity = Family.IDENTITY in equations.family_of(equation)
+    is_identity = Family.IDENTITY in primitives.family_of(equation)
     is_kept = is_identity or name in {"neg", "mul", "rev", "select_n", "slice", "dynamic_slice"}
     before, after = equation.invars[position].aval.shape, equation.outvars[0].aval.shape
     if axis is None or is_kept or (name == "div" and position == 0):
@@ -185,13 +186,13 @@ def becomes_live(graph: Graph, equation: Any, inputs: Sequence[int]) -> list[int
     coded = [v for v in inputs if v in graph.codes and jnp.issubdtype(graph.shapes[v].dtype, jnp.floating)]
     if not coded or name == "stop_gradient" or all(variable.aval.dtype == jnp.bool_ for variable in equation.outvars):
         return []
-    if (control := equations.control_of(equation)) is not None:
+    if (control := primitives.control_of(equation)) is not None:
         if control.axes:
             return coded
         carried = {value for i, value in enumerate(control.operands(inputs)) if i in control.carried}
         return [value for value in coded if value in carried]
     if any(map(graph.is_live, inputs)):
-        return [] if Family.PRODUCT in equations.family_of(equation) else coded
+        return [] if Family.PRODUCT in primitives.family_of(equation) else coded
     return [] if _keeps_code(graph, equation, inputs) or _contracts(graph, equation, inputs) else coded
 
 
@@ -205,7 +206,7 @@ def _keeps_code(graph: Graph, equation: Any, inputs: Sequence[int]) -> bool:
         return tokens == [0]
     if name == "mul":
         return len(tokens) == 1
-    return len(inputs) == 1 and (bool(equations.family_of(equation) & _MOVED) or name == "neg")
+    return len(inputs) == 1 and (bool(primitives.family_of(equation) & _MOVED) or name == "neg")
 
 
 def check_tokens(graph: Graph) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrp_jax.core.layers import Layer, LinearMap
+from lrp_jax.core.layers import Layer
+from lrp_jax.core.linear_maps import LinearMap
 from lrp_jax.core.plan import Piece, Plan, with_rules
 from lrp_jax.core.probes import Probe, propagator, run_pieces
 from lrp_jax.core.programs import run_compiled

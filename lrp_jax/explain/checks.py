@@ -18,7 +18,6 @@ from lrp_jax.core.plan import Piece, Plan
 from lrp_jax.core.probes import run_pieces
 from lrp_jax.core.trace import ReadCall, check_dtype, check_has_values
 from lrp_jax.errors import InputError, LRPWarning, ModelError
-from lrp_jax.rules import ZBox
 
 
 def number_of_samples(x: Any, *, has_values: bool = True) -> int:
@@ -132,7 +131,7 @@ def _outside_of_boxes(plan: Plan, inputs: Sequence[jax.Array]) -> dict[str, Outs
 
 
 def _is_box(piece: Piece) -> bool:
-    return isinstance(piece.rule, ZBox) and piece.treatment is not None
+    return piece.rule is not None and piece.rule.input_bounds is not None and piece.treatment is not None
 
 
 def _has_box(plan: Plan) -> bool:
@@ -152,15 +151,18 @@ def _count(plan: Plan, values: Mapping[int, jax.Array]) -> dict[str, Outside]:
 
 
 def _outside_of_box(piece: Piece, x: jax.Array) -> dict[str, Outside]:
-    assert isinstance(piece.rule, ZBox)
     assert piece.layer is not None
-    low, high = (jnp.asarray(bound, x.dtype) for bound in (piece.rule.low, piece.rule.high))
+    assert piece.rule is not None
+    assert piece.rule.input_bounds is not None
+    low, high = (jnp.asarray(bound, x.dtype) for bound in piece.rule.input_bounds)
     rounding = 8 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high))
     number = ((x < low - rounding) | (x > high + rounding)).sum()
-    bounds = f"[{reprlib.repr(piece.rule.low)}, {reprlib.repr(piece.rule.high)}]"
+    bounds = f"[{', '.join(map(reprlib.repr, piece.rule.input_bounds))}]"
     known = ~jnp.isnan(x)
     smallest, largest = x.min(initial=jnp.inf, where=known), x.max(initial=-jnp.inf, where=known)
-    return {f"{bounds} of ZBox in the layer {piece.layer.name!r}": Outside(number, smallest, largest)}
+    return {
+        f"{bounds} of {type(piece.rule).__name__} in the layer {piece.layer.name!r}": Outside(number, smallest, largest)
+    }
 
 
 def _count_in_bodies(piece: Piece, inputs: Sequence[jax.Array]) -> dict[str, Outside]:

@@ -12,6 +12,7 @@ from jax.extend.core import Primitive
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.core.forms import Form
 from lrp_jax.core.inference import Inference
+from lrp_jax.core.kinds import KINDS
 from lrp_jax.core.plan import Piece, Plan
 from lrp_jax.core.planner import make_plan
 from lrp_jax.core.primitives import summary_of
@@ -145,7 +146,7 @@ class LedgerRow:
 
     Attributes:
         path: The path of the layer's parameters, or the line of an operation.
-        kind: "dense", "conv", or the name of the function or operation.
+        kind: That of a layer ("dense", "conv", "ragged"), or the name of the function or operation.
         rule: The rule, or the treatment in words.
         arrived: The relevance of its outputs.
         handed_on: The relevance that its operands received.
@@ -254,7 +255,7 @@ class Ledger:
         return self.table()._repr_html_()
 
 
-_LAYERS = ("dense", "conv")
+_LAYERS = {kind.name for kind in KINDS.values()}
 _COLUMNS = ("arrived", "handed_on", "bias", "stabilizer", "constants", "not_conserved", "growth")
 
 

@@ -23,7 +23,7 @@ from lrp_jax.core.held_arrays import is_array
 from lrp_jax.core.inference import Inference
 from lrp_jax.core.plan import Piece, Plan
 from lrp_jax.core.planner import make_plan
-from lrp_jax.core.primitives import Family
+from lrp_jax.core.primitive import Family
 from lrp_jax.core.probes import Probe, propagator, run_pieces
 from lrp_jax.core.programs import run_compiled
 from lrp_jax.core.saving import Saved

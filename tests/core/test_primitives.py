@@ -12,7 +12,8 @@ from jax import numpy as jnp
 import lrp_jax
 from lrp_jax import lrp, rules
 from lrp_jax.core import primitives
-from lrp_jax.core.primitives import PRIMITIVES, ROWS, Family, named, summary_of
+from lrp_jax.core.primitive import Family
+from lrp_jax.core.primitives import PRIMITIVES, ROWS, named, summary_of
 from lrp_jax.explain.ledger import primitives as installed
 
 ONLY_IN_OTHER_VERSIONS = {"stack", "unstack"}  # since JAX 0.10
