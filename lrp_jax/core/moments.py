@@ -16,6 +16,7 @@ from lrp_jax.core.primitive import Family
 from lrp_jax.core.samples import axes_of
 
 _LARGE = np.array([1e12, 1e14, 1e16])
+_AT_MOST = 64  # operations that a square consists of
 
 Powers: TypeAlias = frozenset[float]
 _Growth: TypeAlias = tuple[Sequence[int], Callable[[Sequence[Powers]], Powers]]
@@ -94,7 +95,10 @@ class Moments:
     def _is_square(self, value: int) -> bool:
         """Whether a value is a multiple of the square of another, or a sum of such squares."""
         graph, inner = self.graph, value
-        while (operation := graph.producer.get(inner)) is not None:
+        for _ in range(_AT_MOST):
+            operation = graph.producer.get(inner)
+            if operation is None:
+                return False
             if operation.name == "dot_general" and inner == value:
                 return len(set(operation.inputs)) == 1 and graph.shapes[value].shape != ()
             varying = set(self._functions.varying(operation))
