@@ -134,8 +134,8 @@ class TracedCall:
         graph = read(
             text.program.closed(self.held),
             [
-                Input(*known, is_parameter=known[0] is Status.CONSTANT)
-                for known in zip(text.statuses, text.paths, strict=True)
+                Input(status, path, is_parameter=status is Status.CONSTANT)
+                for status, path in zip(text.statuses, text.paths, strict=True)
             ],
             hold=lambda constant: known.get(id(constant)) or Held(constant),
             then=None if text.target is None else text.target.closed(self.held_by_target),
