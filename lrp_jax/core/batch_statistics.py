@@ -7,7 +7,7 @@ from lrp_jax.core import primitives
 from lrp_jax.core.graph import Graph, Operation, Status
 from lrp_jax.core.moments import Moments
 from lrp_jax.core.reader import Input, read
-from lrp_jax.core.samples import axes_of, axis_after, is_batch_of_convolution, mixes, reduces
+from lrp_jax.core.samples import Carried, axes_of
 
 
 def bodies_of(graph: Graph, operation: Operation) -> tuple[Graph, ...]:
@@ -29,7 +29,9 @@ def find_named_statistics(graph: Graph) -> Operation | None:
             found = find_named_statistics(body)
             if found is not None:
                 return found
-        is_named = operation.name == "psum" and len(axes_of(operation)) < len(operation.equation.params["axes"])
+        is_named = operation.name == "psum" and len(axes_of(operation.equation.params)) < len(
+            operation.equation.params["axes"]
+        )
         if varying and (is_named or moments.statistics.issuperset(varying)):
             moments.statistics.update(operation.outputs)
         elif moments.normalise(operation):
@@ -86,22 +88,31 @@ class _Samples:
         """Follows the dimension through the function."""
         graph, statistics = self.moments.graph, self.moments.statistics
         for operation in graph.operations:
-            carried = [self.axes.get(value) for value in operation.inputs]
-            is_carried = carried.count(None) < len(carried)
+            is_carried = not self.axes.keys().isdisjoint(operation.inputs)
             if not operation.outputs or not (is_carried or statistics.intersection(operation.inputs)):
                 continue
+            rule, carried = operation.primitive.samples, self._carried(operation)
             if bodies := bodies_of(graph, operation):
                 self._follow_into(operation, bodies)
-            elif not is_carried or reduces(graph, operation, carried):
+            elif not is_carried or rule.reduced(carried):
                 statistics.update(operation.outputs)
             else:
                 if self.normalised is None and self.moments.normalise(operation):
                     self.normalised = operation
-                self.is_mixed |= not operation.is_of_target and mixes(graph, operation, carried)
-                self.is_batch |= is_batch_of_convolution(operation, carried)
-                axis = axis_after(graph, operation, carried)
+                self.is_mixed |= not operation.is_of_target and rule.mixes(carried)
+                self.is_batch |= rule.is_batch(carried)
+                axis = rule.axis_after(carried)
                 if axis is not None:
                     self.axes.update(dict.fromkeys(operation.outputs, axis))
+
+    def _carried(self, operation: Operation) -> Carried:
+        shapes = self.moments.graph.shapes
+        return Carried(
+            operation.equation.params,
+            [shapes[value].shape for value in operation.inputs],
+            shapes[operation.outputs[0]].shape,
+            [self.axes.get(value) for value in operation.inputs],
+        )
 
     def _follow_into(self, operation: Operation, bodies: Sequence[Graph]) -> None:
         """Through the body of a scan, the branches of a cond or a piece."""

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lrp_jax.core import equations
+from lrp_jax.core import equations, samples
 from lrp_jax.core.fast import is_depthwise, shifted_products, transposed_products
+from lrp_jax.core.samples import Samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +25,14 @@ class Kind:
     Attributes:
         name: What layers of this kind are called.
         primitive: The name of the primitive.
+        samples: The rule for where the dimension of the samples goes.
         equation: The product.
         side: Which of its operands is x: the first, 0, or the second, 1; the other one of the two is w.
     """
 
     name: ClassVar[str]
     primitive: ClassVar[str]
+    samples: ClassVar[Samples] = samples.KEPT
     equation: Any
     side: int
 
@@ -98,6 +101,7 @@ class Dense(Kind):
 
     name = "dense"
     primitive = "dot_general"
+    samples = samples.PRODUCT
 
     @property
     def weight_axes(self) -> Mapping[int, int]:
@@ -141,6 +145,7 @@ class Convolution(Kind):
 
     name = "conv"
     primitive = "conv_general_dilated"
+    samples = samples.CONVOLUTION
 
     @property
     def weight_axes(self) -> Mapping[int, int]:
@@ -192,6 +197,7 @@ class Ragged(Dense):
 
     name = "ragged"
     primitive = "ragged_dot_general"
+    samples = samples.KEPT
 
     @property
     def is_linear(self) -> bool:

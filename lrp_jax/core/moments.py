@@ -77,7 +77,7 @@ class Moments:
         varying = list(dict.fromkeys(i for i in operands if not graph.is_constant(i)))
         match operation.name:
             case "reduce_sum" | "psum":
-                is_number = len(axes_of(operation)) == len(graph.shapes[varying[0]].shape)
+                is_number = len(axes_of(operation.equation.params)) == len(graph.shapes[varying[0]].shape)
                 return (() if is_number else varying[:1]), _united
             case "dot_general":
                 is_sum = is_statistic and len(varying) == 1 and varying[0] not in self.statistics

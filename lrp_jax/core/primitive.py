@@ -7,11 +7,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lrp_jax.core import ranges
+from lrp_jax.core import ranges, samples
 from lrp_jax.core.control import Control
 from lrp_jax.core.kinds import Kind
 from lrp_jax.core.maxima import Maximum
 from lrp_jax.core.ranges import Bounds
+from lrp_jax.core.samples import Samples
 from lrp_jax.treatments import Treatment
 
 
@@ -82,6 +83,7 @@ class Primitive:
         bounds: The rule for the range of what it returns.
         compute: What it computes element by element, in NumPy's double precision; None if JAX has to be asked.
         data: Which operands hold the elements; the others say where to or which.
+        samples: The rule for where the dimension of the samples goes.
         kind: The kind of layer that it is where one factor is a parameter.
         maximum: How it is decided who wins, of a maximum or minimum.
         called: Of a call, the parameter that holds the program.
@@ -94,6 +96,7 @@ class Primitive:
     bounds: Bounds = ranges.free
     compute: Compute | None = None
     data: slice = field(default_factory=lambda: slice(None))
+    samples: Samples = samples.KEPT
     kind: type[Kind] | None = None
     maximum: Maximum | None = None
     called: str = ""

@@ -14,12 +14,13 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr
 
-from lrp_jax.core import control, maxima, ranges
+from lrp_jax.core import control, maxima, ranges, samples
 from lrp_jax.core.control import Control
 from lrp_jax.core.kinds import KINDS, Dense, Kind
 from lrp_jax.core.maxima import Maximum
 from lrp_jax.core.primitive import Choice, Compute, Family, Primitive
 from lrp_jax.core.ranges import Bounds
+from lrp_jax.core.samples import Samples
 from lrp_jax.treatments import (
     Treatment,
     beside_arrays,
@@ -154,6 +155,11 @@ def _select(which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
 
 _CHOICE = Family.ELEMENTWISE | Family.CHOICE | Family.PIECEWISE_LINEAR
 _ALL, _FIRST, _FIRST_AND_THIRD = slice(None), slice(1), slice(0, None, 2)
+_SAMPLES = {
+    Family.REDUCTION: samples.REDUCTION,
+    Family.CUMULATIVE: samples.CUMULATIVE,
+    Family.WINDOW: samples.WINDOW,
+}
 _SPLIT = "split in proportion; a constant that is added keeps its share"
 _UNKNOWN = Primitive()
 
@@ -185,27 +191,42 @@ def _product(choice: Choice, compute: Compute, bounds: Bounds, family: Family = 
 def _linear_map(kind: type[Kind]) -> Primitive:
     summary = "a layer, where the rule decides; half to each factor of two live ones"
     family = Family.PRODUCT | Family.LINEAR_MAP | (Family.SUM if kind is Dense else Family.NONE)
-    return Primitive(_of_linear_map, summary, family, ranges.total, kind=kind)
+    return Primitive(_of_linear_map, summary, family, ranges.total, samples=kind.samples, kind=kind)
 
 
-def _sum(family: Family = Family.NONE, data: slice = _ALL) -> Primitive:
-    return Primitive(proportional, _SPLIT, family, ranges.total, data=data)
+def _sum(family: Family) -> Primitive:
+    return Primitive(proportional, _SPLIT, Family.SUM | family, ranges.total, samples=_SAMPLES[family])
 
 
 def _product_of_elements(family: Family) -> Primitive:
-    return Primitive(in_equal_parts, family=family, bounds=ranges.of(ranges.keep_sign))
+    bounds = ranges.of(ranges.keep_sign)
+    return Primitive(in_equal_parts, family=family, bounds=bounds, samples=_SAMPLES[family])
 
 
-def _maximum(maximum: Maximum, family: Family = Family.NONE, bounds: Bounds = ranges.first) -> Primitive:
-    return Primitive(winner_takes_all, family=family, bounds=bounds, maximum=maximum)
+def _maximum(maximum: Maximum, family: Family) -> Primitive:
+    samples = _SAMPLES[family]
+    return Primitive(winner_takes_all, family=family, bounds=ranges.first, samples=samples, maximum=maximum)
+
+
+def _scattered(maximum: Maximum) -> Primitive:
+    return Primitive(winner_takes_all, samples=samples.SCATTER, maximum=maximum)
 
 
 def _largest(maximum: Maximum, compute: Compute, bounds: Bounds, summary: str) -> Primitive:
     return Primitive(winner_takes_all, summary, _CHOICE, bounds, compute, maximum=maximum)
 
 
-def _move(family: Family = Family.NONE, data: slice = _ALL, bounds: Bounds | None = None) -> Primitive:
-    return Primitive(structural, family=family, bounds=bounds or ranges.united(data), data=data)
+def _move(
+    family: Family = Family.NONE,
+    samples: Samples = samples.KEPT,
+    data: slice = _ALL,
+    bounds: Bounds | None = None,
+) -> Primitive:
+    return Primitive(structural, "", family, bounds or ranges.united(data), data=data, samples=samples)
+
+
+def _rearrangement(samples: Samples = samples.KEPT) -> Primitive:
+    return _move(Family.MOVE | Family.REARRANGEMENT, samples)
 
 
 def _end(family: Family = Family.NONE, compute: Compute | None = None, bounds: Bounds = ranges.free) -> Primitive:
@@ -229,6 +250,7 @@ def _control(control: Callable[[Any], Control]) -> Primitive:
     return Primitive(summary="looked into: the bodies are transformed", family=Family.CONTROL, control=control)
 
 
+_PLACES = ranges.within(0.0, math.inf)
 _OF_ONE_OR_TWO = "a function of one value; to the winner of two live values"
 
 ROWS: Sequence[tuple[str, Primitive]] = (
@@ -265,14 +287,18 @@ ROWS: Sequence[tuple[str, Primitive]] = (
     ("div", _product(_of_quotient, np.true_divide, ranges.of(ranges.divide))),
     # Sums and products of many elements.
     *((name, _linear_map(kind)) for name, kind in KINDS.items()),
-    ("reduce_sum", _sum(Family.SUM | Family.REDUCTION)),
-    ("cumsum", _sum(Family.SUM | Family.CUMULATIVE)),
-    ("reduce_window_sum", _sum(Family.SUM | Family.WINDOW)),
-    ("psum psum_invariant", _sum()),
-    ("scatter-add", _sum(Family.WRITE, _FIRST_AND_THIRD)),
+    ("reduce_sum", _sum(Family.REDUCTION)),
+    ("cumsum", _sum(Family.CUMULATIVE)),
+    ("reduce_window_sum", _sum(Family.WINDOW)),
+    ("psum", Primitive(proportional, _SPLIT, bounds=ranges.total, samples=samples.REDUCTION)),
+    ("psum_invariant", Primitive(proportional, _SPLIT, bounds=ranges.total)),
+    (
+        "scatter-add",
+        Primitive(proportional, _SPLIT, Family.WRITE, ranges.total, data=_FIRST_AND_THIRD, samples=samples.SCATTER),
+    ),
     ("reduce_prod", _product_of_elements(Family.REDUCTION)),
     ("cumprod", _product_of_elements(Family.CUMULATIVE)),
-    ("cumlogsumexp", Primitive(smooth, family=Family.CUMULATIVE)),
+    ("cumlogsumexp", Primitive(smooth, family=Family.CUMULATIVE, samples=samples.CUMULATIVE)),
     # Maxima and minima.
     ("max", _largest(maxima.of_operands(lax.gt), np.maximum, ranges.of(ranges.maximum), _OF_ONE_OR_TWO)),
     ("min", _largest(maxima.of_operands(lax.lt), np.minimum, ranges.of(ranges.minimum), _OF_ONE_OR_TWO)),
@@ -283,17 +309,22 @@ ROWS: Sequence[tuple[str, Primitive]] = (
     ("cummin", _maximum(maxima.so_far(lax.lt), Family.CUMULATIVE)),
     ("reduce_window_max", _maximum(maxima.of_windows(lax.gt), Family.WINDOW)),
     ("reduce_window_min", _maximum(maxima.of_windows(lax.lt), Family.WINDOW)),
-    ("scatter-max", _maximum(maxima.scattered(lax.gt), bounds=ranges.free)),
-    ("scatter-min", _maximum(maxima.scattered(lax.lt), bounds=ranges.free)),
-    ("select_and_gather_add", _maximum(maxima.GATHERED, bounds=ranges.free)),
+    ("scatter-max", _scattered(maxima.scattered(lax.gt))),
+    ("scatter-min", _scattered(maxima.scattered(lax.lt))),
+    ("select_and_gather_add", Primitive(winner_takes_all, maximum=maxima.GATHERED)),
     # Moves, and what returns what it is given.
-    ("broadcast_in_dim reshape rev squeeze transpose", _move(Family.MOVE | Family.REARRANGEMENT)),
-    ("all_gather broadcast_to concatenate pad slice split stack tile unstack", _move(Family.MOVE)),
-    ("dynamic_slice", _move(Family.MOVE, _FIRST)),
-    ("gather", _move(Family.MOVE, _FIRST, ranges.gathered)),
-    ("dynamic_update_slice", _move(Family.WRITE, slice(2))),
-    ("scatter", _move(Family.WRITE, _FIRST_AND_THIRD)),
-    ("select_n", replace(_move(_CHOICE, slice(1, None)), compute=_select)),
+    ("broadcast_in_dim", _rearrangement(samples.BROADCAST)),
+    ("reshape", _rearrangement(samples.RESHAPE)),
+    ("rev", _rearrangement()),
+    ("squeeze", _rearrangement(samples.SQUEEZE)),
+    ("transpose", _rearrangement(samples.TRANSPOSE)),
+    ("all_gather broadcast_to concatenate pad slice split tile unstack", _move(Family.MOVE)),
+    ("stack", _move(Family.MOVE, samples.STACK)),
+    ("dynamic_slice", _move(Family.MOVE, data=_FIRST)),
+    ("gather", _move(Family.MOVE, samples.GATHER, _FIRST, ranges.gathered)),
+    ("dynamic_update_slice", _move(Family.WRITE, data=slice(2))),
+    ("scatter", _move(Family.WRITE, samples.SCATTER, _FIRST_AND_THIRD)),
+    ("select_n", replace(_move(_CHOICE, data=slice(1, None)), compute=_select)),
     ("sort", _move(bounds=ranges.kept)),
     ("top_k", _move(bounds=ranges.largest)),
     (
@@ -320,7 +351,7 @@ ROWS: Sequence[tuple[str, Primitive]] = (
     ("le", _truth(np.less_equal)),
     ("lt", _truth(np.less)),
     ("is_finite", _truth(np.isfinite)),
-    ("argmax argmin", _end(Family.REDUCTION, bounds=ranges.within(0.0, math.inf))),
+    ("argmax argmin", replace(_end(Family.REDUCTION, None, _PLACES), samples=samples.REDUCTION)),
     ("clz population_count shift_left shift_right_arithmetic shift_right_logical", _end(Family.BITS)),
     ("eq_to le_to lt_to reduce_and reduce_or reduce_xor", _end()),
     # What runs programs.
@@ -333,7 +364,8 @@ ROWS: Sequence[tuple[str, Primitive]] = (
     # Refused where relevance reaches them.
     ("while", Primitive(family=Family.CONTROL)),
     ("iota", Primitive(bounds=ranges.counted)),
-    ("reduce_window", Primitive(family=Family.WINDOW)),
+    ("reduce_window", Primitive(family=Family.WINDOW, samples=samples.WINDOW)),
+    ("scatter-mul scatter-sub", Primitive(samples=samples.SCATTER)),
     ("random_bits random_gamma rng_bit_generator rng_uniform threefry2x32", Primitive(family=Family.DRAW)),
 )
 """The table: the names of primitives that have an entry in common, and the entry."""

@@ -1,126 +1,85 @@
-"""Where the dimension of the samples is in what a single operation returns, and whether it combines samples."""
+"""Where the dimension of the samples is in what a single operation returns, and whether it combines samples.
+
+Which rule is that of which primitive stands in `lrp_jax.core.primitives`.
+"""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from lrp_jax.core.graph import Graph, Operation
-from lrp_jax.core.primitive import Family
+Shape: TypeAlias = Sequence[int]
 
 
-def is_reduction(operation: Operation) -> bool:
-    """Whether an operation makes one value of all along some dimensions."""
-    return Family.REDUCTION in operation.family or operation.name == "psum"
+@dataclass(frozen=True)
+class Carried:
+    """An operation on values of which some have a dimension of the samples.
+
+    Attributes:
+        params: The parameters of the operation.
+        shapes: The shapes of its operands.
+        shape: The shape of its output.
+        axes: For each operand, which dimension is that of the samples; None for no dimension.
+    """
+
+    params: Mapping[str, Any]
+    shapes: Sequence[Shape]
+    shape: Shape
+    axes: Sequence[int | None]
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """The positions of the operands with a dimension of the samples, and that dimension."""
+        return [(side, axis) for side, axis in enumerate(self.axes) if axis is not None]
 
 
-def axes_of(operation: Operation) -> list[int]:
+def _kept(carried: Carried, side: int, axis: int) -> int | None:
+    shape, before = carried.shape, carried.shapes[side]
+    return axis if len(shape) == len(before) and shape[axis] == before[axis] else None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a primitive does with the dimension of the samples.
+
+    Attributes:
+        moved: Where the dimension of an operand is in the output, given the position of the operand and the dimension;
+            None where it is lost or not known.
+        mixed: Whether the samples of an operand are combined otherwise than by one statistic of all of them.
+        reduced: Whether one value is made of all samples, as their sum or the largest of them.
+        is_batch: Whether the samples are the batch of a convolution.
+    """
+
+    moved: Callable[[Carried, int, int], int | None] = _kept
+    mixed: Callable[[Carried, int, int], bool] = lambda carried, side, axis: False
+    reduced: Callable[[Carried], bool] = lambda carried: False
+    is_batch: Callable[[Carried], bool] = lambda carried: False
+
+    def axis_after(self, carried: Carried) -> int | None:
+        """Where the dimension of the samples is in the output; None where it is lost or not known."""
+        if len({axis for _, axis in carried.places}) != 1:
+            return None
+        return self.moved(carried, *carried.places[0])
+
+    def mixes(self, carried: Carried) -> bool:
+        """Whether samples are combined otherwise than by one statistic of all of them."""
+        return any(self.mixed(carried, side, axis) for side, axis in carried.places)
+
+
+def axes_of(params: Mapping[str, Any]) -> list[int]:
     """The dimensions over which an operation reduces; a `psum` may name others, which belong to no single device."""
-    return [int(axis) for axis in operation.equation.params["axes"] if isinstance(axis, int | np.integer)]
-
-
-def reduces(graph: Graph, operation: Operation, carried: Sequence[int | None]) -> bool:
-    """Whether an operation makes one value of all samples, as their sum or the largest of them.
-
-    Args:
-        graph: The function that it belongs to.
-        operation: The operation.
-        carried: For each operand, which dimension is that of the samples; None for no dimension.
-    """
-    if is_reduction(operation):
-        return carried[0] in axes_of(operation)
-    if operation.name != "dot_general" or mixes(graph, operation, carried):
-        return False
-    (contracted, _) = operation.equation.params["dimension_numbers"]
-    return all(axis is None or axis in dims for axis, dims in zip(carried, contracted, strict=True))
-
-
-def is_batch_of_convolution(operation: Operation, carried: Sequence[int | None]) -> bool:
-    """Whether an operation is a convolution for which the samples are its batch."""
-    if operation.name != "conv_general_dilated":
-        return False
-    params = operation.equation.params
-    return carried[0] == params["dimension_numbers"].lhs_spec[0] and params["batch_group_count"] == 1
-
-
-def mixes(graph: Graph, operation: Operation, carried: Sequence[int | None]) -> bool:
-    """Whether an operation combines samples otherwise than by one statistic of all of them; arguments as `reduces`."""
-    shapes = [graph.shapes[value].shape for value in operation.inputs]
-    places = [(side, axis) for side, axis in enumerate(carried) if axis is not None]
-    return any(_mixes_operand(operation, shapes, carried, side, axis) for side, axis in places)
-
-
-def _mixes_operand(
-    operation: Operation, shapes: Sequence[Sequence[int]], carried: Sequence[int | None], side: int, axis: int
-) -> bool:
-    name, params = operation.name, operation.equation.params
-    numbers = params.get("dimension_numbers")
-    if name == "dot_general":
-        contracted, batch = numbers
-        other = 1 - side
-        if axis not in contracted[side]:
-            return False
-        is_same = carried[other] == contracted[other][contracted[side].index(axis)]
-        used = (*contracted[other], *batch[other])
-        return not is_same and math.prod(size for i, size in enumerate(shapes[other]) if i not in used) > 1
-    if name == "conv_general_dilated":
-        place = numbers.lhs_spec.index(axis)
-        is_along = place == 1 or (place > 1 and shapes[1][numbers.rhs_spec[place]] > 1)
-        return side == 0 and is_along
-    if Family.WINDOW in operation.family:
-        return params["window_dimensions"][axis] > 1
-    if Family.CUMULATIVE in operation.family:
-        return params["axis"] == axis
-    if name == "gather":
-        return side == 0 and numbers.start_index_map == (axis,) and math.prod(shapes[1][:-1]) > 1
-    if name.startswith("scatter"):
-        is_batch = bool(numbers.scatter_indices_batching_dims)
-        is_paired = is_batch or len(numbers.scatter_dims_to_operand_dims) > 1  # with other indices, as arange(n)
-        return side == 2 and axis not in numbers.update_window_dims and not is_paired
-    return False
-
-
-def axis_after(graph: Graph, operation: Operation, carried: Sequence[int | None]) -> int | None:
-    """Where the dimension of the samples is in the output of an operation; None where it is lost or not known.
-
-    Arguments as `reduces`.
-    """
-    name, params = operation.name, operation.equation.params
-    shapes = [graph.shapes[value].shape for value in operation.inputs]
-    shape = operation.equation.outvars[0].aval.shape
-    positions = {axis for axis in carried if axis is not None}
-    if len(positions) != 1:
-        return None
-    (axis,) = positions
-    side = carried.index(axis)
-    match name:
-        case "dot_general":
-            return _after_product(params["dimension_numbers"], shapes, carried)
-        case "conv_general_dilated":
-            is_batch = carried[1] is None and is_batch_of_convolution(operation, carried)
-            return params["dimension_numbers"].out_spec[0] if is_batch else None
-        case "broadcast_in_dim":
-            return params["broadcast_dimensions"][axis]
-        case "transpose":
-            return params["permutation"].index(axis)
-        case "reshape":
-            return _after_reshape(shapes[side], shape, axis)
-        case "stack":
-            return axis + (params["axis"] <= axis)
-        case "gather":
-            return _after_gather(params, shapes, shape, side, axis)
-    if name == "squeeze" or is_reduction(operation):
-        return _without(params["dimensions"] if name == "squeeze" else axes_of(operation), axis)
-    return axis if len(shape) == len(shapes[side]) and shape[axis] == shapes[side][axis] else None
+    return [int(axis) for axis in params["axes"] if isinstance(axis, int | np.integer)]
 
 
 def _without(gone: Sequence[int], axis: int) -> int | None:
     return None if axis in gone else axis - sum(other < axis for other in gone)
 
 
-def _after_reshape(before: Sequence[int], after: Sequence[int], axis: int) -> int | None:
+def _moved_by_reshape(carried: Carried, side: int, axis: int) -> int | None:
     """Also where the samples are merged with dimensions behind them, or parted from such."""
+    before, after = carried.shapes[side], carried.shape
     length, outer = before[axis], math.prod(before[:axis])
     there = [i for i, _ in enumerate(after) if math.prod(after[:i]) == outer]
     same = [i for i in there if after[i] == length]
@@ -129,9 +88,8 @@ def _after_reshape(before: Sequence[int], after: Sequence[int], axis: int) -> in
     return next(iter((*same, *merged, *parted)), None)
 
 
-def _after_gather(
-    params: Any, shapes: Sequence[Sequence[int]], after: Sequence[int], side: int, axis: int
-) -> int | None:
+def _moved_by_gather(carried: Carried, side: int, axis: int) -> int | None:
+    params, shapes, after = carried.params, carried.shapes, carried.shape
     numbers = params["dimension_numbers"]
     batch = [i for i in range(len(after)) if i not in numbers.offset_dims]
     if side == 1:
@@ -145,16 +103,78 @@ def _after_gather(
     return numbers.offset_dims[kept] if is_whole else None
 
 
-def _after_product(numbers: Any, shapes: Sequence[Sequence[int]], carried: Sequence[int | None]) -> int | None:
-    contracted, batch = numbers
-    free = [len(shape) - len(contracted[side]) - len(batch[side]) for side, shape in enumerate(shapes)]
+def _mixed_by_gather(carried: Carried, side: int, axis: int) -> bool:
+    start = carried.params["dimension_numbers"].start_index_map
+    return side == 0 and start == (axis,) and math.prod(carried.shapes[1][:-1]) > 1
+
+
+def _mixed_by_scatter(carried: Carried, side: int, axis: int) -> bool:
+    numbers = carried.params["dimension_numbers"]
+    is_batch = bool(numbers.scatter_indices_batching_dims)
+    is_paired = is_batch or len(numbers.scatter_dims_to_operand_dims) > 1  # with other indices, as arange(n)
+    return side == 2 and axis not in numbers.update_window_dims and not is_paired
+
+
+def _moved_by_product(carried: Carried, side: int, axis: int) -> int | None:
+    contracted, batch = carried.params["dimension_numbers"]
+    free = [len(shape) - len(contracted[i]) - len(batch[i]) for i, shape in enumerate(carried.shapes)]
     found: set[int | None] = set()
-    for side, axis in enumerate(carried):
-        if axis is None:
-            continue
-        if axis in batch[side]:
-            found.add(tuple(batch[side]).index(axis))
+    for i, place in carried.places:
+        if place in batch[i]:
+            found.add(tuple(batch[i]).index(place))
         else:
-            kept = _without((*contracted[side], *batch[side]), axis)
-            found.add(None if kept is None else len(batch[side]) + kept + (free[0] if side else 0))
+            kept = _without((*contracted[i], *batch[i]), place)
+            found.add(None if kept is None else len(batch[i]) + kept + (free[0] if i else 0))
     return found.pop() if len(found) == 1 else None
+
+
+def _mixed_by_product(carried: Carried, side: int, axis: int) -> bool:
+    contracted, batch = carried.params["dimension_numbers"]
+    other = 1 - side
+    if axis not in contracted[side]:
+        return False
+    is_same = carried.axes[other] == contracted[other][contracted[side].index(axis)]
+    used = (*contracted[other], *batch[other])
+    return not is_same and math.prod(size for i, size in enumerate(carried.shapes[other]) if i not in used) > 1
+
+
+def _reduced_by_product(carried: Carried) -> bool:
+    (contracted, _) = carried.params["dimension_numbers"]
+    is_summed = all(axis in contracted[side] for side, axis in carried.places)
+    return is_summed and not any(_mixed_by_product(carried, side, axis) for side, axis in carried.places)
+
+
+def _moved_by_convolution(carried: Carried, side: int, axis: int) -> int | None:
+    is_batch = carried.axes[1] is None and _is_batch_of_convolution(carried)
+    return carried.params["dimension_numbers"].out_spec[0] if is_batch else None
+
+
+def _mixed_by_convolution(carried: Carried, side: int, axis: int) -> bool:
+    numbers = carried.params["dimension_numbers"]
+    place = numbers.lhs_spec.index(axis)
+    return side == 0 and (place == 1 or (place > 1 and carried.shapes[1][numbers.rhs_spec[place]] > 1))
+
+
+def _is_batch_of_convolution(carried: Carried) -> bool:
+    params = carried.params
+    return carried.axes[0] == params["dimension_numbers"].lhs_spec[0] and params["batch_group_count"] == 1
+
+
+KEPT = Samples()
+"""The dimension stays where it is, if there still is one of its length."""
+
+BROADCAST = Samples(lambda carried, side, axis: carried.params["broadcast_dimensions"][axis])
+TRANSPOSE = Samples(lambda carried, side, axis: carried.params["permutation"].index(axis))
+RESHAPE = Samples(_moved_by_reshape)
+SQUEEZE = Samples(lambda carried, side, axis: _without(carried.params["dimensions"], axis))
+STACK = Samples(lambda carried, side, axis: axis + (carried.params["axis"] <= axis))
+GATHER = Samples(_moved_by_gather, _mixed_by_gather)
+SCATTER = Samples(mixed=_mixed_by_scatter)
+CUMULATIVE = Samples(mixed=lambda carried, side, axis: carried.params["axis"] == axis)
+WINDOW = Samples(mixed=lambda carried, side, axis: carried.params["window_dimensions"][axis] > 1)
+REDUCTION = Samples(
+    lambda carried, side, axis: _without(axes_of(carried.params), axis),
+    reduced=lambda carried: carried.axes[0] in axes_of(carried.params),
+)
+PRODUCT = Samples(_moved_by_product, _mixed_by_product, _reduced_by_product)
+CONVOLUTION = Samples(_moved_by_convolution, _mixed_by_convolution, is_batch=_is_batch_of_convolution)
