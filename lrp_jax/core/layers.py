@@ -1,8 +1,8 @@
 """Layers: a linear operation with one live operand, and the constant affine operations that follow it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,7 @@ from lrp_jax.core.kinds import KINDS, Kind
 from lrp_jax.core.linear_maps import LinearMap
 from lrp_jax.errors import ModelError
 
-_AFFINE: dict[str, Callable[..., jax.Array]] = {
-    "add": jnp.add,
-    "add_any": jnp.add,
-    "sub": jnp.subtract,
-    "mul": jnp.multiply,
-    "div": jnp.divide,
-    "neg": jnp.negative,
-}
+_AFFINE = {"add", "add_any", "sub", "mul", "div", "neg"}
 _MOVES = {"reshape", "transpose", "squeeze", "expand_dims", "slice", "rev"} | (equations.IDENTITIES - {"stop_gradient"})
 
 
@@ -84,15 +77,16 @@ class Layer:
             for value, array in zip(self.constants, constants, strict=True)
         }
         w, *others = (values[value] for value in head.inputs if value != self.input)
-        factor, b = self._folded(values, precision)
-        moves = tuple(operation for operation in tail if operation.name not in {*_AFFINE, *equations.IDENTITIES})
+        factor, b = self._folded(values, z)
+        moves = tuple(operation for operation in tail if operation.name not in _AFFINE | equations.IDENTITIES)
         linear = LinearMap(x, w * factor, b, z, self.product, tuple(others), moves, self.nonnegative, self.rectified)
         return replace(linear, z=linear.linear(x, linear.w) + b) if is_coarse else linear
 
-    def _folded(self, values: Mapping[int, jax.Array], dtype: Any) -> tuple[jax.Array, jax.Array]:
+    def _folded(self, values: Mapping[int, jax.Array], z: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What the affine operations multiply the weight with, and what they add to the output."""
         head, *tail = self.operations
-        factor, shift = jnp.ones((), dtype), jnp.zeros((), dtype)
+        # Made like another array, zero varies within `jax.shard_map` along the same axes as it does.
+        factor, shift = jnp.ones((), z.dtype), jnp.zeros_like(z, shape=())
         axes = _identity(head)
         for operation in tail:
             operands = [values.get(value, shift) for value in operation.inputs]
@@ -106,11 +100,10 @@ class Layer:
                     factor = -factor
                 case "sub" if are_constants[0]:
                     factor = -factor
-            if operation.name in _AFFINE:
-                shift = _AFFINE[operation.name](*operands)
-                continue
             axes = _axes_after(axes, operation)
-            if shift.ndim and operation.name not in equations.IDENTITIES:
+            if operation.name in _AFFINE:
+                (shift,) = operation.run(*jnp.broadcast_arrays(*operands))
+            elif shift.ndim and operation.name not in equations.IDENTITIES:
                 (shift,) = operation.run(jnp.broadcast_to(shift, operation.equation.invars[0].aval.shape))
         return factor, shift
 
@@ -209,7 +202,7 @@ def linear_operation_behind(graph: Graph, value: int) -> Operation | None:
             return operation
         live = graph.live_inputs(operation)
         others = [i for i in operation.inputs if not graph.is_live(i)]
-        is_passed = operation.name in {*_AFFINE, *_MOVES} or operation.name == "broadcast_in_dim"
+        is_passed = operation.name in _AFFINE | _MOVES or operation.name == "broadcast_in_dim"
         if len(live) != 1 or not is_passed or any(graph.status[i] is not Status.CONSTANT for i in others):
             return None
         value = operation.inputs[live[0]]
@@ -317,7 +310,7 @@ def _axes_after(axes: _Axes, operation: Operation) -> _Axes:
     """Follows the dimensions of a linear operation's output through a move."""
     name, params = operation.name, operation.equation.params
     before, after = operation.equation.invars[0].aval.shape, operation.equation.outvars[0].aval.shape
-    if name in equations.IDENTITIES:
+    if name in _AFFINE | equations.IDENTITIES:
         return axes
     if name == "rev":
         return [~axis if i in params["dimensions"] and axis is not None else axis for i, axis in enumerate(axes)]
