@@ -22,7 +22,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.core.arguments import as_count
 from lrp_jax.core.inference import Inference
-from lrp_jax.core.programs import Computation, array_digest, computation
+from lrp_jax.core.programs import Computation, computation
+from lrp_jax.core.text import array_digest
 from lrp_jax.errors import InputError, LRPError, LRPWarning, StoreError, import_extra
 from lrp_jax.explain.checks import Checks, report_batches, summarise
 from lrp_jax.explain.relevance import (

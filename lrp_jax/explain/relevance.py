@@ -16,16 +16,18 @@ from jax.sharding import Mesh, NamedSharding
 from lrp_jax.composites import Composite, Rules, as_composite, is_built_in
 from lrp_jax.core import held_arrays
 from lrp_jax.core.arguments import as_array, as_count, broadcasts, check_function, is_real, within_memory
-from lrp_jax.core.equations import IDENTITIES
+from lrp_jax.core.calling import call_model, check_is_no_class
 from lrp_jax.core.forms import Form
 from lrp_jax.core.graph import Operation
 from lrp_jax.core.held_arrays import is_array
 from lrp_jax.core.inference import Inference
-from lrp_jax.core.plan import Piece, Plan, make_plan
+from lrp_jax.core.plan import Piece, Plan
+from lrp_jax.core.planner import make_plan
+from lrp_jax.core.primitive import Family
+from lrp_jax.core.probes import Probe, propagator, run_pieces
 from lrp_jax.core.programs import run_compiled
 from lrp_jax.core.saving import Saved
-from lrp_jax.core.trace import Call, call_model, check_is_no_class, explaining, trace_call
-from lrp_jax.core.transform import Probe, propagator, run_pieces
+from lrp_jax.core.trace import TracedCall, explaining, trace_call
 from lrp_jax.errors import InputError, LRPError, LRPWarning, ModelError, import_extra
 from lrp_jax.explain.accounts import bias_share, keep_account, path_of
 from lrp_jax.explain.checks import MOST_GROWTH, Checks, check, growth_of, number_of_samples, report
@@ -174,7 +176,7 @@ def relevance(
         bar = import_extra("tqdm.auto", "large", instead="pass progress=False").tqdm
         starts = bar(starts, desc="explaining", unit="batch")
     per_sample = kind in ("index", "mask")
-    calls: dict[Any, Call] = {}  # the last batch may be smaller
+    calls: dict[Any, TracedCall] = {}  # the last batch may be smaller
     parts = []
     for start in starts:
         batch = jax.tree.map(lambda leaf, start=start: _batch(leaf, start, batch_size), x)
@@ -213,7 +215,7 @@ def _samples_first(
 
 
 def _axes_of_samples(
-    trace: Callable[..., tuple[Call, Any]],
+    trace: Callable[..., tuple[TracedCall, Any]],
     x: Any,
     function: Callable[[Any], Any] | None,
     composite: Composite,
@@ -258,7 +260,7 @@ class _Factor:
 
 
 def _factors(
-    axes_of: _AxesOfSamples, number: int, composite: Composite, call: Call, given: Mapping[str, Any]
+    axes_of: _AxesOfSamples, number: int, composite: Composite, call: TracedCall, given: Mapping[str, Any]
 ) -> list[_Factor]:
     """The factors for hidden values, in the order of their names, checked and brought from samples first to the model.
 
@@ -287,7 +289,7 @@ def _factors(
 
 
 def _report_growth(
-    trace: Callable[..., tuple[Call, Any]],
+    trace: Callable[..., tuple[TracedCall, Any]],
     x: Any,
     function: Callable[[Any], Any] | None,
     values: Any,
@@ -473,7 +475,7 @@ def trace_model(
     target: Callable[[Any], Any] | None = None,
     *,
     inference: Inference = "checked",
-) -> tuple[Call, Any]:
+) -> tuple[TracedCall, Any]:
     """Traces a model, and the function of its output that is explained.
 
     Returns:
@@ -490,7 +492,7 @@ def trace_static(
     x: Any,
     target: Callable[[Any], Any] | None,
     inference: Inference,
-) -> tuple[Call, Any]:
+) -> tuple[TracedCall, Any]:
     """As `trace_model`, for a model that was taken apart; `holder` is what it was, where its arrays have names."""
     call, output = trace_call(static.call, (1,), (arrays, x), {}, tokens=True, holder=holder, inference=inference)
     paths = (*jax.tree.leaves(dict(static.names)), *call.text.paths[len(static.names) :])
@@ -502,7 +504,7 @@ Explained: TypeAlias = tuple[Any, Any, dict[str, jax.Array], Checks]
 
 
 def explain_call(
-    composite: Composite, request: Request, kind: str, call: Call, values: Any, masks: list[jax.Array]
+    composite: Composite, request: Request, kind: str, call: TracedCall, values: Any, masks: list[jax.Array]
 ) -> Explained:
     """The output, the relevance of x and of the named hidden values, and checks.
 
@@ -520,14 +522,26 @@ def explain_call(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def explain_arrays(
-    structure: Any, request: Request, kind: str, numbers: list[Any], call: Call, values: Any, masks: list[jax.Array]
+    structure: Any,
+    request: Request,
+    kind: str,
+    numbers: list[Any],
+    call: TracedCall,
+    values: Any,
+    masks: list[jax.Array],
 ) -> Explained:
     """As `explain_call`, for rules that read nothing but their fields."""
     return explain_in_trace(structure, request, kind, numbers, call, values, masks)
 
 
 def explain_in_trace(
-    structure: Any, request: Request, kind: str, numbers: list[Any], call: Call, values: Any, masks: list[jax.Array]
+    structure: Any,
+    request: Request,
+    kind: str,
+    numbers: list[Any],
+    call: TracedCall,
+    values: Any,
+    masks: list[jax.Array],
 ) -> Explained:
     """As `explain_call`, as part of a program that is traced, for a composite that was taken apart."""
     composite: Composite = jax.tree.unflatten(structure, numbers)
@@ -650,7 +664,7 @@ def _reading_of(piece: Piece, place: int) -> _Reading | None:
     """Where the relevance of a value is read that is named inside of a piece."""
 
     def all_identities(operations: Sequence[Operation]) -> bool:
-        return all(operation.name in IDENTITIES for operation in operations)
+        return all(Family.IDENTITY in operation.family for operation in operations)
 
     if all_identities(piece.operations[place:]):
         return _Reading(Probe(piece, "output", piece.outputs[0]))
