@@ -9,7 +9,8 @@ import pytest
 from jax.extend.core import jaxpr_as_fun
 
 from lrp_jax.core import equations
-from lrp_jax.core.control import control_of, until_settled
+from lrp_jax.core.control import until_settled
+from lrp_jax.core.primitives import control_of
 
 WEIGHT = jax.random.normal(jax.random.key(0), (4, 4))
 X = jax.random.normal(jax.random.key(1), (3, 4))
