@@ -25,16 +25,9 @@ from lrp_jax.core.inference import Inference
 from lrp_jax.core.programs import Computation, array_digest, computation
 from lrp_jax.errors import InputError, LRPError, LRPWarning, StoreError, import_extra
 from lrp_jax.explain.checks import Checks, report_batches, summarise
-from lrp_jax.explain.relevance import (
-    Request,
-    StaticModel,
-    Target,
-    explain_in_trace,
-    read_target,
-    split_model,
-    trace_model,
-    trace_static,
-)
+from lrp_jax.explain.models import StaticModel, split_model, trace_model, trace_static
+from lrp_jax.explain.propagation import Request, explain_in_trace
+from lrp_jax.explain.targets import Target, read_target
 
 _DONE = "done"
 _DIGEST = "digest"  # of each sample and its target

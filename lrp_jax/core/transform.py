@@ -12,13 +12,12 @@ from jax import lax
 
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.core import equations, forms, tokens
-from lrp_jax.core.arguments import MOST, as_counts, within_memory
+from lrp_jax.core.arguments import MOST, as_counts, check_callable, within_memory
 from lrp_jax.core.forms import Form
 from lrp_jax.core.graph import Checkpoint, Graph, Status
 from lrp_jax.core.inference import Inference, check_choice
 from lrp_jax.core.plan import Piece, Plan, make_plan
 from lrp_jax.core.trace import check_is_no_class, trace
-from lrp_jax.errors import InputError
 from lrp_jax.treatments import Call
 
 
@@ -69,8 +68,7 @@ def lrp(
         >>> jax.grad(lrp(network, rules.Zero()))(jnp.array([3.0, 1.0]))
         Array([3., 2.], dtype=float32)
     """
-    if not callable(fun):
-        raise InputError(f"lrp transforms a function, but this is a {type(fun).__name__}.")
+    check_callable(fun, "fun")
     check_choice(inference)
     check_is_no_class(fun)
     composite = as_composite(rules)
