@@ -1,15 +1,16 @@
-"""Condenses what coverage.py and mutmut found to `book/data/testing.json`, for the page "How this is tested".
+"""Condenses what coverage.py and the mutants found to `book/data/testing.json`, for the page "How this is tested".
 
 Run by `make coverage` as `python results.py coverage`, by `make mutation` as `python results.py mutation`.
 """
 
 import json
-import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from typing import Any
+
+import mutants
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "book" / "data" / "testing.json"
@@ -40,16 +41,13 @@ def _not_run(lines: list[int], branches: list[list[int]]) -> list[str]:
 
 
 def mutation() -> dict[str, Any]:
-    """How many mutants of each file the tests told from the code, and why the others survived.
+    """How many of the mutants that were drawn the tests told from the code, by file, and why the others survived.
 
-    A mutant is killed if a test failed. One that ran out of time, or ended in another way, is not counted as killed.
+    A mutant is killed if a test failed. One that ran out of time is not counted as killed.
     """
-    lines = re.findall(r"^\s*(\S+): (.+)$", _mutmut("results", "--all", "true"), re.MULTILINE)
     files: dict[str, dict[str, int]] = {}
     survivors = []
-    for name, status in lines:
-        if status == "not checked":
-            sys.exit(f"{name} has not been run yet: go on with make mutation")
+    for name, status in json.loads((ROOT / mutants.RESULTS).read_text()).items():
         function, file = _function_of(name)
         counts = files.setdefault(file, {"mutants": 0, "killed": 0})
         counts["mutants"] += 1
@@ -59,7 +57,7 @@ def mutation() -> dict[str, Any]:
     reasons = {_key(entry): entry["reason"] for entry in tomllib.loads(REASONS.read_text()).get("survivor", [])}
     for survivor in survivors:
         survivor["reason"] = reasons.get(_key(survivor), "")
-    return {"files": files, "survivors": survivors}
+    return {"files": files, "survivors": survivors, "of": len(mutants.all_names(ROOT))}
 
 
 def _mutmut(*arguments: str) -> str:
