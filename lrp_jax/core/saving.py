@@ -3,9 +3,9 @@
 A file is an archive of NumPy (`.npz`). Its entry "structure" is JSON that says what is made of the arrays.
 """
 
+import importlib
 import json
 import os
-import sys
 import tempfile
 import zipfile
 from dataclasses import fields, is_dataclass
@@ -106,7 +106,7 @@ def _describe(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
         if is_dataclass(value):
             parts = {part.name: getattr(value, part.name) for part in fields(value)}
             return {name: {part: _describe(item, f"{place}.{part}", arrays) for part, item in parts.items()}}
-    treatments = vars(_module("treatments")).items()
+    treatments = vars(importlib.import_module(f"{_PACKAGE}.treatments")).items()
     if package == _PACKAGE and (names := [name for name, treatment in treatments if treatment is value]):
         return {"treatment": names[0]}
     raise InputError(
@@ -130,11 +130,6 @@ def _describe_array(array: Any, place: str, arrays: dict[str, np.ndarray]) -> An
     return {"array": [name, values.dtype.name]}
 
 
-def _module(name: str) -> Any:
-    """A module of the library, all of which `import lrp_jax` has loaded."""
-    return sys.modules[f"{_PACKAGE}.{name}"]
-
-
 def _restored(described: Any, archive: Any) -> Any:
     if not isinstance(described, dict):
         return described
@@ -149,11 +144,11 @@ def _restored(described: Any, archive: Any) -> Any:
         case "dict":
             return {key: _restored(item, archive) for key, item in content}
         case "treatment":
-            return getattr(_module("treatments"), content)
+            return getattr(importlib.import_module(f"{_PACKAGE}.treatments"), content)
     module, _, name = kind.rpartition(".")
     if module not in _MODULES:
         raise ValueError(f"it names {kind}")
-    made: Any = getattr(_module(module), name)
+    made: Any = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), name)
     if issubclass(made, Enum):
         return made(content)
     if made.__module__ != f"{_PACKAGE}.{module}" or not hasattr(made, "__dataclass_fields__"):
