@@ -71,101 +71,60 @@ class Selector:
     description: str
 
     def __and__(self, other: "Selector") -> "Selector":
-        return Selector(_Both(self.matches, other.matches), f"{self} & {other}")
+        return Selector(Predicate("both", (self.matches, other.matches)), f"{self} & {other}")
 
     def __or__(self, other: "Selector") -> "Selector":
-        return Selector(_Either(self.matches, other.matches), f"{self} | {other}")
+        return Selector(Predicate("either", (self.matches, other.matches)), f"{self} | {other}")
 
     def __invert__(self) -> "Selector":
         inner = f"({self})" if " " in self.description else self.description
-        return Selector(_Not(self.matches), f"~{inner}")
+        return Selector(Predicate("not", (self.matches,)), f"~{inner}")
 
     def __repr__(self) -> str:
         return self.description
 
 
-# What the selectors of this module say: functions of a layer that are equal if they say the same.
-
-Predicate: TypeAlias = Callable[[Layer], bool]
-
-
 @dataclass(frozen=True)
-class _Both:
-    left: Predicate
-    right: Predicate
+class Predicate:
+    """What a selector of this module says of a layer: a function that is equal to any other that says the same.
+
+    Attributes:
+        name: Which of the things that may be said.
+        about: What it is said of beside the layer: other such functions, a kind, a position, a pattern.
+    """
+
+    name: str
+    about: tuple[Any, ...] = ()
 
     def __call__(self, layer: Layer) -> bool:
-        return self.left(layer) and self.right(layer)
+        return _PREDICATES[self.name](layer, *self.about)
 
 
-@dataclass(frozen=True)
-class _Either:
-    left: Predicate
-    right: Predicate
+_PREDICATES: Mapping[str, Callable[..., bool]] = {
+    "both": lambda layer, left, right: left(layer) and right(layer),
+    "either": lambda layer, left, right: left(layer) or right(layer),
+    "not": lambda layer, inner: not inner(layer),
+    "any": lambda layer: True,
+    "kind": lambda layer, kind: layer.kind == kind,
+    "reads input": lambda layer: layer.reads_input,
+    "at": lambda layer, position: layer.index in (position, position + layer.count),
+    "within": lambda layer, *ends: layer.index in range(layer.count)[slice(*ends)],
+    "name": lambda layer, pattern: re.search(pattern, layer.name) is not None,
+}
 
-    def __call__(self, layer: Layer) -> bool:
-        return self.left(layer) or self.right(layer)
-
-
-@dataclass(frozen=True)
-class _Not:
-    inner: Predicate
-
-    def __call__(self, layer: Layer) -> bool:
-        return not self.inner(layer)
-
-
-@dataclass(frozen=True)
-class _Any:
-    def __call__(self, layer: Layer) -> bool:
-        return True
-
-
-@dataclass(frozen=True)
-class _IsOfKind:
-    kind: str
-
-    def __call__(self, layer: Layer) -> bool:
-        return layer.kind == self.kind
-
-
-@dataclass(frozen=True)
-class _ReadsInput:
-    def __call__(self, layer: Layer) -> bool:
-        return layer.reads_input
-
-
-@dataclass(frozen=True)
-class _IsAt:
-    position: int | tuple[int | None, int | None, int | None]
-
-    def __call__(self, layer: Layer) -> bool:
-        if isinstance(self.position, tuple):
-            return layer.index in range(layer.count)[slice(*self.position)]
-        return layer.index in (self.position, self.position + layer.count)
-
-
-@dataclass(frozen=True)
-class _HasName:
-    pattern: str
-
-    def __call__(self, layer: Layer) -> bool:
-        return re.search(self.pattern, layer.name) is not None
-
-
-any_layer = Selector(_Any(), "any_layer")
+any_layer = Selector(Predicate("any"), "any_layer")
 """Selects every layer."""
 
-conv = Selector(_IsOfKind("conv"), "conv")
+conv = Selector(Predicate("kind", ("conv",)), "conv")
 """Selects convolutions."""
 
-dense = Selector(_IsOfKind("dense"), "dense")
+dense = Selector(Predicate("kind", ("dense",)), "dense")
 """Selects dense layers."""
 
-first = Selector(_ReadsInput(), "first")
+first = Selector(Predicate("reads input"), "first")
 """Selects the layers that read the explained input without another layer in between."""
 
-last = Selector(_IsAt(-1), "last")
+last = Selector(Predicate("at", (-1,)), "last")
 """Selects the layer that runs last."""
 
 
@@ -174,10 +133,10 @@ class _Index:
 
     def __getitem__(self, position: int | slice) -> Selector:
         if not isinstance(position, slice):
-            return Selector(_IsAt(position), f"index[{position}]")
+            return Selector(Predicate("at", (position,)), f"index[{position}]")
         parts = (position.start, position.stop) + (() if position.step is None else (position.step,))
         text = ":".join("" if part is None else str(part) for part in parts)
-        return Selector(_IsAt((position.start, position.stop, position.step)), f"index[{text}]")
+        return Selector(Predicate("within", (position.start, position.stop, position.step)), f"index[{text}]")
 
 
 index = _Index()
@@ -204,7 +163,7 @@ def name(pattern: str) -> Selector:
         re.compile(pattern)
     except re.error as error:
         raise SelectorError(f"name({pattern!r}): this is no regular expression: {error}.") from error
-    return Selector(_HasName(pattern), f"name({pattern!r})")
+    return Selector(Predicate("name", (pattern,)), f"name({pattern!r})")
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -351,9 +310,10 @@ def with_treatment(rules: Rules, key: str, treatment: Treatment) -> Composite:
         rules: The rules of the layers.
         key: What it is for, also within a scan or a branch:
 
-            - A function of one value by its name in `lrp_jax.core.functions.KNOWN`, such as "relu", "gelu", "silu",
-              "sigmoid", "softplus": it matches by value, however it is written, also as a part of another function,
-              such as the relu in 2 relu(x).
+            - A function of one value by its name: "relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish",
+              "softplus", "sigmoid", "tanh", "hard_sigmoid", "hard_swish", "abs", "exp", "log", "sqrt" or "square". It
+              matches by value, however it is written, also as a part of another function, such as the relu in
+              2 relu(x).
             - "softmax", "log_softmax" or "logsumexp": all of its operations as one.
             - "max": maxima along axes, and of two values, but neither a relu nor a pooling, which is
               "reduce_window_max".

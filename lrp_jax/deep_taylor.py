@@ -29,8 +29,8 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from lrp_jax.core.arguments import as_array, as_count, as_number, broadcasts, check_function, check_key, kind_of
+from lrp_jax.core.calling import call_model
 from lrp_jax.core.forms import divide
-from lrp_jax.core.trace import call_model
 from lrp_jax.errors import InputError, import_extra
 
 __all__ = [

@@ -31,10 +31,9 @@ from lrp_jax.core.arguments import (
     is_array_like,
     kind_of,
 )
-from lrp_jax.core.held_arrays import is_array
+from lrp_jax.core.held_arrays import is_array, name_of_path
 from lrp_jax.core.inference import Inference
 from lrp_jax.core.programs import run_compiled
-from lrp_jax.core.trace import name_of_path
 from lrp_jax.errors import InputError
 from lrp_jax.explain.models import as_pytree
 

@@ -8,8 +8,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import onnx
-from lrp_book import datasets
 
+from lrp_book import datasets
 from lrp_jax import composites, rules
 from lrp_jax.plotting import COLORMAP
 

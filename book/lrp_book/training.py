@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
 from lrp_book import models
 from lrp_book.datasets import Dataset, Split
-
 from lrp_jax.core.arguments import as_count, as_number, as_numpy, kind_of
 from lrp_jax.errors import ArrayError, CheckpointError, InputError, LRPWarning, import_extra
 

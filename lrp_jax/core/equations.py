@@ -1,8 +1,8 @@
-"""What a single equation of a jaxpr is: a call, an elementwise operation, a step, a mark."""
+"""What a single equation of a jaxpr is: a call, an elementwise operation, a mark."""
 
 import enum
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +10,6 @@ import jax
 import numpy as np
 from jax.extend import core
 
-CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-}
-
-ELEMENTWISE = frozenset(
-    """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp cos cosh digamma div eq erf erf_inv erfc
-    exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or
-    pow rem round rsqrt select_n sign sin sinh sqrt square sub tan tanh xor
-    """.split()
-)
-# They return what they are given, up to rounding.
-IDENTITIES = frozenset(
-    """
-    convert_element_type copy copy_p device_put layout_constraint name optimization_barrier pvary reduce_precision
-    reshard sharding_constraint stop_gradient
-    """.split()
-)
-# They give a number another shape, or to several devices, whose relevance adds up.
-SPREADS = frozenset("broadcast_in_dim copy copy_p expand_dims pvary reshape squeeze".split())
-# Their derivative is zero wherever there is one, so that what comes out of them alone is held.
-STEPS = frozenset("ceil floor round sign stop_gradient".split())
-
-_CHECKPOINTS = {"remat2", "checkpoint"}
-_BODIES = {"cond", "scan", "shard_map", "while"}
 _LIBRARY = Path(__file__).parents[1]
 _MARK = "lrp_jax.mark."
 
@@ -97,19 +65,9 @@ def treatment_of_call(called: core.ClosedJaxpr) -> Any:
     return first.treatment if isinstance(first, PieceName) and all(name is first for name in found) else None
 
 
-def is_checkpoint(equation: Any) -> bool:
-    """Whether the equation is a call under `jax.checkpoint`."""
-    return equation.primitive.name in _CHECKPOINTS
-
-
 def has_side_effect(equation: Any) -> bool:
     """Whether the equation does something besides its outputs, such as printing; naming an axis of a map is none."""
     return any(type(effect).__name__ != "NamedAxisEffect" for effect in equation.effects)
-
-
-def has_bodies(equation: Any) -> bool:
-    """Whether the equation is a loop, a branch or a `jax.shard_map`, which runs functions."""
-    return equation.primitive.name in _BODIES
 
 
 def run(equation: Any, *values: Any, **changed: Any) -> list[Any]:
@@ -135,27 +93,6 @@ def is_of_user(file_name: str) -> bool:
     return "site-packages" not in path.parts and not path.is_relative_to(_LIBRARY)
 
 
-def scan_sizes(equation: Any) -> tuple[int, int]:
-    """How many of a scan's operands are constants, and how many are carried; the constants come first."""
-    if "num_consts" in equation.params:
-        return equation.params["num_consts"], equation.params["num_carry"]
-    constants, carries, _ = equation.params["ft_in"].unpack()  # since JAX 0.11
-    return len(list(constants)), len(list(carries))
-
-
-def share_out(equation: Any, function: Callable[..., Any], out_specs: Any = None) -> Callable[..., Any]:
-    """Shares out the work of another function as a `jax.shard_map` does, whose operands it takes as a list."""
-    params = equation.params
-    return jax.shard_map(
-        function,
-        mesh=params["mesh"],
-        in_specs=(list(params["in_specs"]),),
-        out_specs=list(params["out_specs"]) if out_specs is None else out_specs,
-        axis_names=set(params["newly_manual_axes"]),
-        check_vma=params["check_vma"],
-    )
-
-
 def axes_named(equation: Any) -> set[str]:
     """The axes of a map or a mesh along which the equation reads what others hold."""
     found = {effect.name for effect in equation.effects if type(effect).__name__ == "NamedAxisEffect"}
@@ -168,21 +105,6 @@ def axes_named(equation: Any) -> set[str]:
 def literal_value(literal: Any) -> np.ndarray:
     """The number that stands in an equation, in its dtype."""
     return np.asarray(literal.val, literal.aval.dtype)
-
-
-def called_jaxpr(equation: Any) -> core.ClosedJaxpr | None:
-    """The program that a call runs, or None if the equation is no call."""
-    key = CALLS.get(equation.primitive.name)
-    if key is None:
-        return None
-    called = equation.params[key]
-    return called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ())
-
-
-def is_elementwise(equation: Any) -> bool:
-    """Whether every element of the output depends on the operands' elements at the same place alone."""
-    name = equation.primitive.name
-    return name in ELEMENTWISE or (name in IDENTITIES - {"pvary"} and len(equation.invars) == 1)
 
 
 def evaluate(closed: core.ClosedJaxpr, atom: Any, arguments: Sequence[Any]) -> Any:

@@ -13,21 +13,20 @@ added to it or multiplied with it.
 
 import enum
 from collections.abc import Callable, Set
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from lrp_jax.core import equations
 from lrp_jax.core.equations import Mark
-from lrp_jax.core.functions import POSITIVE, Formula, Function, Functions
+from lrp_jax.core.formulas import POSITIVE, Formula
+from lrp_jax.core.functions import Function, Functions
 from lrp_jax.core.graph import Graph, Operation
-from lrp_jax.core.softmax import MOVES
+from lrp_jax.core.primitive import Family
 from lrp_jax.errors import ModelError
 
 _WIDE = np.concatenate([-np.geomspace(1e-2, 1e4, 25)[::-1], np.geomspace(1e-2, 1e4, 25)])
 _OVERFLOW = 1e2  # a number from which exp, or what is made of it, may be infinite
-_AFFINE = frozenset("add add_any div mul neg select_n sub".split())
-_PRODUCTS = frozenset("conv_general_dilated div dot_general mul".split())
 _Values: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 
@@ -39,89 +38,136 @@ class Rank(enum.IntEnum):
     NORMALISER = 2
 
 
-def signal_of(functions: Functions, operation: Operation) -> int | None:
-    """The position of the factor that takes all relevance of a product or quotient, as the other one is held.
+class _Depends(NamedTuple):
+    """A value is as a factor what another one is; beside a norm it is a signal if the other one is no normaliser."""
 
-    Args:
+    value: int
+    divides: bool
+    is_beside_norm: bool = False
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What the values of a graph are as factors.
+
+    Attributes:
         functions: The functions of one value in the graph.
-        operation: An operation on two live values.
-
-    Returns:
-        The position; None where both get half.
+        held: Values that are held as factors in any case.
     """
-    first, second = operation.inputs
-    ranks = rank_of(functions, first), rank_of(functions, second, divides=operation.name == "div")
-    if ranks[0] == ranks[1]:
-        return None
-    return 0 if ranks[1] > ranks[0] else 1
 
+    functions: Functions
+    held: Set[int] = frozenset()
+    _known: dict[tuple[int, bool], Rank | _Depends] = field(default_factory=dict)
 
-def rank_of(functions: Functions, value: int, *, divides: bool = False) -> Rank:
-    """What a value is as a factor.
+    def signal_of(self, operation: Operation) -> int | None:
+        """The position of the factor that takes all relevance of a product or quotient, as the other one is held.
 
-    Args:
-        functions: The functions of one value in the graph.
-        value: The number of the value.
-        divides: Whether it divides, so that its reciprocal is the factor.
-    """
-    only_normaliser = False
-    known = functions.factors
-    while True:
-        if (value, divides) not in known:
-            known[value, divides] = _rank_or_next(functions, value, divides)
-        found = known[value, divides]
-        if isinstance(found, Rank):
-            return found if found is Rank.NORMALISER or not only_normaliser else Rank.SIGNAL
-        value, divides, is_beside_norm = found
-        only_normaliser |= is_beside_norm
+        Args:
+            operation: An operation on two live values.
 
+        Returns:
+            The position; None where both get half.
+        """
+        first, second, *_ = operation.inputs
+        ranks = self.rank_of(first), self.rank_of(second, divides=operation.name == "div")
+        if ranks[0] == ranks[1]:
+            return None
+        return 0 if ranks[1] > ranks[0] else 1
 
-def _rank_or_next(functions: Functions, value: int, divides: bool) -> Rank | tuple[int, bool, bool]:
-    """What a value is as a factor, or the value on which that depends.
+    def rank_of(self, value: int, *, divides: bool = False) -> Rank:
+        """What a value is as a factor; if it divides, what its reciprocal is."""
+        only_normaliser = False
+        while True:
+            if (value, divides) not in self._known:
+                self._known[value, divides] = self._rank_or_next(value, divides)
+            found = self._known[value, divides]
+            if isinstance(found, Rank):
+                return found if found is Rank.NORMALISER or not only_normaliser else Rank.SIGNAL
+            value, divides, is_beside_norm = found
+            only_normaliser |= is_beside_norm
 
-    Returns:
-        The rank; or the number of the other value, whether that divides, and whether there is a norm beside it, so that
-        the value is a normaliser if the other one is, and a signal if not.
-    """
-    graph = functions.graph
-    marked = _marked(graph, value)
-    if marked is not None:
-        return marked
-    if value in functions.held:
-        return Rank.NORMALISER
-    function = functions.whole(value)
-    marked = None if function is None else _marked_within(functions, function)
-    if marked is not None:
-        return marked
-    root = value if function is None else function.root
-    values = _values(None if function is None else function.formula, divides)
-    if _falls(values) and (graph.is_nonnegative(root) or _needs_positive(values) or _is_even(values)):
-        return Rank.NORMALISER
-    if function is not None:
+    def _rank_or_next(self, value: int, divides: bool) -> Rank | _Depends:
+        graph = self.functions.graph
+        if (marked := _marked(graph, value)) is not None:
+            return marked
+        if value in self.held:
+            return Rank.NORMALISER
+        if (function := self.functions.whole(value)) is not None:
+            return self._rank_of_function(function, divides)
+        if divides and graph.is_nonnegative(value):
+            return Rank.NORMALISER
+        before = graph.producer.get(value)
+        live = [] if before is None else graph.live_inputs(before)
+        if before is None or before.bodies or not _scales(before):
+            return Rank.SIGNAL
+        if len(live) == 2 and before.name in {"mul", "div"}:
+            beside = self._beside_norm(before)
+            return Rank.SIGNAL if beside is None else _Depends(before.inputs[beside], _divides(before, beside), True)
+        return _Depends(before.inputs[live[0]], divides != _divides(before, live[0])) if len(live) == 1 else Rank.SIGNAL
+
+    def _rank_of_function(self, function: Function, divides: bool) -> Rank | _Depends:
+        graph = self.functions.graph
+        if (marked := self._marked_within(function)) is not None:
+            return marked
+        values = _values(function.formula, divides)
+        if _falls(values) and (graph.is_nonnegative(function.root) or _needs_positive(values) or _is_even(values)):
+            return Rank.NORMALISER
         if _is_gate(values):
             return Rank.GATE
         for operation in function.operations:
             (inner,) = operation.outputs
-            behind = functions.behind(function, inner) if graph.is_nonnegative(inner) else None
+            behind = self.functions.behind(function, inner) if graph.is_nonnegative(inner) else None
             if behind is not None and _falls(_values(behind.formula, divides)):
                 return Rank.NORMALISER
-        if _is_constant(values(POSITIVE) / POSITIVE):
-            return root, divides, False  # a multiple of its root
-        return (root, not divides, False) if _is_constant(values(POSITIVE) * POSITIVE) else Rank.SIGNAL
-    before = graph.producer.get(value)
-    if before is None:
-        return Rank.SIGNAL
-    live = graph.live_inputs(before)
-    if before.name in {"mul", "div"} and len(live) == 2:
-        beside = _beside_norm(functions, before)
-        return Rank.SIGNAL if beside is None else (before.inputs[beside], beside == 1 and before.name == "div", True)
-    if len(live) != 1 or before.bodies:
-        return Rank.SIGNAL
-    if before.name == "div" and live == [1]:
-        divides = not divides
-    elif before.name not in MOVES | equations.IDENTITIES | {"mul", "div", "neg", "select_n"}:
-        return Rank.SIGNAL
-    return before.inputs[live[0]], divides, False
+        if _is_constant(values(POSITIVE) / POSITIVE):  # a multiple of its root
+            return _Depends(function.root, divides)
+        return _Depends(function.root, not divides) if _is_constant(values(POSITIVE) * POSITIVE) else Rank.SIGNAL
+
+    def _marked_within(self, function: Function) -> Rank | None:
+        """What a mark says of a value that is scaled, or to which a number is added, on the only way to a value."""
+        for operation in reversed(function.operations[:-1]):
+            (inner,) = operation.outputs
+            marked = _marked(self.functions.graph, inner)
+            behind = None if marked is None else self.functions.behind(function, inner)
+            if behind is not None and behind.formula.is_affine:
+                return marked
+        return _marked(self.functions.graph, function.root) if function.formula.is_affine else None
+
+    def _beside_norm(self, operation: Operation) -> int | None:
+        """Which factor makes a product a normaliser if it is one, as the mean of norms does that divides one.
+
+        Returns:
+            Its position; None if neither is beside a norm.
+        """
+        first, second = operation.inputs
+        if operation.name == "mul" and self._is_norm(second) and self.rank_of(second) is not Rank.NORMALISER:
+            return 0
+        return 1 if self._is_norm(first) else None
+
+    def _is_norm(self, value: int) -> bool:
+        """Whether a value is a sum, mean or maximum of squares or absolute values, or a root of it."""
+        graph = self.functions.graph
+        while graph.is_nonnegative(value):
+            operation = graph.producer.get(self.functions.root(value))
+            if operation is None:
+                return False
+            if operation.name in {"reduce_sum", "reduce_max"}:
+                whole = self.functions.whole(operation.inputs[0])
+                return whole is not None and _is_even(whole.formula)
+            live = graph.live_inputs(operation)
+            if not operation.family & Family.UNCHANGED or len(live) != 1:
+                return False
+            value = operation.inputs[live[0]]
+        return False
+
+
+def _scales(operation: Operation) -> bool:
+    """Whether an operation moves values, scales them or selects among them."""
+    return bool(operation.family & Family.UNCHANGED) or operation.name in {"mul", "div", "neg", "select_n"}
+
+
+def _divides(operation: Operation, position: int) -> bool:
+    return operation.name == "div" and position == 1
 
 
 def check_marks(graph: Graph, said_outside: Set[int] = frozenset()) -> None:
@@ -144,8 +190,7 @@ def check_marks(graph: Graph, said_outside: Set[int] = frozenset()) -> None:
             )
     for operation in loops:
         for body in operation.bodies:
-            operands = operation.inputs[len(operation.inputs) - len(body.inputs) :]
-            pairs = zip(body.inputs, operands, strict=True)
+            pairs = zip(body.inputs, operation.operands, strict=True)
             check_marks(body, {inner for inner, outer in pairs if outer in graph.marks})
 
 
@@ -158,11 +203,12 @@ def _is_factor(graph: Graph, value: int) -> bool:
         if value in seen:
             continue
         seen.add(value)
-        for operation in graph.readers.get(value, []):
+        for operation in graph.users.get(value, []):
             number = len(graph.live_inputs(operation))
-            if (operation.name in _PRODUCTS and number == 2) or operation.bodies:
+            if (Family.PRODUCT in operation.family and number == 2) or operation.bodies:
                 return True
-            if operation.name in MOVES | equations.IDENTITIES or (operation.name in _AFFINE and number == 1):
+            is_affine = Family.AFFINE in operation.family or operation.name == "select_n"
+            if operation.family & Family.UNCHANGED or (is_affine and number == 1):
                 waiting.extend(operation.outputs)
         if value in graph.outputs and graph.is_inner:
             return True
@@ -175,24 +221,12 @@ def _marked(graph: Graph, value: int) -> Rank | None:
     return Rank.SIGNAL if Mark.SIGNAL in marks else Rank.GATE if Mark.GATE in marks else None
 
 
-def _marked_within(functions: Functions, function: Function) -> Rank | None:
-    """What a mark says of a value that is scaled, or to which a number is added, on the only way to a value."""
-    for operation in reversed(function.operations[:-1]):
-        (inner,) = operation.outputs
-        marked = _marked(functions.graph, inner)
-        behind = None if marked is None else functions.behind(function, inner)
-        if behind is not None and behind.formula.is_affine:
-            return marked
-    return _marked(functions.graph, function.root) if function.formula.is_affine else None
-
-
-def _values(formula: Formula | None, divides: bool) -> _Values:
-    def values(u: np.ndarray) -> np.ndarray:
-        found = u if formula is None else formula(u)
+def _values(formula: Formula, divides: bool) -> _Values:
+    def reciprocal(u: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
-            return 1 / found if divides else found
+            return 1 / formula(u)
 
-    return values
+    return reciprocal if divides else formula
 
 
 def _falls(values: _Values) -> bool:
@@ -226,33 +260,3 @@ def _is_gate(values: _Values) -> bool:
     size = found.max()
     is_level = abs(found[0] - found[5]) <= 1e-6 * size and abs(found[-1] - found[-6]) <= 1e-6 * size
     return bool(is_level and at_zero > 1e-6 * size and np.ptp(found) > 1e-6 * size)
-
-
-def _beside_norm(functions: Functions, operation: Operation) -> int | None:
-    """Which factor makes a product or quotient a normaliser if it is one, as the mean of norms does that divides one.
-
-    Returns:
-        Its position; None if neither is beside a norm.
-    """
-    first, second = operation.inputs
-    may_be_first = (
-        operation.name == "mul" and _is_norm(functions, second) and rank_of(functions, second) is not Rank.NORMALISER
-    )
-    return 0 if may_be_first else 1 if _is_norm(functions, first) else None
-
-
-def _is_norm(functions: Functions, value: int) -> bool:
-    """Whether a value is a sum, mean or maximum of squares or absolute values, or a root of it."""
-    graph: Graph = functions.graph
-    while graph.is_nonnegative(value):
-        operation = graph.producer.get(functions.root(value))
-        if operation is None:
-            return False
-        if operation.name in {"reduce_sum", "reduce_max"}:
-            whole = functions.whole(operation.inputs[0])
-            return whole is not None and _is_even(_values(whole.formula, False))
-        live = graph.live_inputs(operation)
-        if operation.name not in MOVES or len(live) != 1:
-            return False
-        value = operation.inputs[live[0]]
-    return False

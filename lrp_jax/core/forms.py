@@ -75,7 +75,7 @@ _relevance_to_ratio.defvjp(lambda value: (value, value), lambda value, relevance
 
 
 @jax.custom_jvp
-def begin(explained: Sequence[jax.Array], others: Sequence[jax.Array]) -> list[jax.Array]:
+def guard(explained: Sequence[jax.Array], others: Sequence[jax.Array]) -> list[jax.Array]:
     """Returns the explained arguments, and sees to it that nothing is differentiated but these, and only backwards.
 
     Raises:
@@ -84,8 +84,8 @@ def begin(explained: Sequence[jax.Array], others: Sequence[jax.Array]) -> list[j
     return list(explained)
 
 
-@functools.partial(begin.defjvp, symbolic_zeros=True)
-def _begin_jvp(primals: Any, tangents: Any) -> tuple[list[jax.Array], list[Any]]:
+@functools.partial(guard.defjvp, symbolic_zeros=True)
+def _guard_jvp(primals: Any, tangents: Any) -> tuple[list[jax.Array], list[Any]]:
     (explained, _), (directions, others) = primals, tangents
     if not all(isinstance(other, SymbolicZero) for other in others):
         raise InputError(

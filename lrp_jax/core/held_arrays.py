@@ -8,10 +8,11 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import operator
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -73,14 +74,20 @@ def is_array(value: Any) -> bool:
 
 def names_of(holder: Any, arrays: Sequence[Any]) -> list[str]:
     """The paths of arrays in what holds them; empty where an array is not found."""
-    wanted = set(map(id, arrays))
+    found = _search(holder, arrays, operator.is_)
+    return [found.get(i, "") for i in range(len(arrays))]
+
+
+def _search(holder: Any, wanted: Sequence[Any], is_same: Callable[[Any, Any], bool]) -> dict[int, str]:
+    """The paths of what is found of some arrays in what holds them, by position."""
     found: dict[int, str] = {}
     held = arrays_of(holder)
     while len(found) < len(wanted) and (next_one := next(held, None)) is not None:
         path, array = next_one
-        if id(array) in wanted:
-            found[id(array)] = path
-    return [found.get(id(array), "") for array in arrays]
+        for i, one in enumerate(wanted):
+            if i not in found and is_same(one, array):
+                found[i] = path
+    return found
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -92,6 +99,11 @@ def name_of_parameter(name: str) -> str:
     name = re.sub(r"\.(_?value|_?raw_value)$", "", name)
     name = re.sub(r"(^|\.)(?:_parent_ref|scope)\._variables\.(?:params\.)?", r"\1", name)
     return re.sub(r"^(\d+\.)*_?params\.", "", name)
+
+
+def name_of_path(path: Sequence[Any]) -> str:
+    """The path of a parameter in a pytree as a name."""
+    return name_of_parameter(jax.tree_util.keystr(tuple(path), simple=True, separator="."))
 
 
 _Parts = Iterator[tuple[tuple[Any, ...], Any]]
@@ -213,14 +225,8 @@ def find(holder: Any, constants: Sequence[Any]) -> list[tuple[str, bool]]:
         >>> find(model, jax.make_jaxpr(model)(np.ones((1, 2))).consts)
         [('low.w', True), ('', False)]
     """
-    found: dict[int, tuple[str, bool]] = {}
-    held = arrays_of(holder)
-    while len(found) < len(constants) and (next_one := next(held, None)) is not None:
-        path, array = next_one
-        for i, constant in enumerate(constants):
-            if i not in found and (constant is array or _is_copy(constant, array)):
-                found[i] = path, True
-    return [found.get(i, ("", isinstance(constant, jax.Array))) for i, constant in enumerate(constants)]
+    found = _search(holder, constants, lambda constant, array: constant is array or _is_copy(constant, array))
+    return [(found.get(i, ""), i in found or isinstance(constant, jax.Array)) for i, constant in enumerate(constants)]
 
 
 def _is_copy(constant: Any, array: Any) -> bool:

@@ -1,82 +1,18 @@
 """Layers: a linear operation with one live operand, and the constant affine operations that follow it."""
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from lrp_jax.core import equations
 from lrp_jax.core.equations import Mark
-from lrp_jax.core.fast import is_depthwise, shifted_products, transposed_products
 from lrp_jax.core.graph import Graph, Operation, Status
+from lrp_jax.core.kinds import KINDS, Kind
+from lrp_jax.core.linear_maps import LinearMap
+from lrp_jax.core.primitive import Family
 from lrp_jax.errors import ModelError
-
-_KINDS = {"dot_general": "dense", "conv_general_dilated": "conv"}
-_AFFINE = {"add", "add_any", "sub", "mul", "div", "neg"}
-_MOVES = {"reshape", "transpose", "squeeze", "expand_dims", "slice", "rev"} | (equations.IDENTITIES - {"stop_gradient"})
-_LOST = 1e-3  # a difference this small beside what it is taken from has lost three digits
-
-
-def positive(a: jax.Array) -> jax.Array:
-    """a+ = max(a, 0)."""
-    return jnp.maximum(a, 0)
-
-
-def negative(a: jax.Array) -> jax.Array:
-    """a- = min(a, 0)."""
-    return jnp.minimum(a, 0)
-
-
-def product(equation: Any, *operands: jax.Array, precision: Any = None) -> jax.Array:
-    """Applies a linear operation; on a CPU, where XLA is slow at them, depthwise convolutions in another way.
-
-    Args:
-        equation: The operation.
-        operands: Its operands.
-        precision: The dtype of the output; the operation's own if None.
-
-    Returns:
-        Its output, up to rounding.
-    """
-    changed = {} if precision is None else {"preferred_element_type": precision}
-
-    def plainly(*operands: jax.Array) -> jax.Array:
-        return equations.run(equation, *operands, **changed)[0]
-
-    if not is_depthwise(equation, *operands):
-        return plainly(*operands)
-    as_products = functools.partial(shifted_products, params=equation.params | changed)
-    return lax.platform_dependent(*operands, cpu=as_products, default=plainly)
-
-
-def transposed_product(equation: Any, position: int, x: jax.Array, w: jax.Array, s: jax.Array) -> jax.Array:
-    """Applies the transpose of a linear operation, in the same ways as `product`.
-
-    Args:
-        equation: The operation.
-        position: Which of its operands is x.
-        x: The operand with regard to which it is transposed.
-        w: The other operand.
-        s: What arrives at the output, in the dtype in which the operation is to run.
-
-    Returns:
-        Array of the shape of `x`.
-    """
-
-    def plainly(w: jax.Array, s: jax.Array) -> jax.Array:
-        def linear(x: jax.Array) -> jax.Array:
-            return equations.run(equation, *([w, x] if position else [x, w]), preferred_element_type=s.dtype)[0]
-
-        return jax.linear_transpose(linear, x)(s)[0]
-
-    if position or not is_depthwise(equation, x, w):
-        return plainly(w, s)
-    params = equation.params | {"preferred_element_type": s.dtype}
-    return lax.platform_dependent(w, s, cpu=lambda w, s: transposed_products(s, w, params, x.shape), default=plainly)
 
 
 @dataclass(frozen=True)
@@ -88,7 +24,7 @@ class Layer:
     Attributes:
         name: The path of its weight in the model or among the arguments, without the weight's own name, such as
             "blocks.0.conv"; the module path that the program carries, or a number, where the weight has none.
-        kind: "dense" (a `dot_general`) or "conv" (a `conv_general_dilated`).
+        kind: "dense" (a `dot_general`), "conv" (a `conv_general_dilated`) or "ragged" (a `ragged_dot_general`).
         index: Its position among the layers, from 0, in the order in which the function runs them.
         count: How many layers there are.
         reads_input: Whether it reads the explained input without another layer in between.
@@ -118,180 +54,52 @@ class Layer:
     nonnegative: bool = False
     rectified: bool = False
 
-    def linearize(self, x: jax.Array, constants: Sequence[jax.Array], z: jax.Array) -> "LinearMap":
+    @property
+    def product(self) -> Kind:
+        """The linear operation."""
+        head = self.operations[0]
+        return KINDS[head.name](head.equation, head.inputs.index(self.input))
+
+    def linearize(self, x: jax.Array, constants: Sequence[jax.Array], z: jax.Array) -> LinearMap:
         """The layer at one input as z = lin(x, w) + b, the affine operations folded into w and b.
 
         It is in single precision at least: denominators of half precision would be too coarse.
         """
-        output = z
         precision = jnp.promote_types(z.dtype, jnp.float32)
         is_coarse = z.dtype != precision
-        x, z, *constants = (array.astype(precision) for array in (x, z, *constants))
-        values = dict(zip(self.constants, constants, strict=True))
+        x, z = x.astype(precision), z.astype(precision)
         head, *tail = self.operations
-        scale, shift = jnp.ones((), z.dtype), jnp.zeros((), z.dtype)
-        axes = _identity(head)
-        structure: list[Operation] = []
-        for operation in tail:
-            if operation.name in equations.IDENTITIES:
-                continue
-            constant = next((values[i] for i in operation.inputs if i in values), shift)
-            match operation.name:
-                case "add" | "add_any":
-                    shift = shift + constant
-                case "sub" if operation.inputs[0] in values:
-                    scale, shift = -scale, constant - shift
-                case "sub":
-                    shift = shift - constant
-                case "mul":
-                    scale, shift = scale * _to_head(constant, axes, head), shift * constant
-                case "div":
-                    scale, shift = scale / _to_head(constant, axes, head), shift / constant
-                case "neg":
-                    scale, shift = -scale, -shift
-                case _:
-                    structure.append(operation)
-                    shift = _through(operation, shift)
-                    axes = _axes_after(axes, operation)
+        values = {
+            value: array if value in head.inputs[2:] else array.astype(precision)
+            for value, array in zip(self.constants, constants, strict=True)
+        }
+        w, *others = (values[value] for value in head.inputs if value != self.input)
+        factor, b = self._folded(values, z) if tail else (1.0, jnp.zeros((), precision))
+        moves = tuple(operation for operation in tail if not operation.family & (Family.AFFINE | Family.IDENTITY))
+        linear = LinearMap(x, w * factor, b, z, self.product, tuple(others), moves, self.nonnegative, self.rectified)
+        return replace(linear, z=linear.linear(x, linear.w) + b) if is_coarse else linear
 
-        def reshape(out: jax.Array) -> jax.Array:
-            for operation in structure:
-                (out,) = operation.run(out)
-            return out
-
-        def linear(x: jax.Array, w: jax.Array) -> jax.Array:
-            operands = (x if i == self.input else w for i in head.inputs)
-            return reshape(product(head.equation, *operands, precision=precision))
-
+    def _folded(self, values: Mapping[int, jax.Array], z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the affine operations multiply the weight with, and what they add to the output."""
+        head, *tail = self.operations
+        factor = jnp.ones((), z.dtype)
         # Made like another array, zeros vary within `jax.shard_map` along the same axes as it does.
-        def unshape(out: jax.Array) -> jax.Array:
-            unshaped = jnp.zeros_like(out, shape=head.equation.outvars[0].aval.shape)
-            return jax.linear_transpose(reshape, unshaped)(out)[0]
-
-        def transpose(w: jax.Array, s: jax.Array) -> jax.Array:
-            position = head.inputs.index(self.input)
-            return transposed_product(head.equation, position, x, w, unshape(s.astype(z.dtype)))
-
-        def root_mean_square(z: jax.Array) -> jax.Array:
-            features = _feature_axes(head, self.constants[0])
-            if not structure:
-                return jnp.sqrt((z**2).mean(features, keepdims=True))
-            unshaped = unshape(jnp.broadcast_to(z, output.shape))
-            mean = jnp.sqrt((unshaped**2).mean(features, keepdims=True))
-            return reshape(jnp.broadcast_to(mean, unshaped.shape))
-
-        def aligned(relevance: jax.Array) -> jax.Array:
-            return jnp.transpose(unshape(relevance), _output_axes(head, self.input))
-
-        samples = () if structure else _sample_axes(head, self.input)
-
-        def filled(value: Any) -> jax.Array:
-            shape = tuple(1 if axis in samples else size for axis, size in enumerate(x.shape))
-            return jnp.zeros_like(x, shape=shape) + jnp.asarray(value, x.dtype)
-
-        w = values[self.constants[0]]
-        w = w * _along_weight(head, self.constants[0], scale).astype(w.dtype)
-        if is_coarse:
-            z = linear(x, w) + shift
-        return LinearMap(
-            x, w, shift, z, linear, transpose, filled, root_mean_square, aligned, self.nonnegative, self.rectified
-        )
-
-
-@dataclass(frozen=True)
-class LinearMap:
-    """What a rule sees of a layer: z = lin(x, w) + b at one input.
-
-    Attributes:
-        x: The input of the layer.
-        w: Its weight, with everything folded in that scales the output.
-        b: Its bias, of a shape that broadcasts to `z`; zero where there is none.
-        z: Its output.
-        linear: The map lin(x, w), linear in x and in w.
-        transpose: The transpose of x -> lin(x, w), applied to s of the shape of `z`, as transpose(w, s): for a dense
-            layer, s times the transpose of w.
-        filled: Maps a value that broadcasts to x (a number, or one for each channel or pixel) to an input that holds
-            it everywhere, with a single sample where all would be the same: what follows from it is computed once.
-        root_mean_square: Maps an output z, or a denominator in its place, to its root mean square over each sample's
-            features, of a shape that broadcasts to z.
-        aligned: Brings an array in the shape of z into the order of x's dimensions.
-        nonnegative: Whether x is known to be non-negative.
-        rectified: Whether z is known to be read through a relu alone, so that no relevance arrives where z <= 0.
-    """
-
-    x: jax.Array
-    w: jax.Array
-    b: jax.Array
-    z: jax.Array
-    linear: Callable[[jax.Array, jax.Array], jax.Array]
-    transpose: Callable[[jax.Array, jax.Array], jax.Array]
-    filled: Callable[[Any], jax.Array]
-    root_mean_square: Callable[[jax.Array], jax.Array]
-    aligned: Callable[[jax.Array], jax.Array]
-    nonnegative: bool = False
-    rectified: bool = False
-
-    @functools.cached_property
-    def x_positive(self) -> jax.Array:
-        """x+ = max(x, 0)."""
-        return self.x if self.nonnegative else positive(self.x)
-
-    @functools.cached_property
-    def x_negative(self) -> jax.Array | None:
-        """x- = min(x, 0); None where x is known to be non-negative."""
-        return None if self.nonnegative else negative(self.x)
-
-    @functools.cached_property
-    def z_positive(self) -> jax.Array:
-        """The sum of the positive contributions, lin(x+, w+) + lin(x-, w-) + b+.
-
-        Where x has both signs, it is a difference, in which rounding of the negative contributions remains. That does
-        no harm where it is added to a z > 0; where it stands alone, take `z_positive_alone`.
-        """
-        if self.nonnegative:
-            return self.linear(self.x, positive(self.w)) + positive(self.b)
-        # All contributions and their absolute values add up to twice the positive ones: one product instead of two.
-        total = self.z + self.linear(jnp.abs(self.x), jnp.abs(self.w)) + jnp.abs(self.b)
-        return jnp.maximum(total / 2, 0)
-
-    @functools.cached_property
-    def z_negative(self) -> jax.Array:
-        """The sum of the negative contributions, lin(x+, w-) + lin(x-, w+) + b-: what the positive ones leave of z.
-
-        As a difference it is precise beside a z < 0; where it stands alone, take `z_negative_alone`.
-        """
-        return negative(self.z - self.z_positive)
-
-    @functools.cached_property
-    def z_positive_alone(self) -> jax.Array:
-        """`z_positive`, precise even where the negative contributions are far larger."""
-        if self.nonnegative:
-            return self.z_positive
-        exact = functools.partial(self._sum, self.x_positive, self.x_negative, positive, negative)
-        return self._unless_lost(self.z_positive, self.z - self.z_positive, exact)
-
-    @functools.cached_property
-    def z_negative_alone(self) -> jax.Array:
-        """`z_negative`, precise even where the positive contributions are far larger."""
-        exact = functools.partial(self._sum, self.x_positive, self.x_negative, negative, positive)
-        return self._unless_lost(self.z_negative, self.z_positive, exact)
-
-    def _sum(self, xp: jax.Array, xn: jax.Array | None, part: Callable, opposite: Callable) -> jax.Array:
-        """The contributions of one sign, added up by products of their own."""
-        total = self.linear(xp, part(self.w)) + part(self.b)
-        return total if xn is None else total + self.linear(xn, opposite(self.w))
-
-    def _unless_lost(self, difference: jax.Array, other: jax.Array, exact: Callable[[], jax.Array]) -> jax.Array:
-        """The difference; where the other sum is so large that too little is left of it, the exact sum."""
-        is_lost = jnp.abs(difference) < _LOST * jnp.abs(other)
-        if self.rectified:
-            is_lost &= self.z > 0
-        return replace_where(is_lost, difference, exact)
-
-
-def replace_where(mask: jax.Array, values: jax.Array, make: Callable[[], jax.Array]) -> jax.Array:
-    """The values, replaced where the mask holds; the replacement is computed only if it holds anywhere."""
-    return lax.cond(mask.any(), lambda: jnp.where(mask, make().astype(values.dtype), values), lambda: values)
+        known = {**values, head.outputs[0]: jnp.zeros_like(z, shape=head.equation.outvars[0].aval.shape)}
+        axes = _identity(head)
+        for operation in tail:
+            operands = [known[value] for value in operation.inputs]
+            match operation.name, *(value in values for value in operation.inputs):
+                case "mul", is_first, _:
+                    factor = factor * _along_weight(operands[not is_first], axes, self.product)
+                case "div", _, _:
+                    factor = factor / _along_weight(operands[1], axes, self.product)
+                case ("neg", _) | ("sub", True, _):
+                    factor = -factor
+                case _:
+                    axes = _axes_after(axes, operation)
+            is_same = Family.IDENTITY in operation.family
+            known[operation.outputs[0]] = operands[0] if is_same else operation.run(*operands)[0]
+        return factor, known[self.output]
 
 
 def find_layers(graph: Graph) -> list[Layer]:
@@ -308,16 +116,17 @@ def find_layers(graph: Graph) -> list[Layer]:
     layers: list[Layer] = []
     taken: set[str] = set()
     for index, (inner, head, weight, reads_input) in enumerate(found):
-        (x,) = (i for i in head.inputs if i != weight)
+        x, *others = (value for value in head.inputs if value != weight)
         (output,) = head.outputs
-        name = inner.name_of(weight).rpartition(".")[0] or head.module or f"{_KINDS[head.name]}_{index}"
+        kind = KINDS[head.name].name
+        name = inner.name_of(weight).rpartition(".")[0] or head.module or f"{kind}_{index}"
         while name in taken:
             name += "'"
         taken.add(name)
         layers.append(
             Layer(
                 name=name,
-                kind=_KINDS[head.name],
+                kind=kind,
                 index=index,
                 count=len(found),
                 reads_input=reads_input,
@@ -326,7 +135,7 @@ def find_layers(graph: Graph) -> list[Layer]:
                 output_shape=inner.shapes[output].shape,
                 operations=(head,),
                 input=x,
-                constants=(weight,),
+                constants=(weight, *others),
                 output=output,
                 nonnegative=inner.is_nonnegative(x),
             )
@@ -339,8 +148,18 @@ def linear_operations_without_parameter(graph: Graph) -> list[Operation]:
     return [
         operation
         for inner, operation in graph.all_operations()
-        if _constant_of(inner, operation) is not None and _weight_of(inner, operation, _overruled(inner)) is None
+        if constant_factor(inner, operation) is not None and _weight_of(inner, operation, _overruled(inner)) is None
     ]
+
+
+def constant_factor(graph: Graph, operation: Operation) -> int | None:
+    """The constant of a linear operation, which may be its weight; None of what is no such operation."""
+    live = graph.live_inputs(operation)
+    kind = KINDS.get(operation.name)
+    if kind is None or len(live) != 1 or not kind(operation.equation, live[0]).is_linear:
+        return None
+    constant = operation.inputs[1 - live[0]]
+    return constant if graph.is_constant(constant) else None
 
 
 def marked_as_none(graph: Graph) -> frozenset[int]:
@@ -373,11 +192,11 @@ def _overruled(graph: Graph) -> dict[int, Mark]:
 def linear_operation_behind(graph: Graph, value: int) -> Operation | None:
     """The linear operation that a value is the output of, also with a bias, a scale or moves behind it."""
     while (operation := graph.producer.get(value)) is not None:
-        if _constant_of(graph, operation) is not None:
+        if constant_factor(graph, operation) is not None:
             return operation
         live = graph.live_inputs(operation)
         others = [i for i in operation.inputs if not graph.is_live(i)]
-        is_passed = operation.name in _AFFINE | _MOVES or operation.name == "broadcast_in_dim"
+        is_passed = Family.AFFINE in operation.family or _is_move(operation)
         if len(live) != 1 or not is_passed or any(graph.status[i] is not Status.CONSTANT for i in others):
             return None
         value = operation.inputs[live[0]]
@@ -409,19 +228,11 @@ def _find_heads(graph: Graph, near: set[int]) -> Iterator[tuple[Graph, Operation
             near.update(operation.outputs)
 
 
-def _constant_of(graph: Graph, operation: Operation) -> int | None:
-    live = graph.live_inputs(operation)
-    if operation.name not in _KINDS or len(live) != 1:
-        return None
-    constant = operation.inputs[1 - live[0]]
-    return constant if graph.status[constant] is Status.CONSTANT else None
-
-
 def _weight_of(graph: Graph, operation: Operation, overruled: Mapping[int, Mark]) -> int | None:
     mark = overruled.get(id(operation))
     if mark is Mark.LAYER:
-        return _constant_of(graph, operation)
-    weight = None if operation.is_of_target or mark is Mark.NO_LAYER else _constant_of(graph, operation)
+        return constant_factor(graph, operation)
+    weight = None if operation.is_of_target or mark is Mark.NO_LAYER else constant_factor(graph, operation)
     return weight if weight in graph.parameters else None
 
 
@@ -470,12 +281,11 @@ def find_tails(graph: Graph, layers: Mapping[int, Layer]) -> dict[int, Tail]:
         shapes = graph.shapes[before], graph.shapes[output]
         if not all(jnp.issubdtype(shape.dtype, jnp.floating) for shape in shapes):
             continue
-        is_move = operation.name in _MOVES or (
-            operation.name == "broadcast_in_dim" and shapes[0].size == shapes[1].size
-        )
+        is_spread = operation.name == "broadcast_in_dim" and shapes[0].size != shapes[1].size
+        is_move = _is_move(operation) and not is_spread
         if is_move and graph.is_live(output):
             tails[output] = replace(tail, moves=(*tail.moves, operation), axes=_axes_after(tail.axes, operation))
-        elif operation.name in _AFFINE and shapes[0].shape == shapes[1].shape:
+        elif Family.AFFINE in operation.family and shapes[0].shape == shapes[1].shape:
             if operation.name in {"mul", "div"} and not _folds(graph, tail, operation, others):
                 continue
             operations = (*tail.layer.operations, *tail.moves, operation)
@@ -493,7 +303,7 @@ def _axes_after(axes: _Axes, operation: Operation) -> _Axes:
     """Follows the dimensions of a linear operation's output through a move."""
     name, params = operation.name, operation.equation.params
     before, after = operation.equation.invars[0].aval.shape, operation.equation.outvars[0].aval.shape
-    if name in equations.IDENTITIES:
+    if operation.family & (Family.AFFINE | Family.IDENTITY):
         return axes
     if name == "rev":
         return [~axis if i in params["dimensions"] and axis is not None else axis for i, axis in enumerate(axes)]
@@ -509,103 +319,35 @@ def _axes_after(axes: _Axes, operation: Operation) -> _Axes:
     return [axes[i] if i < len(before) and before[: i + 1] == after[: i + 1] else None for i in range(len(after))]
 
 
+def _is_move(operation: Operation) -> bool:
+    """Whether an operation moves elements of one value, each to one place, or to several by a broadcast."""
+    is_unchanged = operation.family & (Family.REARRANGEMENT | Family.IDENTITY) and Family.STEP not in operation.family
+    return bool(is_unchanged) or operation.name == "slice"
+
+
 def _folds(graph: Graph, tail: Tail, operation: Operation, others: Sequence[int]) -> bool:
     """Whether a factor can be moved into the weight: it varies along output features alone."""
     if operation.name == "div" and operation.inputs[0] in others:
         return False
     shape = graph.shapes[others[0]].shape
-    head, weight = tail.layer.operations[0], tail.layer.constants[0]
-    features = _weight_axes(head, weight)
-    offset = len(tail.axes) - len(shape)
-    axes = [None if axis is None else max(axis, ~axis) for axis in tail.axes]
-    return all(size == 1 or axes[offset + i] in features for i, size in enumerate(shape))
+    features = tail.layer.product.weight_axes
+    places = tail.axes[len(tail.axes) - len(shape) :]
+    return all(size == 1 or _unreversed(place) in features for place, size in zip(places, shape, strict=True))
 
 
-def _weight_axes(head: Operation, weight: int) -> dict[int, int]:
-    """For each dimension of the linear operation's output that the weight brings, the weight's dimension."""
-    params = head.equation.params
-    is_right = head.inputs[1] == weight
-    if head.name == "conv_general_dilated":
-        numbers = params["dimension_numbers"]
-        return {numbers.out_spec[1]: numbers.rhs_spec[0]} if is_right else {}
-    contracted, batch = params["dimension_numbers"]
-    ranks = [variable.aval.ndim for variable in head.equation.invars]
-    free = [[d for d in range(ranks[side]) if d not in contracted[side] and d not in batch[side]] for side in (0, 1)]
-    start = len(batch[0]) + (len(free[0]) if is_right else 0)
-    axes = dict(enumerate(batch[is_right]))
-    axes.update({start + i: dimension for i, dimension in enumerate(free[is_right])})
-    return axes
+def _unreversed(axis: int | None) -> int | None:
+    return None if axis is None else max(axis, ~axis)
 
 
-def _feature_axes(head: Operation, weight: int) -> tuple[int, ...]:
-    """The dimensions of the linear operation's output that belong to one sample."""
-    if head.name == "conv_general_dilated":
-        batch = head.equation.params["dimension_numbers"].out_spec[0]
-        return tuple(axis for axis in range(head.equation.outvars[0].aval.ndim) if axis != batch)
-    return tuple(_weight_axes(head, weight))
-
-
-def _sample_axes(head: Operation, x: int) -> tuple[int, ...]:
-    """The dimensions of the input that a linear operation takes to its output one by one."""
-    params = head.equation.params
-    if head.name == "conv_general_dilated":
-        is_image = head.inputs[0] == x and params["batch_group_count"] == 1
-        return (params["dimension_numbers"].lhs_spec[0],) if is_image else ()
-    side = head.inputs.index(x)
-    contracted, batch = (dimensions[side] for dimensions in params["dimension_numbers"])
-    return tuple(axis for axis in range(head.equation.invars[side].aval.ndim) if axis not in (*contracted, *batch))
-
-
-def _output_axes(head: Operation, x: int) -> list[int]:
-    """The dimensions of a linear operation's output in the order of the input's: samples, and features for features."""
-    params = head.equation.params
-    if head.name == "conv_general_dilated":
-        numbers = params["dimension_numbers"]
-        return [numbers.out_spec[numbers.lhs_spec.index(axis)] for axis in range(len(numbers.lhs_spec))]
-    side = head.inputs.index(x)
-    contracted, batch = (dimensions[side] for dimensions in params["dimension_numbers"])
-    samples = _sample_axes(head, x)
-    rank = head.equation.outvars[0].aval.ndim
-    features = rank - len(batch) - len(samples)
-    start = len(batch) + side * features
-    place = {axis: i for i, axis in enumerate(batch)} | {axis: start + i for i, axis in enumerate(samples)}
-    others = [i for i in range(rank) if i not in place.values()]
-    place.update(zip(contracted, others, strict=False))
-    ordered = [place[axis] for axis in sorted(place)]
-    return ordered if len(ordered) == rank else list(range(rank))
-
-
-def _along_weight(head: Operation, weight: int, scale: jax.Array) -> jax.Array:
-    """Brings a factor of the linear operation's output into the shape in which it multiplies the weight."""
-    if scale.size == 1:
-        return scale.reshape(())
-    axes = _weight_axes(head, weight)
-    varying = sorted((axes[out], out) for out, size in enumerate(scale.shape) if size > 1)
-    shape = [1] * head.equation.invars[head.inputs.index(weight)].aval.ndim
-    for dimension, out in varying:
-        shape[dimension] = scale.shape[out]
-    squeezed = scale.reshape([size for size in scale.shape if size > 1])
-    rank = {out: i for i, out in enumerate(sorted(out for _, out in varying))}
-    return jnp.transpose(squeezed, [rank[out] for _, out in varying]).reshape(shape)
-
-
-def _to_head(constant: jax.Array, axes: _Axes, head: Operation) -> jax.Array:
-    """Brings a factor into the order of the linear operation's output."""
-    if constant.size == 1:
-        return constant.reshape(())
-    places = axes[len(axes) - constant.ndim :]
-    constant = jnp.flip(constant, [i for i, axis in enumerate(places) if axis is not None and axis < 0])
-    places = [None if axis is None else max(axis, ~axis) for axis in places]
-    varying = [(axis, i) for i, axis in enumerate(places) if constant.shape[i] > 1 and axis is not None]
-    squeezed = constant.reshape([constant.shape[i] for _, i in varying])
-    shape = [1] * head.equation.outvars[0].aval.ndim
-    for axis, i in varying:
-        shape[axis] = constant.shape[i]
-    return jnp.transpose(squeezed, [varying.index(pair) for pair in sorted(varying)]).reshape(shape)
-
-
-def _through(operation: Operation, shift: jax.Array) -> jax.Array:
-    if shift.ndim == 0:
-        return shift
-    variable = operation.equation.invars[0]
-    return operation.run(jnp.broadcast_to(shift, variable.aval.shape))[0]
+def _along_weight(factor: jax.Array, axes: _Axes, product: Kind) -> jax.Array:
+    """Brings a factor of a layer's output to the dimensions of the weight along which it varies."""
+    if factor.size == 1:
+        return factor.reshape(())
+    places = axes[len(axes) - factor.ndim :]
+    varying = {i: axis for i, axis in enumerate(places) if factor.shape[i] > 1 and axis is not None}
+    factor = jnp.flip(factor, [i for i, axis in varying.items() if axis < 0])
+    along = {product.weight_axes[max(axis, ~axis)]: i for i, axis in varying.items()}
+    order = [along[axis] for axis in sorted(along)]
+    moved = jnp.transpose(factor, (*(i for i in range(factor.ndim) if i not in varying), *order))
+    rank = product.equation.invars[1 - product.side].aval.ndim
+    return moved.reshape([factor.shape[along[axis]] if axis in along else 1 for axis in range(rank)])

@@ -44,33 +44,29 @@ class Maximum:
     give: Callable[[Params, Collection[int], Sequence[Any], jax.Array, jax.Array], Sequence[jax.Array]]
 
 
-def winners(name: str, params: Params, live: Collection[int], operands: Sequence[jax.Array]) -> jax.Array:
+def winners(maximum: Maximum, params: Params, live: Collection[int], operands: Sequence[jax.Array]) -> jax.Array:
     """Decides which element of which operand each output of a maximum or minimum is.
 
     Args:
-        name: The name of a primitive in `MAXIMA`.
-        params: Its parameters.
+        maximum: How, at its primitive.
+        params: The parameters of the operation.
         live: The positions of the operands through which relevance flows.
         operands: All operands.
 
     Returns:
         Integers that are meant for `to_winners`.
 
-    Raises:
-        KeyError: If the primitive is not in `MAXIMA`.
-
     Example:
-        >>> winners("reduce_max", {"axes": (1,)}, {0}, [jnp.array([[1.0, 3.0, 3.0], [2.0, 2.0, 0.0]])]).tolist()
+        >>> winners(along_axes(lax.gt), {"axes": (1,)}, {0}, [jnp.array([[1.0, 3.0, 3.0], [2.0, 2.0, 0.0]])]).tolist()
         [1, 0]
     """
-    decide = MAXIMA[name].decide
     if any(math.prod(operand.shape) == 0 for operand in operands):
         return jnp.zeros((), jnp.uint8)  # nobody is there to win
-    return decide(params, live, [lax.stop_gradient(operand) for operand in operands])
+    return maximum.decide(params, live, [lax.stop_gradient(operand) for operand in operands])
 
 
 def to_winners(
-    name: str,
+    maximum: Maximum,
     params: Params,
     live: Collection[int],
     shapes: Sequence[Any],
@@ -80,28 +76,25 @@ def to_winners(
     """Gives what arrives at each output of a maximum or minimum to the element that won it.
 
     Args:
-        name: The name of a primitive in `MAXIMA`.
-        params: Its parameters.
+        maximum: How, at its primitive.
+        params: The parameters of the operation.
         live: The positions of the operands through which relevance flows.
         shapes: For each of all operands, something that has its `shape`.
-        winners: What the function of this name returned.
+        winners: What `winners` returned.
         cotangent: What arrives, in the shape of the output.
 
     Returns:
         What each live operand gets, in their order.
 
-    Raises:
-        KeyError: If the primitive is not in `MAXIMA`.
-
     Example:
         >>> x, y = jnp.array([1.0, 3.0, 2.0]), jnp.array([2.0, 3.0, 1.0])
-        >>> to_winners("max", {}, {0, 1}, [x, y], winners("max", {}, {0, 1}, [x, y]), jnp.array([5.0, 6.0, 7.0]))
+        >>> larger = of_operands(lax.gt)
+        >>> to_winners(larger, {}, {0, 1}, [x, y], winners(larger, {}, {0, 1}, [x, y]), jnp.array([5.0, 6.0, 7.0]))
         [Array([0., 6., 7.], dtype=float32), Array([5., 0., 0.], dtype=float32)]
     """
-    give = MAXIMA[name].give
     if cotangent.size == 0 or any(math.prod(operand.shape) == 0 for operand in shapes):
         return [jnp.zeros_like(cotangent, shape=shapes[position].shape) for position in sorted(live)]
-    return list(give(params, live, shapes, winners, cotangent))
+    return list(maximum.give(params, live, shapes, winners, cotangent))
 
 
 # Element by element: the winner is the position of an operand.
@@ -368,22 +361,36 @@ def _unsettled(pairs: jax.Array, shape: Sequence[int]) -> jax.Array:
     return index.reshape(*pairs.shape[:-1], -1)[..., :last].reshape(shape)
 
 
-def _maximum(decide: Callable[..., jax.Array], give: Callable[..., Any], beats: Beats) -> Maximum:
-    return Maximum(functools.partial(decide, beats), give)
+# How it is done at the primitives of JAX.
 
 
-MAXIMA: Mapping[str, Maximum] = {
-    "max": _maximum(_decide_operand, _give_operands, lax.gt),
-    "min": _maximum(_decide_operand, _give_operands, lax.lt),
-    "clamp": Maximum(_decide_clamp, _give_operands),
-    "reduce_max": _maximum(_decide_along, _give_along, lax.gt),
-    "reduce_min": _maximum(_decide_along, _give_along, lax.lt),
-    "cummax": _maximum(_decide_so_far, _give_so_far, lax.gt),
-    "cummin": _maximum(_decide_so_far, _give_so_far, lax.lt),
-    "reduce_window_max": _maximum(_decide_windows, _give_windows, lax.gt),
-    "reduce_window_min": _maximum(_decide_windows, _give_windows, lax.lt),
-    "scatter-max": _maximum(_decide_scatter, _give_scatter, lax.gt),
-    "scatter-min": _maximum(_decide_scatter, _give_scatter, lax.lt),
-    "select_and_gather_add": Maximum(_decide_gather, _give_gather),
-}
-"""The primitives of JAX that this module can do, by name."""
+def of_operands(beats: Beats) -> Maximum:
+    """One of two operands, element by element."""
+    return Maximum(functools.partial(_decide_operand, beats), _give_operands)
+
+
+def along_axes(beats: Beats) -> Maximum:
+    """An element of one operand, along axes."""
+    return Maximum(functools.partial(_decide_along, beats), _give_along)
+
+
+def so_far(beats: Beats) -> Maximum:
+    """Of all elements so far, along an axis."""
+    return Maximum(functools.partial(_decide_so_far, beats), _give_so_far)
+
+
+def of_windows(beats: Beats) -> Maximum:
+    """Of all elements in a window."""
+    return Maximum(functools.partial(_decide_windows, beats), _give_windows)
+
+
+def scattered(beats: Beats) -> Maximum:
+    """Of what is there and what is scattered to the same place."""
+    return Maximum(functools.partial(_decide_scatter, beats), _give_scatter)
+
+
+CLAMP = Maximum(_decide_clamp, _give_operands)
+"""Of a lower bound, an operand and an upper bound, element by element."""
+
+GATHERED = Maximum(_decide_gather, _give_gather)
+"""The element of a window at which another operand is largest or smallest."""

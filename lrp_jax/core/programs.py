@@ -6,22 +6,17 @@ wiring, and the shapes and dtypes of its values. The arrays that the function ha
 """
 
 import functools
-import hashlib
-import inspect
-import re
-import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
-from jax.sharding import PartitionSpec
 
 from lrp_jax.core.arguments import within_memory
-from lrp_jax.core.equations import PieceName
+from lrp_jax.core.control import with_operands
+from lrp_jax.core.primitives import may_take_operands
+from lrp_jax.core.text import Text, text_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,7 @@ class Program:
     """
 
     jaxpr: Jaxpr = field(compare=False, repr=False)
-    text: "Text"
+    text: Text
     treatments: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     def closed(self, arrays: Sequence[Any]) -> ClosedJaxpr:
@@ -45,29 +40,6 @@ class Program:
     def run(self, arrays: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         """Runs the program with arrays in place of those that it held."""
         return jaxpr_as_fun(self.closed(arrays))(*inputs)
-
-
-class Text:
-    """What a program says, as a tree of tuples whose hash is computed once."""
-
-    __slots__ = ("_hash", "_words")
-
-    def __init__(self, words: tuple[Any, ...]) -> None:
-        self._words = words
-        self._hash = hash(words)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Text) and self._hash == other._hash and self._words == other._words
-
-    def __repr__(self) -> str:
-        return f"Text({self.digest()[:16]})"
-
-    def digest(self) -> str:
-        """The SHA-256 of the text; the same in every process."""
-        return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(self._words)).encode()).hexdigest()
 
 
 def take_apart(closed: ClosedJaxpr) -> tuple[Program, list[Any]]:
@@ -88,10 +60,10 @@ def take_apart(closed: ClosedJaxpr) -> tuple[Program, list[Any]]:
         (True, Array([2., 2.], dtype=float32))
     """
     lifter = _Lifter()
-    jaxpr = lifter.lift(closed)
-    arrays = [lifter.arrays[identity] for identity in lifter.order]
-    writer = _Writer()
-    return Program(jaxpr, Text(writer.words(jaxpr)), tuple(writer.treatments)), arrays
+    lifted = lifter.lift(closed)
+    number, variables = len(lifted.held), lifted.jaxpr.invars
+    jaxpr = lifted.jaxpr.replace(constvars=variables[:number], invars=variables[number:]) if number else lifted.jaxpr
+    return Program(jaxpr, *text_of(jaxpr)), [lifter.arrays[identity] for identity in lifted.held]
 
 
 @dataclass(frozen=True)
@@ -187,20 +159,10 @@ class _Lifted:
 class _Lifter:
     def __init__(self) -> None:
         self.arrays: dict[int, Any] = {}
-        self.order: list[int] = []
         self._known: dict[int, tuple[Any, _Lifted]] = {}  # with the program, so that it keeps its identity
 
-    def lift(self, closed: ClosedJaxpr) -> Jaxpr:
-        """The outermost program, with everything that is held within as its constants."""
-        lifted = self._lifted(closed)
-        self.order = list(lifted.held)
-        number = len(lifted.held)
-        variables = lifted.jaxpr.invars
-        if not number:
-            return lifted.jaxpr
-        return lifted.jaxpr.replace(constvars=variables[:number], invars=variables[number:])
-
-    def _lifted(self, jaxpr: ClosedJaxpr | Jaxpr) -> _Lifted:
+    def lift(self, jaxpr: ClosedJaxpr | Jaxpr) -> _Lifted:
+        """A program with everything that is held within it as its first inputs."""
         if id(jaxpr) not in self._known:
             self._known[id(jaxpr)] = jaxpr, self._lift(jaxpr)
         return self._known[id(jaxpr)][1]
@@ -229,23 +191,22 @@ class _Lifter:
 
     def _lift_equation(self, equation: Any, variables: dict[int, Var]) -> Any:
         """The equation with what is held in the programs that it runs as further operands."""
-        lift = _LIFTS.get(equation.primitive.name)
-        inner = {
-            name: [self._lifted(jaxpr) for jaxpr in (value if isinstance(value, tuple) else (value,))]
-            for name, value in equation.params.items()
-            if lift is not None and _is_program(value)
-        }
-        if lift is None or not any(lifted.held for programs in inner.values() for lifted in programs):
+        if not may_take_operands(equation):
             return equation
-
-        def operands(identities: Sequence[int]) -> list[Var]:
-            for identity in identities:
-                if identity not in variables:
-                    variables[identity] = Var(jax.typeof(self.arrays[identity]))
-            return [variables[identity] for identity in identities]
-
-        invars, params = lift(equation, inner, operands)
-        return equation.replace(invars=invars, params={**equation.params, **params})
+        inner = {
+            name: [self.lift(jaxpr) for jaxpr in (value if isinstance(value, tuple) else (value,))]
+            for name, value in equation.params.items()
+            if _is_program(value)
+        }
+        held = dict.fromkeys(identity for programs in inner.values() for lifted in programs for identity in lifted.held)
+        if not held:
+            return equation
+        for identity in held:
+            if identity not in variables:
+                variables[identity] = Var(jax.typeof(self.arrays[identity]))
+        operands = {identity: variables[identity] for identity in held}
+        programs = {name: _taking(operands, equation.params[name], lifted) for name, lifted in inner.items()}
+        return with_operands(equation, programs, list(operands.values()))
 
 
 def _replaced(atoms: Sequence[Any], by: Mapping[Var, Var]) -> list[Any]:
@@ -257,213 +218,18 @@ def _is_program(value: Any) -> bool:
     return all(isinstance(leaf, ClosedJaxpr | Jaxpr) for leaf in values)
 
 
-_Lift = Callable[[Any, Mapping[str, list[_Lifted]], Callable[[Sequence[int]], list[Var]]], tuple[list[Any], dict]]
+def _taking(operands: Mapping[int, Var], given: Any, programs: Sequence[_Lifted]) -> Any:
+    """Programs in the form in which they were given, of which each takes all operands first."""
 
-
-def _lift_call(equation: Any, inner: Any, operands: Any) -> tuple[list[Any], dict[str, Any]]:
-    ((name, (lifted,)),) = inner.items()
-    number = len(lifted.held)
-    params: dict[str, Any] = {name: _like(equation.params[name], lifted.jaxpr)}
-    if "num_consts" in equation.params:
-        params["num_consts"] = equation.params["num_consts"] + number
-    added = {"in_layouts": None, "donated_invars": False, "in_specs": PartitionSpec()}
-    if "in_shardings" in equation.params:
-        added["in_shardings"] = _unspecified()
-    for key, value in added.items():
-        if key in equation.params:
-            params[key] = (value,) * number + tuple(equation.params[key])
-    if isinstance(equation.params.get("prevent_cse"), tuple):
-        params["prevent_cse"] = (True,) * number + equation.params["prevent_cse"]
-    return [*operands(lifted.held), *equation.invars], params
-
-
-def _lift_while(equation: Any, inner: Any, operands: Any) -> tuple[list[Any], dict[str, Any]]:
-    params: dict[str, Any] = {}
-    invars: list[Any] = []
-    start = 0
-    for part in ("cond", "body"):
-        (lifted,) = inner[f"{part}_jaxpr"]
-        number = equation.params[f"{part}_nconsts"]
-        params[f"{part}_jaxpr"] = ClosedJaxpr(lifted.jaxpr, ())
-        params[f"{part}_nconsts"] = number + len(lifted.held)
-        invars += [*operands(lifted.held), *equation.invars[start : start + number]]
-        start += number
-    return [*invars, *equation.invars[start:]], params
-
-
-def _lift_cond(equation: Any, inner: Any, operands: Any) -> tuple[list[Any], dict[str, Any]]:
-    """All branches take the arrays of all."""
-    held = list(dict.fromkeys(identity for lifted in inner["branches"] for identity in lifted.held))
-    variables = operands(held)
-
-    def branch(lifted: _Lifted) -> ClosedJaxpr:
+    def taking(lifted: _Lifted) -> Jaxpr:
         own = dict(zip(lifted.held, lifted.jaxpr.invars, strict=False))
-        taken = [own.get(i) or Var(variable.aval) for i, variable in zip(held, variables, strict=True)]
-        return ClosedJaxpr(lifted.jaxpr.replace(invars=[*taken, *lifted.jaxpr.invars[len(lifted.held) :]]), ())
+        taken = [own.get(identity) or Var(variable.aval) for identity, variable in operands.items()]
+        return lifted.jaxpr.replace(invars=[*taken, *lifted.jaxpr.invars[len(own) :]])
 
-    index, *others = equation.invars
-    return [index, *variables, *others], {"branches": tuple(map(branch, inner["branches"]))}
+    if isinstance(given, tuple):
+        return tuple(_like(one, taking(lifted)) for one, lifted in zip(given, programs, strict=True))
+    return _like(given, taking(programs[0]))
 
 
 def _like(given: ClosedJaxpr | Jaxpr, jaxpr: Jaxpr) -> ClosedJaxpr | Jaxpr:
     return ClosedJaxpr(jaxpr, ()) if isinstance(given, ClosedJaxpr) else jaxpr
-
-
-@functools.cache
-def _unspecified() -> Any:
-    """What JAX writes where the sharding of an operand is left open."""
-    (equation,) = jax.make_jaxpr(jax.jit(lambda x: x + 1))(0).jaxpr.eqns
-    return equation.params["in_shardings"][0]
-
-
-# What an operation that is not listed here holds stays in it, and the values are part of the text.
-_LIFTS: dict[str, _Lift] = {
-    **dict.fromkeys(
-        ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"),
-        _lift_call,
-    ),
-    "shard_map": _lift_call,
-    "scan": _lift_call,
-    "while": _lift_while,
-    "cond": _lift_cond,
-}
-
-
-# What a program says.
-
-# How a derivative is computed does not change what is computed, nor does where to remember values on the way.
-_UNREAD = frozenset("jvp_jaxpr_fun fwd_jaxpr_thunk bwd out_trees policy debug_info logging_record".split())
-
-
-@dataclass(frozen=True)
-class _Same:
-    """Something that equals nothing but itself."""
-
-    value: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __repr__(self) -> str:
-        return f"{type(self.value).__name__} {getattr(self.value, '__qualname__', '')}"
-
-
-class _Writer:
-    def __init__(self) -> None:
-        self.treatments: list[Any] = []
-        self._known: dict[int, tuple[Any, Any]] = {}
-        self._stacks: dict[int, tuple[Any, str]] = {}
-
-    def words(self, jaxpr: Jaxpr) -> tuple[Any, ...]:
-        """The text of a program."""
-        numbers: dict[Any, int] = {}
-
-        def atom(atom: Any) -> Any:
-            if isinstance(atom, Literal):
-                return self._value(atom.val), atom.aval
-            if atom not in numbers:
-                numbers[atom] = len(numbers)
-                return numbers[atom], atom.aval
-            return numbers[atom]
-
-        return (
-            tuple(map(atom, jaxpr.constvars)),
-            tuple(map(atom, jaxpr.invars)),
-            tuple(
-                (
-                    equation.primitive.name,
-                    self._stack(equation.source_info.name_stack),
-                    tuple(map(atom, equation.invars)),
-                    tuple(map(atom, equation.outvars)),
-                    *(
-                        (name, self._value(value))
-                        for name, value in sorted(equation.params.items())
-                        if name not in _UNREAD
-                    ),
-                )
-                for equation in jaxpr.eqns
-            ),
-            tuple(map(atom, jaxpr.outvars)),
-        )
-
-    def _stack(self, stack: Any) -> str:
-        if id(stack) not in self._stacks:
-            self._stacks[id(stack)] = stack, str(stack)
-        return self._stacks[id(stack)][1]
-
-    def _value(self, value: Any) -> Any:
-        if isinstance(value, PieceName):
-            self.treatments.append(value.treatment)
-            return str(value), *(self._value(getattr(value.treatment, part.name)) for part in fields(value.treatment))
-        if value is None or isinstance(value, str | bytes):
-            return value
-        if isinstance(value, bool | int | float | complex):
-            return type(value).__name__, repr(value)  # 1, 1.0 and True are equal, and so are 0.0 and -0.0
-        if isinstance(value, tuple | list):
-            return type(value).__name__, *map(self._value, value)
-        if isinstance(value, Mapping):
-            return "dict", *((self._value(key), self._value(item)) for key, item in value.items())
-        if isinstance(value, set | frozenset):
-            return "set", *sorted(map(repr, value))
-        if isinstance(value, ClosedJaxpr | Jaxpr):
-            return self._program(value)
-        if isinstance(value, np.ndarray | np.generic) and value.ndim == 0:
-            return str(value.dtype), value.tobytes()
-        if isinstance(value, jax.Array | np.ndarray):
-            return array_digest(value)
-        if inspect.isfunction(value) or isinstance(value, types.MethodType | functools.partial):
-            return self._function(value)
-        try:
-            hash(value)
-        except TypeError:
-            return _Same(value)
-        return value
-
-    def _program(self, value: ClosedJaxpr | Jaxpr) -> Any:
-        if id(value) not in self._known:
-            jaxpr = value.jaxpr if isinstance(value, ClosedJaxpr) else value
-            constants = value.consts if isinstance(value, ClosedJaxpr) else ()
-            said = (self.words(jaxpr), *map(array_digest, constants))
-            self._known[id(value)] = value, said
-        return self._known[id(value)][1]
-
-    def _function(self, function: Any) -> Any:
-        """A function by its code and what it closes over; two that were defined by the same line may be equal."""
-        if isinstance(function, functools.partial):
-            return "partial", *map(self._value, (function.func, function.args, function.keywords))
-        if isinstance(function, types.MethodType):
-            return self._function(function.__func__), _Same(function.__self__)
-        cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-        held = [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        return _Code(function.__code__), *(
-            self._value(value) if isinstance(value, str | bool | int | float | tuple) else _Same(value)
-            for value in held
-        )
-
-
-@dataclass(frozen=True)
-class _Code:
-    code: types.CodeType
-
-    def __repr__(self) -> str:
-        return self.code.co_qualname
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018  # raises if there is nothing in it
-    except ValueError:
-        return False
-    return True
-
-
-def array_digest(array: Any) -> tuple[str, ...]:
-    """An array's dtype, its shape, and the SHA-256 of its values; a tracer, which has no values, is only itself."""
-    if isinstance(array, jax.core.Tracer):
-        return "tracer", _Same(array)  # type: ignore[return-value]  # is no text either
-    is_key = jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key)
-    values = np.asarray(jax.random.key_data(array) if is_key else array)
-    return str(values.dtype), str(values.shape), hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()

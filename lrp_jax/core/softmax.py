@@ -8,21 +8,10 @@ derivatives, which together are its Jacobian.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from lrp_jax.core import equations
 from lrp_jax.core.graph import Graph, Operation, Status
+from lrp_jax.core.primitive import Family
 
-MOVES = frozenset(
-    """
-    broadcast_in_dim concatenate dynamic_slice expand_dims gather pad reshape rev slice split squeeze tile transpose
-    unstack
-    """.split()
-)
-"""Operations that move values without changing them."""
-
-_EXPONENTIALS = frozenset("exp exp2".split())
-_POWERS = frozenset("integer_pow mul pow sqrt square".split())
-_SUMS = frozenset("dot_general reduce_sum cumsum reduce_window_sum".split())
-_LINEAR = MOVES | equations.IDENTITIES | _SUMS | frozenset("abs add add_any div max mul neg select_n sub".split())
+_LINEAR = Family.UNCHANGED | Family.SUM | Family.ADDITION
 
 
 @dataclass(frozen=True)
@@ -47,77 +36,103 @@ class Softmaxes:
     """What is found of softmaxes in a function.
 
     Attributes:
-        derived: The ids of operations that keep their own derivatives.
+        graph: The function.
+        kinds: For the ids of operations that keep their own derivatives, the kind of the group that they belong to.
         weights: The values that are a softmax, or linear in one alone: attention weights.
         halved: For the ids of quotients, where the numerator is a product with another live value: the position of the
             numerator, and the part of relevance that the denominator takes, as much as the exponentials take of that
             product.
-        kinds: For the ids of operations that keep their own derivatives, the kind of the group that they belong to.
         groups: The groups that have one value, by its number.
     """
 
-    derived: set[int] = field(default_factory=set)
+    graph: Graph
+    kinds: dict[int, str] = field(default_factory=dict)
     weights: set[int] = field(default_factory=set)
     halved: dict[int, tuple[int, float]] = field(default_factory=dict)
-    kinds: dict[int, str] = field(default_factory=dict)
     groups: dict[int, Group] = field(default_factory=dict)
+    _logarithms: dict[int, "_Terms"] = field(default_factory=dict)
 
-    def add(self, graph: Graph, kind: str, output: int, terms: "_Terms", operations: Iterable[Operation]) -> None:
-        """Notes a group and its operations, which keep their own derivatives."""
-        own = list(operations)
-        self.derived.update(map(id, own))
-        self.kinds.update(dict.fromkeys(map(id, own), kind))
-        group = _group(graph, kind, output, terms)
+    @property
+    def derived(self) -> frozenset[int]:
+        """The ids of operations that keep their own derivatives."""
+        return frozenset(self.kinds)
+
+    def add_quotient(self, operation: Operation) -> None:
+        """Notes a softmax if an operation divides by a sum of the exponentials that its numerator is made of."""
+        for numerator, denominator, between in _quotients(self.graph, operation):
+            terms = _terms(self.graph, denominator, self.weights)
+            products = None if terms is None else _products_on_the_way(self.graph, numerator, terms.leaves)
+            if terms is None or products is None:
+                continue
+            self._keep("softmax", [operation, *between, *terms.operations])
+            if products:
+                self.halved[id(operation)] = operation.inputs.index(numerator), 0.5**products
+                self.weights.update(terms.leaves)
+            else:
+                self._add_group("softmax", operation.outputs[0], terms)
+                self.weights.update(operation.outputs)
+
+    def add_logarithm(self, operation: Operation) -> None:
+        """Notes the logarithm of a sum of exponentials."""
+        if terms := _terms(self.graph, operation.inputs[0], self.weights):
+            self._keep("logsumexp", [operation, *terms.operations])
+            self._add_group("logsumexp", _with_shift(self.graph, operation.outputs[0]), terms)
+            self._logarithms.update(dict.fromkeys(operation.outputs, terms))
+
+    def add_sum(self, operation: Operation) -> None:
+        """Notes the logarithm of a sum of two exponentials, and the difference to the logarithm of a sum."""
+        self._keep("logsumexp", _sum_of_two(self.graph, operation))
+        if len(self.graph.live_inputs(operation)) == 2:
+            logarithm = _subtracted(self.graph, operation.outputs[0], self._logarithms)
+            if logarithm is not None:
+                self._add_group("log_softmax", operation.outputs[0], self._logarithms[logarithm])
+
+    def add_exponential(self, operation: Operation) -> None:
+        """Notes the exponential of a difference to the logarithm of a sum."""
+        logarithm = _subtracted(self.graph, operation.inputs[0], self._logarithms)
+        if logarithm is not None:
+            self._keep("softmax", [operation])
+            self._add_group("softmax", operation.outputs[0], self._logarithms[logarithm])
+            self.weights.update(operation.outputs)
+
+    def add_weights(self, operation: Operation) -> None:
+        """Notes what is linear in attention weights, and reads no other live value."""
+        statuses = self.graph.status
+        live = {value for value in operation.inputs if statuses[value] in (Status.LIVE, Status.HELD)}
+        is_other = operation.name in {"abs", "max", "sub", "dot_general"}
+        is_linear = _is_linear(operation) and not is_other and not operation.bodies
+        if live and is_linear and live <= self.weights:
+            self.weights.update(operation.outputs)
+
+    def _keep(self, kind: str, operations: Iterable[Operation]) -> None:
+        self.kinds.update(dict.fromkeys(map(id, operations), kind))
+
+    def _add_group(self, kind: str, output: int, terms: "_Terms") -> None:
+        group = _group(self.graph, kind, output, terms)
         if group is not None:
             self.groups[output] = group
 
 
 def find_softmaxes(graph: Graph) -> Softmaxes:
     """Finds every softmax and every logarithm of a sum of exponentials in a function."""
-    found = Softmaxes()
-    logarithms: dict[int, _Terms] = {}
+    found = Softmaxes(graph)
     for operation in graph.operations:
-        for numerator, denominator, between in _quotients(graph, operation):
-            terms = _terms(graph, denominator, found.weights)
-            products = None if terms is None else _products_on_the_way(graph, numerator, terms.leaves)
-            if terms is None or products is None:
-                continue
-            operations = [operation, *between, *terms.between, *terms.leaves.values()]
-            if products:
-                found.derived.update(map(id, operations))
-                found.kinds.update(dict.fromkeys(map(id, operations), "softmax"))
-                found.halved[id(operation)] = operation.inputs.index(numerator), 0.5**products
-                found.weights.update(terms.leaves)
-            else:
-                found.add(graph, "softmax", operation.outputs[0], terms, operations)
-                found.weights.update(operation.outputs)
-        if operation.name in {"log", "log1p"} and (terms := _terms(graph, operation.inputs[0], found.weights)):
-            output = _with_shift(graph, operation.outputs[0])
-            found.add(graph, "logsumexp", output, terms, [operation, *terms.between, *terms.leaves.values()])
-            logarithms.update(dict.fromkeys(operation.outputs, terms))
-        if operation.name in {"add", "sub"}:
-            operations = _sum_of_two(graph, operation)
-            found.derived.update(map(id, operations))
-            found.kinds.update(dict.fromkeys(map(id, operations), "logsumexp"))
-        if logarithms and operation.name in {"add", "sub"} and len(graph.live_inputs(operation)) == 2:
-            logarithm = _subtracted(graph, operation.outputs[0], logarithms)
-            terms = None if logarithm is None else logarithms[logarithm]
-            group = None if terms is None else _group(graph, "log_softmax", operation.outputs[0], terms)
-            if group is not None:
-                found.groups[group.output] = group
-        if operation.name in _EXPONENTIALS:
-            logarithm = _subtracted(graph, operation.inputs[0], logarithms)
-            if logarithm is not None:
-                found.add(graph, "softmax", operation.outputs[0], logarithms[logarithm], [operation])
-                found.weights.update(operation.outputs)
-        if _is_linear_in(graph, operation, found.weights):
-            found.weights.update(operation.outputs)
+        match operation.name:
+            case "div" | "mul" | "dot_general":
+                found.add_quotient(operation)
+            case "log" | "log1p":
+                found.add_logarithm(operation)
+            case "add" | "sub":
+                found.add_sum(operation)
+            case "exp" | "exp2":
+                found.add_exponential(operation)
+        found.add_weights(operation)
     for operation in graph.operations:  # also of exponentials that were known as weights only behind a product
-        if _is_linear_in(graph, operation, found.weights):
-            found.weights.update(operation.outputs)
+        found.add_weights(operation)
     groups = _outermost(graph, found.groups)
     for group in groups.values():
-        found.kinds.update(dict.fromkeys(map(id, group.operations), group.kind))
+        own = [id(operation) for operation in group.operations if id(operation) in found.kinds]
+        found.kinds.update(dict.fromkeys(own, group.kind))
     return replace(found, groups=groups)
 
 
@@ -125,7 +140,7 @@ def _sum_of_two(graph: Graph, operation: Operation) -> list[Operation]:
     """The operations of max(a, b) + log(1 + exp(-|a - b|)), as in `jnp.logaddexp`; none if a sum is another one."""
     for largest, rest in (operation.inputs, operation.inputs[::-1]):
         chain: list[Operation] = []
-        for names in ({"log1p"}, _EXPONENTIALS, {"neg"}, {"abs"}, {"sub"}):
+        for names in ({"log1p"}, {"exp", "exp2"}, {"neg"}, {"abs"}, {"sub"}):
             step = graph.producer.get(chain[-1].inputs[0] if chain else rest)
             if step is None or step.name not in names:
                 break
@@ -164,22 +179,21 @@ def _without_shift(graph: Graph, value: int) -> int:
     live = graph.live_inputs(operation)
     if len(live) == 1:
         return operation.inputs[live[0]] if graph.status[operation.inputs[1 - live[0]]] is Status.HELD else value
-    shift = graph.producer.get(operation.inputs[1]) if operation.name == "sub" and len(live) == 2 else None
-    while shift is not None and shift.name in MOVES | equations.IDENTITIES:
-        shift = graph.producer.get(shift.inputs[0])
-    is_own = shift is not None and shift.name == "reduce_max" and shift.inputs[0] == operation.inputs[0]
+    shift, _ = _before_moves(graph, operation.inputs[1])
+    is_maximum = shift is not None and shift.name == "reduce_max" and shift.inputs[0] == operation.inputs[0]
+    is_own = is_maximum and operation.name == "sub" and len(live) == 2
     return operation.inputs[0] if is_own else value
 
 
 def _with_shift(graph: Graph, value: int) -> int:
     """The value to which the maximum is added that was subtracted before, if nothing else reads what is between."""
     there = value
-    while there not in graph.outputs and len(graph.readers.get(there, [])) == 1:
-        (reader,) = graph.readers[there]
+    while there not in graph.outputs and len(graph.users.get(there, [])) == 1:
+        (reader,) = graph.users[there]
         if reader.name in {"add", "sub"} and len(graph.live_inputs(reader)) == 1:
             is_shift = any(graph.status[i] is Status.HELD for i in reader.inputs)
             return reader.outputs[0] if is_shift else value
-        if reader.name not in MOVES | equations.IDENTITIES or len(reader.outputs) != 1:
+        if not reader.family & Family.UNCHANGED or len(reader.outputs) != 1:
             break
         (there,) = reader.outputs
     return value
@@ -192,7 +206,7 @@ def _outermost(graph: Graph, groups: dict[int, Group]) -> dict[int, Group]:
         own = set(map(id, group.operations))
         for operation in group.operations:
             (value,) = operation.outputs
-            readers = graph.readers.get(value, [])
+            readers = graph.users.get(value, [])
             if value != group.output and value not in graph.outputs and own.issuperset(map(id, readers)):
                 inner.add(value)
     return {value: group for value, group in groups.items() if value not in inner}
@@ -204,6 +218,11 @@ class _Terms:
 
     leaves: dict[int, Operation]
     between: list[Operation]
+
+    @property
+    def operations(self) -> list[Operation]:
+        """All of these."""
+        return [*self.between, *self.leaves.values()]
 
 
 def _terms(graph: Graph, value: int, weights: set[int]) -> _Terms | None:
@@ -220,12 +239,13 @@ def _terms(graph: Graph, value: int, weights: set[int]) -> _Terms | None:
         if operation is None or not graph.is_live(value):
             return None
         live = [i for i in operation.inputs if graph.is_live(i)]
-        if operation.name in _EXPONENTIALS or (operation.name in _POWERS and weights.issuperset(live)):
+        is_power = Family.POWER in operation.family and weights.issuperset(live)
+        if Family.EXPONENTIAL in operation.family or is_power:
             leaves[value] = operation
             continue
-        if operation.name not in _LINEAR or (len(live) > 1 and operation.name not in {"add", "add_any", "concatenate"}):
+        if not _is_linear(operation) or (len(live) > 1 and operation.name not in {"add", "add_any", "concatenate"}):
             return None
-        is_sum |= operation.name in _SUMS or len(live) > 1
+        is_sum |= Family.SUM in operation.family or len(live) > 1
         between[value] = operation
         waiting.extend(live)
     return _Terms(leaves, list(between.values())) if is_sum and leaves else None
@@ -239,14 +259,20 @@ def _quotients(graph: Graph, operation: Operation) -> Iterator[tuple[int, int, l
         yield operation.inputs[0], operation.inputs[1], []
     if operation.name in {"mul", "dot_general"}:
         for numerator, factor in (operation.inputs, operation.inputs[::-1]):
-            between: list[Operation] = []
-            inverse = graph.producer.get(factor)
-            while inverse is not None and inverse.name in MOVES | equations.IDENTITIES:
-                between.append(inverse)
-                inverse = graph.producer.get(inverse.inputs[0])
+            inverse, between = _before_moves(graph, factor)
             if inverse is not None and _is_reciprocal(graph, inverse):
                 denominator = inverse.inputs[1 if inverse.name == "div" else 0]
                 yield numerator, denominator, [inverse, *between]
+
+
+def _before_moves(graph: Graph, value: int) -> tuple[Operation | None, list[Operation]]:
+    """The operation that computes what a value holds, and those that only move it."""
+    moves: list[Operation] = []
+    operation = graph.producer.get(value)
+    while operation is not None and operation.family & Family.UNCHANGED:
+        moves.append(operation)
+        operation = graph.producer.get(operation.inputs[0])
+    return operation, moves
 
 
 def _is_reciprocal(graph: Graph, operation: Operation) -> bool:
@@ -264,7 +290,7 @@ def _products_on_the_way(graph: Graph, value: int, leaves: dict[int, Operation])
     while waiting:
         i = waiting.pop()
         operation = graph.producer.get(i)
-        if i in reached or i in leaves or operation is None or not graph.is_live(i) or operation.name not in _LINEAR:
+        if i in reached or i in leaves or operation is None or not graph.is_live(i) or not _is_linear(operation):
             continue
         reached[i] = [operand for operand in operation.inputs if graph.is_live(operand)]
         waiting.extend(reached[i])
@@ -279,6 +305,8 @@ def _products_on_the_way(graph: Graph, value: int, leaves: dict[int, Operation])
 
 def _subtracted(graph: Graph, value: int, logarithms: Mapping[int, "_Terms"]) -> int | None:
     """Which of the logarithms of a sum is subtracted on the way to a value; None if it is none."""
+    if not logarithms:
+        return None
     seen: set[int] = set()
     waiting = [value]
     while waiting:
@@ -286,7 +314,7 @@ def _subtracted(graph: Graph, value: int, logarithms: Mapping[int, "_Terms"]) ->
         operation = graph.producer.get(value)
         is_new = value not in seen and graph.is_live(value) and operation is not None
         seen.add(value)
-        if operation is None or not is_new or operation.name in _SUMS or operation.name not in _LINEAR:
+        if operation is None or not is_new or Family.SUM in operation.family or not _is_linear(operation):
             continue
         found = next((i for i in operation.inputs if i in logarithms), None)
         if found is not None:
@@ -295,8 +323,6 @@ def _subtracted(graph: Graph, value: int, logarithms: Mapping[int, "_Terms"]) ->
     return None
 
 
-def _is_linear_in(graph: Graph, operation: Operation, weights: set[int]) -> bool:
-    """Whether an operation is linear in attention weights, and reads no other live value."""
-    live = {value for value in operation.inputs if graph.status[value] in (Status.LIVE, Status.HELD)}
-    is_linear = operation.name in _LINEAR - {"abs", "max", "sub"} and operation.name != "dot_general"
-    return bool(live) and is_linear and not operation.bodies and live <= weights
+def _is_linear(operation: Operation) -> bool:
+    """Whether an operation is linear, or guards what is to be divided by."""
+    return bool(operation.family & _LINEAR) or operation.name in {"abs", "div", "max", "mul", "neg", "select_n"}

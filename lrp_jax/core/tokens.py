@@ -3,8 +3,7 @@
 An integer has no size that relevance could be a part of: relevance ends where something is looked up with it. To know
 which integer it was, everything that is made of explained integers has a shadow: an array in its shape that holds how
 many of them are in each place, and takes part in all moves (slices, gathers, padding, selections, ...). What is looked
-up is tied to the shadow of its indices, and relevance returns along the shadows as the cotangent in ratio form does
-along values; at the explained integers, whose shadow is one, the ratio is the relevance.
+up is tied to the shadow of its indices, and relevance returns along the shadows (`lrp_jax.core.shadows`).
 
 - Moves and elementwise arithmetic keep the place. Where two integers meet in one index, they share what it gets.
 - `ids == table` along a fresh axis, as in `jax.nn.one_hot`, is a code of the integers: so is what is looked up in a
@@ -14,54 +13,20 @@ along values; at the explained integers, whose shadow is one, the ratio is the r
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jax import lax
 
-from lrp_jax.core import equations
+from lrp_jax.core import primitives
+from lrp_jax.core.graph import Code, Graph, Operation, Status
+from lrp_jax.core.primitive import Family
+from lrp_jax.core.primitives import named
 from lrp_jax.errors import InputError
 
-if TYPE_CHECKING:
-    from lrp_jax.core.graph import Graph, Operation
-
-_MOVES = frozenset(
-    """
-    all_gather broadcast_in_dim broadcast_to concatenate dynamic_slice dynamic_update_slice expand_dims gather pad
-    reshape rev scatter scatter-add slice split squeeze stack tile transpose unstack
-    """.split()
-)
-_BITS = frozenset("clz population_count shift_left shift_right_arithmetic shift_right_logical".split())
-_REDUCTIONS = frozenset(
-    """
-    argmax argmin cumlogsumexp cummax cummin cumprod cumsum dot_general reduce_max reduce_min reduce_prod reduce_sum
-    reduce_window reduce_window_max reduce_window_min reduce_window_sum top_k
-    """.split()
-)
-# The operands that are moved; the others say where to. All of them, where nothing is said.
-_DATA: Mapping[str, tuple[int, ...]] = {
-    "dynamic_slice": (0,),
-    "dynamic_update_slice": (0, 1),
-    "gather": (0,),
-    "scatter": (0, 2),
-    "scatter-add": (0, 2),
-}
-_SCATTERS = {"scatter": lax.scatter, "scatter-add": lax.scatter_add}
-_PRODUCTS = frozenset("conv_general_dilated div dot_general mul".split())
-
-
-@dataclass(frozen=True)
-class Code:
-    """A value that holds, for each explained integer, something that was looked up with it.
-
-    Attributes:
-        axis: The dimension along which everything belongs to one integer; None if it is not known.
-    """
-
-    axis: int | None = None
+_MOVED = Family.MOVE | Family.WRITE | Family.IDENTITY
+_REDUCED = Family.REDUCTION | Family.CUMULATIVE | Family.WINDOW
 
 
 @dataclass(frozen=True)
@@ -69,20 +34,20 @@ class Followed:
     """What an equation makes of explained integers.
 
     Attributes:
-        outcome: "token" for what moves on, "live" for what has been looked up, "held" for the rest.
+        status: TOKEN for what moves on, LIVE for what has been looked up, HELD for the rest.
         code: What the output is if it is a code.
         is_lost: Whether the equation is one through which integers cannot be followed.
     """
 
-    outcome: str
+    status: Status
     code: Code | None = None
     is_lost: bool = False
 
 
-_HELD = Followed("held")
+_HELD = Followed(Status.HELD)
 
 
-def follow(graph: "Graph", equation: Any, inputs: Sequence[int], position: int = 0) -> Followed:
+def follow(graph: Graph, equation: Any, inputs: Sequence[int], position: int = 0) -> Followed:
     """What an output of an equation is that reads explained integers, and no live value.
 
     Args:
@@ -99,67 +64,73 @@ def follow(graph: "Graph", equation: Any, inputs: Sequence[int], position: int =
     if not tokens:
         return replace(_looked_up(graph, equation, inputs, data), is_lost=is_lost)
     if is_lost:
-        return _HELD if dtype == jnp.bool_ or name == "stop_gradient" else Followed("token", is_lost=True)
+        return _HELD if dtype == jnp.bool_ or name == "stop_gradient" else Followed(Status.TOKEN, is_lost=True)
     if name == "eq":
         axis = _fresh_axis(graph, inputs)
-        return _HELD if axis is None else Followed("token", Code(axis))
+        return _HELD if axis is None else Followed(Status.TOKEN, Code(axis))
     if name == "sort":
-        return Followed("token") if graph.is_token(inputs[position]) else _HELD
+        return Followed(Status.TOKEN) if graph.is_token(inputs[position]) else _HELD
     codes = [graph.codes.get(value) for value in tokens]
     code = _code_after(equation, inputs.index(tokens[0]), codes[0]) if codes[0] and None not in codes else None
     if _contracts(graph, equation, inputs):
-        return Followed("live") if jnp.issubdtype(dtype, jnp.floating) else Followed("token", Code())
+        return _found_in_table(dtype)
     if name == "stop_gradient" or (dtype == jnp.bool_ and code is None):
         return _HELD
-    if name in _MOVES | _BITS or equations.is_elementwise(equation) or name in equations.IDENTITIES:
-        return _HELD if dtype == jnp.bool_ and len(data) > 1 else Followed("token", code)
-    if name in _REDUCTIONS and not jnp.issubdtype(dtype, jnp.floating):
+    family = primitives.family_of(equation)
+    if family & (_MOVED | Family.BITS | Family.ELEMENTWISE):
+        return _HELD if dtype == jnp.bool_ and len(data) > 1 else Followed(Status.TOKEN, code)
+    is_reduced = family & _REDUCED or name in {"dot_general", "top_k"}
+    if is_reduced and not jnp.issubdtype(dtype, jnp.floating):
         return _HELD
-    return Followed("token", is_lost=True)
+    return Followed(Status.TOKEN, is_lost=True)
 
 
 def data_positions(name: str, number: int) -> Sequence[int]:
     """The positions of the operands that a primitive moves or computes with; the others are indices."""
-    return range(1, number) if name == "select_n" else _DATA.get(name, range(number))
+    return range(number)[named(name).data]
 
 
-def _looked_up(graph: "Graph", equation: Any, inputs: Sequence[int], data: Sequence[int]) -> Followed:
+def _looked_up(graph: Graph, equation: Any, inputs: Sequence[int], data: Sequence[int]) -> Followed:
     """What is read from tables with integers as indices."""
     dtype, name = equation.outvars[0].aval.dtype, equation.primitive.name
-    known = {*_DATA, "select_n"} - {"dynamic_update_slice"}
-    if name not in known or dtype == jnp.bool_ or not all(map(graph.is_constant, data)):
+    is_look_up = name in {"dynamic_slice", "gather", "scatter", "scatter-add", "select_n"}
+    if not is_look_up or dtype == jnp.bool_ or not all(map(graph.is_constant, data)):
         return _HELD
     code = graph.codes.get(inputs[0])
     window: tuple[int, ...] = equation.params["dimension_numbers"].offset_dims if name == "gather" else ()
     if name == "select_n" and code is not None and len(data) == 2 and _is_zero(graph, data[0]):
-        return Followed("token", code)
+        return Followed(Status.TOKEN, code)
     if name == "gather" and _is_made_of_truth_values(graph, data[0]):
-        return Followed("token", Code(window[0] if len(window) == 1 else None))
-    return Followed("live") if jnp.issubdtype(dtype, jnp.floating) else Followed("token", Code())
+        return Followed(Status.TOKEN, Code(window[0] if len(window) == 1 else None))
+    return _found_in_table(dtype)
 
 
-def _is_made_of_truth_values(graph: "Graph", table: int) -> bool:
+def _found_in_table(dtype: Any) -> Followed:
+    return Followed(Status.LIVE) if jnp.issubdtype(dtype, jnp.floating) else Followed(Status.TOKEN, Code())
+
+
+def _is_made_of_truth_values(graph: Graph, table: int) -> bool:
     """Whether the function makes a table out of truth values, as `jnp.eye` does."""
     operation = graph.producer.get(table)
-    while operation is not None and operation.name in equations.IDENTITIES and table not in graph.parameters:
+    while operation is not None and Family.IDENTITY in operation.family and table not in graph.parameters:
         (table,) = operation.inputs
         operation = graph.producer.get(table)
     return table not in graph.parameters and graph.shapes[table].dtype == jnp.bool_
 
 
-def _is_zero(graph: "Graph", value: int) -> bool:
+def _is_zero(graph: Graph, value: int) -> bool:
     number = graph.number(value)
     return number is not None and bool(number == 0)
 
 
-def _fresh_axis(graph: "Graph", inputs: Sequence[int]) -> int | None:
+def _fresh_axis(graph: Graph, inputs: Sequence[int]) -> int | None:
     """The dimension along which every integer is compared with all entries of a constant; None if there is none."""
     token, other = inputs if graph.is_token(inputs[0]) else reversed(inputs)
     if not graph.is_constant(other) or graph.number(other) is not None or token in graph.codes:
         return None
     shape, of_other = graph.shapes[token].shape, graph.shapes[other].shape
     operation = graph.producer.get(token)
-    while operation is not None and operation.name in equations.IDENTITIES:
+    while operation is not None and Family.IDENTITY in operation.family:
         operation = graph.producer.get(operation.inputs[0])
     if operation is None or operation.name != "broadcast_in_dim":
         return None
@@ -170,7 +141,7 @@ def _fresh_axis(graph: "Graph", inputs: Sequence[int]) -> int | None:
     return fresh[0] if len(fresh) == 1 else None
 
 
-def _contracts(graph: "Graph", equation: Any, inputs: Sequence[int]) -> bool:
+def _contracts(graph: Graph, equation: Any, inputs: Sequence[int]) -> bool:
     """Whether an equation adds up a code along its axis, alone or times a table."""
     name, params = equation.primitive.name, equation.params
     coded = [i for i, value in enumerate(inputs) if value in graph.codes]
@@ -187,7 +158,8 @@ def _contracts(graph: "Graph", equation: Any, inputs: Sequence[int]) -> bool:
 def _code_after(equation: Any, position: int, code: Code) -> Code | None:
     """What becomes of a code in a move or an elementwise operation with constants."""
     name, params, axis = equation.primitive.name, equation.params, code.axis
-    is_kept = name in equations.IDENTITIES or name in {"neg", "mul", "rev", "select_n", "slice", "dynamic_slice"}
+    is_identity = Family.IDENTITY in primitives.family_of(equation)
+    is_kept = is_identity or name in {"neg", "mul", "rev", "select_n", "slice", "dynamic_slice"}
     before, after = equation.invars[position].aval.shape, equation.outvars[0].aval.shape
     if axis is None or is_kept or (name == "div" and position == 0):
         return code
@@ -195,7 +167,7 @@ def _code_after(equation: Any, position: int, code: Code) -> Code | None:
         return Code(params["broadcast_dimensions"][axis])
     if name == "transpose":
         return Code(tuple(params["permutation"]).index(axis))
-    if name in {"reshape", "squeeze", "expand_dims"}:
+    if name in {"reshape", "squeeze"}:
         start = math.prod(before[:axis])
         return Code(next((i for i, n in enumerate(after) if n == before[axis] and math.prod(after[:i]) == start), None))
     return Code()
@@ -208,23 +180,23 @@ def sliced(code: Code | None, *, is_stacked: bool) -> Code | None:
     return Code(code.axis - 1 if code.axis else None)
 
 
-def becomes_live(graph: "Graph", equation: Any, inputs: Sequence[int]) -> list[int]:
+def becomes_live(graph: Graph, equation: Any, inputs: Sequence[int]) -> list[int]:
     """The operands of an equation that are codes in floating point, and are used as live values there."""
     name = equation.primitive.name
     coded = [v for v in inputs if v in graph.codes and jnp.issubdtype(graph.shapes[v].dtype, jnp.floating)]
     if not coded or name == "stop_gradient" or all(variable.aval.dtype == jnp.bool_ for variable in equation.outvars):
         return []
-    if name == "scan":
-        constants, carries = equations.scan_sizes(equation)
-        return [value for value in coded if value in inputs[constants : constants + carries]]
-    if name == "cond":
-        return []
+    if (control := primitives.control_of(equation)) is not None:
+        if control.axes:
+            return coded
+        carried = {value for i, value in enumerate(control.operands(inputs)) if i in control.carried}
+        return [value for value in coded if value in carried]
     if any(map(graph.is_live, inputs)):
-        return [] if name in _PRODUCTS else coded
+        return [] if Family.PRODUCT in primitives.family_of(equation) else coded
     return [] if _keeps_code(graph, equation, inputs) or _contracts(graph, equation, inputs) else coded
 
 
-def _keeps_code(graph: "Graph", equation: Any, inputs: Sequence[int]) -> bool:
+def _keeps_code(graph: Graph, equation: Any, inputs: Sequence[int]) -> bool:
     """Whether an equation of a code in floating point returns a code."""
     name = equation.primitive.name
     tokens = [i for i, value in enumerate(inputs) if graph.is_token(value)]
@@ -234,10 +206,10 @@ def _keeps_code(graph: "Graph", equation: Any, inputs: Sequence[int]) -> bool:
         return tokens == [0]
     if name == "mul":
         return len(tokens) == 1
-    return len(inputs) == 1 and (name in _MOVES or name in equations.IDENTITIES or name == "neg")
+    return len(inputs) == 1 and (bool(primitives.family_of(equation) & _MOVED) or name == "neg")
 
 
-def check_tokens(graph: "Graph") -> None:
+def check_tokens(graph: Graph) -> None:
     """Refuses a function in which the size of explained integers matters, or that loses sight of them.
 
     Raises:
@@ -248,8 +220,7 @@ def check_tokens(graph: "Graph") -> None:
         reads = [operation.inputs[i] for i in data_positions(operation.name, len(operation.inputs))]
         if operation.bodies:
             body = operation.bodies[0]
-            operands = operation.inputs[len(operation.inputs) - len(body.inputs) :]
-            pairs = zip(operands, body.inputs, strict=True)
+            pairs = zip(operation.operands, body.inputs, strict=True)
             is_sized = any(inner.is_token(value) and body.is_live(inside) for value, inside in pairs)
         else:
             is_sized = any(inner.is_token(value) and value not in inner.codes for value in reads)
@@ -271,7 +242,7 @@ def check_tokens(graph: "Graph") -> None:
             )
 
 
-def _origin_of_loss(graph: "Graph", value: int) -> "Operation":
+def _origin_of_loss(graph: Graph, value: int) -> Operation:
     while True:
         operation = graph.producer[value]
         before = next((i for i in operation.inputs if i in graph.lost_tokens), None)
@@ -280,7 +251,7 @@ def _origin_of_loss(graph: "Graph", value: int) -> "Operation":
         value = before
 
 
-def place_of_size(graph: "Graph") -> str:
+def place_of_size(graph: Graph) -> str:
     """The first place at which the size of explained integers becomes a number; empty if there is none."""
     for inner, operation in graph.all_operations():
         if operation.name == "convert_element_type" and inner.is_token(operation.outputs[0]):
@@ -288,112 +259,3 @@ def place_of_size(graph: "Graph") -> str:
             if jnp.issubdtype(before, jnp.integer) and jnp.issubdtype(after, jnp.floating):
                 return operation.location
     return ""
-
-
-Arrays: TypeAlias = Mapping[int, jax.Array]
-
-
-def shadow_of_input(value: jax.Array) -> jax.Array:
-    """The shadow of an array of explained integers."""
-    return no_shadow(value) + 1
-
-
-def no_shadow(value: jax.Array) -> jax.Array:
-    """The shadow of a value in which there are no explained integers."""
-    return jnp.zeros_like(value, dtype=float)
-
-
-def shadows_of_outputs(operation: "Operation", values: Arrays, shadows: Arrays) -> list[jax.Array]:
-    """Moves shadows along with values.
-
-    Args:
-        operation: An operation that moves explained integers, or looks something up with them.
-        values: The values of its operands and outputs, by number.
-        shadows: The shadows of its operands, by number.
-
-    Returns:
-        The shadows of its outputs.
-    """
-    operands = [values[i] for i in operation.inputs]
-    return _moved(operation, operands, [shadows.get(i) for i in operation.inputs], values[operation.outputs[0]])
-
-
-def for_each(shadow: jax.Array, output: jax.Array) -> jax.Array:
-    """Where the relevance of what was looked up goes, element by element: shared out evenly; ones."""
-    known = shadow > 0
-    each = jnp.where(known, shadow / jnp.where(known, lax.stop_gradient(shadow), 1), 0)
-    return jnp.broadcast_to(each, output.shape).astype(output.dtype)
-
-
-def _moved(
-    operation: "Operation", operands: Sequence[jax.Array], parts: Sequence[Any], result: jax.Array
-) -> list[jax.Array]:
-    """Applies a move to shadows; None stands for operands without."""
-    equation, name, params = operation.equation, operation.name, operation.equation.params
-    data = data_positions(name, len(operands))
-    filled = [no_shadow(x) if part is None else part for x, part in zip(operands, parts, strict=True)]
-    there = [part for part in parts if part is not None]
-    if all(parts[i] is None for i in data):
-        return [_at_indices(operation, operands, parts, result)]
-    if name == "eq":
-        return [jnp.where(result, there[0], 0)]
-    if name == "reduce_sum":
-        return equations.run(equation, *there)
-    if name == "dot_general":
-        return [_contracted(operation, operands, parts, result)]
-    if name == "sort":
-        return equations.run(equation, *operands, *filled)[len(operands) :]
-    if name in {"optimization_barrier", "device_put"}:
-        return filled
-    if name != "select_n" and (name in _BITS | equations.IDENTITIES or equations.is_elementwise(equation)):
-        return [jnp.broadcast_to(sum(there[1:], start=there[0]), result.shape)]
-    moved = [filled[i] if i in data else x for i, x in enumerate(operands)]
-    if name == "select_n":
-        moved[1:] = [jnp.broadcast_to(case, result.shape) for case in moved[1:]]
-    if name in _SCATTERS:
-        return [_scattered(operation, *moved)]
-    return equations.run(equation, *moved, **({"fill_value": 0} if "fill_value" in params else {}))
-
-
-def _scattered(operation: "Operation", operand: jax.Array, indices: jax.Array, updates: jax.Array) -> jax.Array:
-    """Applies a scatter to another dtype."""
-    names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
-    params = {name: operation.equation.params[name] for name in names}
-    return _SCATTERS[operation.name](operand, indices, updates, **params)
-
-
-def _at_indices(
-    operation: "Operation", operands: Sequence[jax.Array], parts: Sequence[Any], result: jax.Array
-) -> jax.Array:
-    """What is looked up with indices: the sum over the numbers of which an index is made."""
-    params = operation.equation.params
-    if operation.name == "select_n":
-        return jnp.broadcast_to(parts[0], result.shape)
-    if operation.name == "dynamic_slice":
-        there = [part for part in parts if part is not None]
-        return jnp.broadcast_to(sum(there[1:], start=there[0]), result.shape)
-    index = parts[1].sum(-1)
-    if operation.name == "gather":
-        window = params["dimension_numbers"].offset_dims
-        return _spread(index, result.shape, window)
-    updates = _spread(index, operands[2].shape, params["dimension_numbers"].update_window_dims)
-    return _scattered(operation, no_shadow(result), operands[1], updates)
-
-
-def _spread(index: jax.Array, shape: Sequence[int], window: Sequence[int]) -> jax.Array:
-    return lax.broadcast_in_dim(index, shape, [i for i in range(len(shape)) if i not in window])
-
-
-def _contracted(
-    operation: "Operation", operands: Sequence[jax.Array], parts: Sequence[Any], result: jax.Array
-) -> jax.Array:
-    """The sum over the axis of a code, spread over what the table holds for each entry."""
-    params = operation.equation.params
-    coded = 0 if parts[0] is not None else 1
-    contracted, batch = (dimensions[1 - coded] for dimensions in params["dimension_numbers"])
-    table = operands[1 - coded]
-    shape = [n if i in (*contracted, *batch) else 1 for i, n in enumerate(table.shape)]
-    pair = [parts[coded], jnp.ones(shape, parts[coded].dtype)]
-    changed = {"preferred_element_type": parts[coded].dtype, "precision": lax.Precision.HIGHEST}
-    (found,) = equations.run(operation.equation, *(pair if coded == 0 else pair[::-1]), **changed)
-    return jnp.broadcast_to(found, result.shape)

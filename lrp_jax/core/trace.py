@@ -1,9 +1,6 @@
 """Tracing a call of a function: which of its arrays are explained, and where its parameters come from."""
 
 import functools
-import inspect
-import operator
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,17 +10,18 @@ import jax.numpy as jnp
 
 from lrp_jax.core import held_arrays
 from lrp_jax.core.arguments import check_function, check_tree, is_array_like, kind_of
-from lrp_jax.core.equations import is_of_user
-from lrp_jax.core.graph import Graph, Held, Status, read
-from lrp_jax.core.held_arrays import is_array, name_of_parameter
-from lrp_jax.core.inference import HOW_TO_SWITCH, Inference, check_choice, check_inference
+from lrp_jax.core.calling import call_model
+from lrp_jax.core.graph import Graph, Held, Status
+from lrp_jax.core.held_arrays import is_array, name_of_path
+from lrp_jax.core.inference import Inference, check_choice, check_inference
 from lrp_jax.core.programs import Program, computation, take_apart
+from lrp_jax.core.reader import Input, read
 from lrp_jax.core.tokens import check_tokens, place_of_size
-from lrp_jax.errors import InputError, LRPError, ModelError
+from lrp_jax.errors import InputError, ModelError
 
 
 @dataclass(frozen=True)
-class Traced:
+class ReadCall:
     """A call of a function, read.
 
     Attributes:
@@ -81,7 +79,7 @@ class CallText:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Call:
+class TracedCall:
     """A call of a function, traced: a pytree of arrays. A program that takes it is compiled once for each text.
 
     Attributes:
@@ -101,11 +99,11 @@ class Call:
         """The positional arguments, of a call that has no other arguments than arrays."""
         return jax.tree.unflatten(self.text.arguments, self.inputs)[0]
 
-    def replaced(self, *args: Any) -> "Call":
+    def replaced(self, *args: Any) -> "TracedCall":
         """The call with other arguments of the same shapes."""
         return replace(self, inputs=jax.tree.leaves((args, {})))
 
-    def read(self) -> Traced:
+    def read(self) -> ReadCall:
         """Reads the call.
 
         Raises:
@@ -119,7 +117,7 @@ class Call:
         if self.text.target is not None:
             _check_target(graph, self.text.structure.num_leaves)
         _check_outputs(graph)
-        return Traced(graph, list(self.inputs), self.text.structure, self.text.explained)
+        return ReadCall(graph, list(self.inputs), self.text.structure, self.text.explained)
 
     def read_graph(self) -> Graph:
         """Reads the call, whether or not relevance can be propagated through it.
@@ -135,8 +133,10 @@ class Call:
         }
         graph = read(
             text.program.closed(self.held),
-            text.statuses,
-            paths=text.paths,
+            [
+                Input(status, path, is_parameter=status is Status.CONSTANT)
+                for status, path in zip(text.statuses, text.paths, strict=True)
+            ],
             hold=lambda constant: known.get(id(constant)) or Held(constant),
             then=None if text.target is None else text.target.closed(self.held_by_target),
         )
@@ -145,7 +145,7 @@ class Call:
         return graph
 
 
-def check_mode(call: Call) -> None:
+def check_mode(call: TracedCall) -> None:
     """Refuses a function in training mode, unless inference mode is assumed; looks once at each text.
 
     Raises:
@@ -155,7 +155,7 @@ def check_mode(call: Call) -> None:
 
 
 @jax.jit
-def _read_in_trace(call: Call) -> None:
+def _read_in_trace(call: TracedCall) -> None:
     call.read_graph()
 
 
@@ -167,7 +167,7 @@ def trace(
     *,
     tokens: bool = False,
     inference: Inference = "checked",
-) -> Traced:
+) -> ReadCall:
     """Traces and reads a call.
 
     Args:
@@ -201,7 +201,7 @@ def trace_call(
     tokens: bool = False,
     holder: Any = None,
     inference: Inference = "checked",
-) -> tuple[Call, Any]:
+) -> tuple[TracedCall, Any]:
     """Traces a call. Arrays become inputs; whatever else the arguments hold stays as it is.
 
     Args:
@@ -221,6 +221,35 @@ def trace_call(
         ModelError: If the function needs values in Python, or changes its state.
     """
     check_choice(inference)
+    leaves, tree = _leaves(positions, args, kwargs, tokens)
+
+    def call(arrays: list[Any]) -> Any:
+        given = iter(arrays)
+        merged = [leaf if status is None else next(given) for leaf, status, _ in leaves]
+        arguments, keywords = jax.tree.unflatten(tree, merged)
+        return call_model(fun, *arguments, **keywords)
+
+    inputs = [(leaf, status, path) for leaf, status, path in leaves if status is not None]
+    arrays = [leaf for leaf, _, _ in inputs]
+    closed_jaxpr, output = jax.make_jaxpr(call, return_shape=True)(arrays)
+    program, held = take_apart(closed_jaxpr)
+    text = CallText(
+        program,
+        tuple(status for _, status, _ in inputs),
+        tuple(path for _, _, path in inputs),
+        tuple(held_arrays.find(fun if holder is None else holder, held)),
+        tree,
+        jax.tree.structure(output),
+        tokens,
+        inference,
+    )
+    return TracedCall(arrays, held, [], text), output
+
+
+def _leaves(
+    positions: Sequence[int], args: Sequence[Any], kwargs: dict[str, Any], tokens: bool
+) -> tuple[list[tuple[Any, Status | None, str]], Any]:
+    """The leaves of the arguments with their statuses (None for what is no array) and paths; and their structure."""
     if any(not -len(args) <= position < len(args) for position in positions):
         raise InputError(
             f"argnums={tuple(positions)} names a positional argument that the call does not have: "
@@ -228,40 +257,18 @@ def trace_call(
         )
     check_tree((args, kwargs), "The call")
     explained = {position % len(args) for position in positions}
-    is_live = [i in explained for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)] + [False] * len(
-        jax.tree.leaves(kwargs)
-    )
-    leaves, tree = jax.tree.flatten((tuple(args), kwargs))
-    for leaf, live in zip(leaves, is_live, strict=True):
-        if live:
+    with_paths, tree = jax.tree_util.tree_flatten_with_path((tuple(args), kwargs))
+    found: list[tuple[Any, Status | None, str]] = []
+    for path, leaf in with_paths:
+        status = Status.CONSTANT if is_array(leaf) else None
+        if path[0].idx == 0 and path[1].idx in explained:
             check_dtype(leaf, tokens=tokens)
-    are_arrays = [live or is_array(leaf) for leaf, live in zip(leaves, is_live, strict=True)]
-
-    def call(arrays: list[Any]) -> Any:
-        given = iter(arrays)
-        merged = [next(given) if array else leaf for leaf, array in zip(leaves, are_arrays, strict=True)]
-        arguments, keywords = jax.tree.unflatten(tree, merged)
-        return call_model(fun, *arguments, **keywords)
-
-    arrays = [leaf for leaf, array in zip(leaves, are_arrays, strict=True) if array]
-    closed_jaxpr, output = jax.make_jaxpr(call, return_shape=True)(arrays)
-    program, held = take_apart(closed_jaxpr)
-    statuses = [_status(leaf, live) for leaf, live, array in zip(leaves, is_live, are_arrays, strict=True) if array]
-    paths = [name_of_path(path[2:]) for path, _ in jax.tree_util.tree_leaves_with_path((args, kwargs))]
-    text = CallText(
-        program,
-        tuple(statuses),
-        tuple(path for path, array in zip(paths, are_arrays, strict=True) if array),
-        tuple(held_arrays.find(fun if holder is None else holder, held)),
-        tree,
-        jax.tree.structure(output),
-        tokens,
-        inference,
-    )
-    return Call(arrays, held, [], text), output
+            status = Status.LIVE if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else Status.TOKEN
+        found.append((leaf, status, name_of_path(path[2:])))
+    return found, tree
 
 
-def explaining(call: Call, output: Any, target: Callable[[Any], Any]) -> Call:
+def explaining(call: TracedCall, output: Any, target: Callable[[Any], Any]) -> TracedCall:
     """The call of a function, of which a function of its value is explained.
 
     Args:
@@ -293,132 +300,6 @@ def check_dtype(leaf: Any, *, tokens: bool = False) -> None:
             f"The explained argument holds {dtype} values, and relevance needs real floating-point "
             "numbers. Convert it first, for example with x.astype('float32')."
         )
-
-
-def check_is_no_class(model: Any) -> None:
-    """Refuses a class where an instance of it is meant.
-
-    Raises:
-        InputError: If the model is a class.
-    """
-    if isinstance(model, type):
-        raise InputError(
-            f"The model is the class {model.__name__}, and no instance of it. Make one: {model.__name__}(...)."
-        )
-
-
-_NEEDS_VALUES = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
-# What Flax says of a Linen module that has no variables.
-_ONLY_BOUND = "only accessible from inside 'init' or 'apply'"
-_UNBOUND = {"CallCompactUnboundModuleError", "CallSetupUnboundModuleError"}
-# Errors of Flax that say the same: a module writes to its variables, or dropout asks for a key.
-_CHANGES_STATE = {"TraceContextError", "ModifyScopeVariableError", "InvalidRngError"}
-
-
-def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls a model that is traced, and sees to it that this has no effect but its value.
-
-    A module is copied, so that it may count random numbers while it is traced.
-
-    Raises:
-        ModelError: If it needs values in Python that a trace does not have, changes its state, keeps traced values, or
-            is a module of Flax Linen without variables.
-    """
-    before, structure = jax.tree.flatten(model)
-    copied = jax.tree.unflatten(structure, before)
-    kept_before = _traced_values(model)
-    try:
-        value = copied(*args, **kwargs)
-    except LRPError:
-        raise
-    except _NEEDS_VALUES as error:
-        raise ModelError(
-            f"The model needs the value of an array in Python{_line_of(error)}: in an if, a loop, float(), numpy or "
-            "a mask as an index. Relevance is propagated through the operations of JAX alone. Write it with jnp.where, "
-            "jax.lax.cond, jax.lax.scan or jnp."
-        ) from error
-    except Exception as error:
-        if type(error).__name__ in _CHANGES_STATE:
-            raise ModelError(
-                f"The model is in training mode, or changes its state{_line_of(error)}: {error}. {HOW_TO_SWITCH}."
-            ) from error
-        if type(error).__name__ in _UNBOUND or _ONLY_BOUND in str(error) or _is_unbound(model):
-            raise ModelError(
-                f"The model is a Flax Linen module without its variables{_line_of(error)}. Pass "
-                "functools.partial(module.apply, variables), or module.bind(variables)."
-            ) from error
-        raise
-    if changed := _changed_numbers(before, model, copied):
-        raise ModelError(
-            f"The model changes its state while it runs: {', '.join(changed)}. It is in training mode, or keeps a "
-            f"cache. {HOW_TO_SWITCH}."
-        )
-    for leaf in jax.tree.leaves(value):
-        if not is_array_like(leaf):
-            raise ModelError(f"The function returns {kind_of(leaf)}, and relevance needs arrays. Return them alone.")
-    kept = [name for identity, name in _traced_values(model).items() if identity not in kept_before]
-    if kept:
-        raise ModelError(
-            f"The model keeps what it computes in {', '.join(kept)}, where it is no array after the trace. Let it "
-            "return what you need; jax.debug.print shows values on the way."
-        )
-    return value
-
-
-def _is_unbound(model: Any) -> bool:
-    """Whether a model is a module of Flax Linen, or a method of one, that holds no variables."""
-    owner = getattr(model, "__self__", model)
-    is_linen = any(cls.__module__.startswith("flax.linen") for cls in type(owner).__mro__)
-    return is_linen and getattr(owner, "scope", None) is None
-
-
-def _changed_numbers(before: Sequence[Any], model: Any, copied: Any) -> list[str]:
-    """The names of floating-point leaves that a call has replaced in the copy of a model."""
-    after = jax.tree.leaves(copied)
-    if len(after) == len(before) and all(map(operator.is_, after, before)):
-        return []
-    names = [path for path, _ in jax.tree_util.tree_leaves_with_path(model)]
-    known = dict(jax.tree_util.tree_leaves_with_path(copied))
-    pairs = zip(names, before, strict=True)
-    return [name_of_path(path) for path, leaf in pairs if _is_real(leaf) and known.get(path) is not leaf]
-
-
-def _traced_values(model: Callable[..., Any]) -> dict[int, str]:
-    """The names of traced values in the attributes of a model that is no pytree, and in the variables of a function."""
-    function = inspect.unwrap(getattr(model, "func", model))
-    owner = getattr(function, "__self__", model)
-    named = {} if not jax.tree_util.all_leaves([owner]) else dict(getattr(owner, "__dict__", {}))
-    if inspect.isfunction(function):
-        variables = inspect.getclosurevars(function)
-        named |= {**variables.globals, **variables.nonlocals}
-    return {
-        id(leaf): name + jax.tree_util.keystr(path)
-        for name, value in named.items()
-        for path, leaf in _leaves_with_path(value)
-        if isinstance(leaf, jax.core.Tracer)
-    }
-
-
-def _leaves_with_path(holder: Any) -> Sequence[tuple[Any, Any]]:
-    try:
-        return jax.tree_util.tree_leaves_with_path(holder)
-    except (TypeError, ValueError):  # a dictionary whose keys have no order
-        return []
-
-
-def _is_real(leaf: Any) -> bool:
-    return is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
-def _line_of(error: Exception) -> str:
-    """The user's line that an error comes from, as a part of a sentence; empty if there is none."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_of_user(frame.filename)]
-    return f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].name})" if frames else ""
 
 
 def _check_target(graph: Graph, values: int) -> None:
@@ -469,14 +350,3 @@ def check_has_values(leaf: Any) -> None:
             "The explained argument holds a jax.ShapeDtypeStruct, which has no numbers, and of which only a plan can "
             "be made. Pass an array."
         )
-
-
-def _status(leaf: Any, live: bool) -> Status:
-    if not live:
-        return Status.CONSTANT
-    return Status.LIVE if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else Status.TOKEN
-
-
-def name_of_path(path: Sequence[Any]) -> str:
-    """The path of a parameter as a name."""
-    return name_of_parameter(jax.tree_util.keystr(tuple(path), simple=True, separator="."))

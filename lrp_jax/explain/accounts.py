@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrp_jax.core.layers import Layer, LinearMap
+from lrp_jax.core.layers import Layer
+from lrp_jax.core.linear_maps import LinearMap
 from lrp_jax.core.plan import Piece, Plan, with_rules
+from lrp_jax.core.probes import Probe, propagator, run_pieces
 from lrp_jax.core.programs import run_compiled
-from lrp_jax.core.trace import Traced
-from lrp_jax.core.transform import Probe, propagator, run_pieces
+from lrp_jax.core.trace import ReadCall
 from lrp_jax.errors import InputError, ModelError
 
 _TOLERANCE = 1e-4  # of what the account may not close, in units of its largest entry
@@ -112,7 +113,7 @@ def path_of(piece: Piece) -> str:
 
 
 def keep_account(
-    traced: Traced, plan: Plan, seed: Callable[[Any], Any], also: Callable[[Any, Any], Any] = lambda value, maps: None
+    traced: ReadCall, plan: Plan, seed: Callable[[Any], Any], also: Callable[[Any, Any], Any] = lambda value, maps: None
 ) -> Account:
     """Propagates relevance and adds up what happens to it.
 
@@ -145,7 +146,7 @@ def _reached(plan: Plan) -> list[Piece]:
 
 
 def _sums(
-    traced: Traced,
+    traced: ReadCall,
     plan: Plan,
     seed: Callable[[Any], Any],
     also: Callable[[Any, Any], Any],

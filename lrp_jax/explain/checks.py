@@ -9,18 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from lrp_jax.core import equations
 from lrp_jax.core.arguments import check_tree, kind_of
+from lrp_jax.core.control import Body
 from lrp_jax.core.graph import Graph, Operation, Status
 from lrp_jax.core.held_arrays import is_array
 from lrp_jax.core.plan import Piece, Plan
-from lrp_jax.core.trace import Traced, check_dtype, check_has_values
-from lrp_jax.core.transform import run_pieces
+from lrp_jax.core.probes import run_pieces
+from lrp_jax.core.trace import ReadCall, check_dtype, check_has_values
 from lrp_jax.errors import InputError, LRPWarning, ModelError
 from lrp_jax.explain.growth import MOST_GROWTH
-from lrp_jax.rules import ZBox
 
 
 def number_of_samples(x: Any, *, has_values: bool = True) -> int:
@@ -109,7 +107,7 @@ def _outside_of_boxes(plan: Plan, inputs: Sequence[jax.Array]) -> dict[str, Outs
 
 
 def _is_box(piece: Piece) -> bool:
-    return isinstance(piece.rule, ZBox) and piece.treatment is not None
+    return piece.rule is not None and piece.rule.input_bounds is not None and piece.treatment is not None
 
 
 def _has_box(plan: Plan) -> bool:
@@ -124,34 +122,51 @@ def _count(plan: Plan, values: Mapping[int, jax.Array]) -> dict[str, Outside]:
             assert piece.layer is not None
             found |= _outside_of_box(piece, values[piece.layer.input])
         elif any(map(_has_box, piece.bodies)):
-            found |= _COUNTS[operation.name](piece, [values[i] for i in operation.inputs])
+            found |= _count_in_bodies(piece, [values[i] for i in operation.inputs])
     return found
 
 
 def _outside_of_box(piece: Piece, x: jax.Array) -> dict[str, Outside]:
-    assert isinstance(piece.rule, ZBox)
     assert piece.layer is not None
-    low, high = (jnp.asarray(bound, x.dtype) for bound in (piece.rule.low, piece.rule.high))
+    assert piece.rule is not None
+    assert piece.rule.input_bounds is not None
+    low, high = (jnp.asarray(bound, x.dtype) for bound in piece.rule.input_bounds)
     rounding = 8 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high))
     number = ((x < low - rounding) | (x > high + rounding)).sum()
-    bounds = f"[{reprlib.repr(piece.rule.low)}, {reprlib.repr(piece.rule.high)}]"
+    bounds = f"[{', '.join(map(reprlib.repr, piece.rule.input_bounds))}]"
     known = ~jnp.isnan(x)
     smallest, largest = x.min(initial=jnp.inf, where=known), x.max(initial=-jnp.inf, where=known)
-    return {f"{bounds} of ZBox in the layer {piece.layer.name!r}": Outside(number, smallest, largest)}
+    return {
+        f"{bounds} of {type(piece.rule).__name__} in the layer {piece.layer.name!r}": Outside(number, smallest, largest)
+    }
 
 
-def _count_in_scan(piece: Piece, operands: Sequence[jax.Array]) -> dict[str, Outside]:
-    (operation,), (body,) = piece.operations, piece.bodies
-    constants, carries = equations.scan_sizes(operation.equation)
-    fixed, carried, stacked = operands[:constants], operands[constants:][:carries], operands[constants + carries :]
+def _count_in_bodies(piece: Piece, inputs: Sequence[jax.Array]) -> dict[str, Outside]:
+    """Counts in every step of a scan, in the branch that is run, or on every device, which has samples of its own."""
+    (operation,) = piece.operations
+    assert operation.control is not None
 
-    def step(carry: Sequence[jax.Array], x: Sequence[jax.Array]) -> tuple[list[jax.Array], dict[str, Outside]]:
-        values = run_pieces(body, [*fixed, *carry, *x])
-        return [values[i] for i in body.graph.outputs[:carries]], _count(body, values)
+    def count(body: Plan, given: Sequence[jax.Array]) -> tuple[list[jax.Array], dict[str, Outside]]:
+        values = run_pieces(body, given)
+        return [values[i] for i in body.graph.outputs], _count(body, values)
 
-    params = operation.equation.params
-    _, found = lax.scan(step, carried, stacked, length=params["length"], reverse=params["reverse"])
+    bodies: list[Body] = [functools.partial(count, body) for body in piece.bodies]
+    if len(bodies) > 1:  # all branches return the same places
+        given = operation.control.operands(inputs)
+        nothing = {k: _nothing_like(v) for body in bodies for k, v in jax.eval_shape(body, given)[1].items()}
+        bodies = [functools.partial(_with_others, body, nothing) for body in bodies]
+    _, found = operation.control.run(bodies, inputs)
     return _together(found)
+
+
+def _nothing_like(outside: Outside) -> Outside:
+    number, smallest, largest = jnp.zeros_like(outside.number), outside.smallest, outside.largest
+    return Outside(number, jnp.full_like(smallest, jnp.inf), jnp.full_like(largest, -jnp.inf))
+
+
+def _with_others(body: Body, others: dict[str, Outside], given: list[jax.Array]) -> tuple[list[jax.Array], Any]:
+    outputs, found = body(given)
+    return outputs, others | found
 
 
 def _together(found: Mapping[str, Outside]) -> dict[str, Outside]:
@@ -163,38 +178,7 @@ def _together(found: Mapping[str, Outside]) -> dict[str, Outside]:
     }
 
 
-def _count_in_shares(piece: Piece, operands: Sequence[jax.Array]) -> dict[str, Outside]:
-    """Counts on every device, which has samples of its own."""
-    (operation,), (body,) = piece.operations, piece.bodies
-    axes = sorted(operation.equation.params["newly_manual_axes"])
-
-    def count(given: Sequence[jax.Array]) -> dict[str, Outside]:
-        return jax.tree.map(lambda number: number[None], _outside_of_boxes(body, given))
-
-    counted = equations.share_out(operation.equation, count, jax.sharding.PartitionSpec(tuple(axes)))
-    return _together(counted(list(operands)))
-
-
-def _count_in_branches(piece: Piece, operands: Sequence[jax.Array]) -> dict[str, Outside]:
-    index, *given = operands
-    branches = [functools.partial(_outside_of_boxes, body) for body in piece.bodies]
-    shapes = [jax.eval_shape(branch, given) for branch in branches]
-    nothing = {
-        place: Outside(
-            jnp.zeros_like(outside.number),
-            jnp.full_like(outside.smallest, jnp.inf),
-            jnp.full_like(outside.largest, -jnp.inf),
-        )
-        for found in shapes
-        for place, outside in found.items()
-    }
-    return lax.switch(index, [lambda given, count=count: nothing | count(given) for count in branches], given)
-
-
-_COUNTS = {"scan": _count_in_scan, "cond": _count_in_branches, "shard_map": _count_in_shares}
-
-
-def report(checks: Sequence[Checks], trace: Callable[[], Traced]) -> None:
+def report(checks: Sequence[Checks], trace: Callable[[], ReadCall]) -> None:
     """Warns of what is suspicious in an explanation and refuses what is wrong; silent where values are not known.
 
     Args:
@@ -261,7 +245,7 @@ def report_batches(checks: Mapping[range, Checks]) -> None:
         )
 
 
-def _explain_what_is_not_finite(traced: Traced) -> None:
+def _explain_what_is_not_finite(traced: ReadCall) -> None:
     graph = traced.graph
     values = {**graph.constants, **dict(zip(graph.inputs, traced.inputs, strict=True))}
     explained = [value for value in graph.inputs if graph.status[value] is Status.LIVE]
@@ -289,7 +273,7 @@ def _explain_what_is_not_finite(traced: Traced) -> None:
 
 
 def _reader(graph: Graph, value: int) -> str:
-    readers = graph.readers.get(value, [])
+    readers = graph.users.get(value, [])
     return readers[0].location if readers else "an unknown line"
 
 

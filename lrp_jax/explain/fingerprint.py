@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lrp_jax.core.programs import array_digest
+from lrp_jax.core.text import array_digest
 
 
 def named(tree: Any) -> dict[str, Any]:

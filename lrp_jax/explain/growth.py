@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from lrp_jax.composites import Composite
-from lrp_jax.core.plan import make_plan
-from lrp_jax.core.trace import Call
+from lrp_jax.core.planner import make_plan
+from lrp_jax.core.trace import TracedCall
 from lrp_jax.errors import LRPWarning
 from lrp_jax.explain.accounts import keep_account, path_of
 from lrp_jax.explain.targets import seed_of
@@ -41,7 +41,7 @@ def growth_of(samples: int, starts: Sequence[jax.Array], relevance: Any) -> jax.
 
 
 def report_growth(
-    call_of: Callable[[Any], Call],
+    call_of: Callable[[Any], TracedCall],
     x: Any,
     kind: str,
     values: Any,

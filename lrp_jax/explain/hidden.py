@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 from lrp_jax.composites import Composite
 from lrp_jax.core.arguments import as_array, broadcasts
-from lrp_jax.core.equations import IDENTITIES
 from lrp_jax.core.graph import Operation
-from lrp_jax.core.plan import Piece, Plan, make_plan
-from lrp_jax.core.trace import Call
-from lrp_jax.core.transform import Probe, run_pieces
+from lrp_jax.core.plan import Piece, Plan
+from lrp_jax.core.planner import make_plan
+from lrp_jax.core.primitive import Family
+from lrp_jax.core.probes import Probe, run_pieces
+from lrp_jax.core.trace import TracedCall
 from lrp_jax.errors import InputError
 from lrp_jax.explain.accounts import bias_share
 
@@ -91,7 +92,7 @@ def _reading_of(piece: Piece, place: int) -> Reading | None:
     """Where the relevance of a value is read that is named inside of a piece."""
 
     def all_identities(operations: Sequence[Operation]) -> bool:
-        return all(operation.name in IDENTITIES for operation in operations)
+        return all(Family.IDENTITY in operation.family for operation in operations)
 
     if all_identities(piece.operations[place:]):
         return Reading(Probe(piece, "output", piece.outputs[0]))
@@ -128,7 +129,11 @@ def samples_first(
 
 
 def axes_of_samples(
-    call_of: Callable[[Any], Call], x: Any, composite: Composite, number: int, shapes: Mapping[str, tuple[int, ...]]
+    call_of: Callable[[Any], TracedCall],
+    x: Any,
+    composite: Composite,
+    number: int,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, int]:
     """The dimension of the samples in hidden values of some shapes: the one that grows by another sample."""
     places = dict.fromkeys(shapes, 0)
@@ -168,7 +173,7 @@ class Factor:
 
 
 def factors_of(
-    axes_of: AxesOfSamples, number: int, composite: Composite, call: Call, given: Mapping[str, Any]
+    axes_of: AxesOfSamples, number: int, composite: Composite, call: TracedCall, given: Mapping[str, Any]
 ) -> list[Factor]:
     """The factors for hidden values, in the order of their names, checked and brought from samples first to the model.
 

@@ -9,11 +9,13 @@ from typing import Any
 import jax
 from jax.extend.core import Primitive
 
-from lrp_jax import treatments
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.core.forms import Form
 from lrp_jax.core.inference import Inference
-from lrp_jax.core.plan import Piece, Plan, make_plan
+from lrp_jax.core.kinds import KINDS
+from lrp_jax.core.plan import Piece, Plan
+from lrp_jax.core.planner import make_plan
+from lrp_jax.core.primitives import summary_of
 from lrp_jax.core.trace import explaining
 from lrp_jax.errors import InputError
 from lrp_jax.explain.accounts import Entry, check_closes, keep_account, path_of
@@ -130,7 +132,7 @@ def primitives() -> Table:
     """
     modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "jax"]
     found = {value.name for module in modules for value in vars(module).values() if isinstance(value, Primitive)}
-    rows = tuple((name, treatments.summary_of(name)) for name in sorted(found))
+    rows = tuple((name, summary_of(name)) for name in sorted(found))
     title = f"The {len(rows)} primitives of JAX {jax.__version__}"
     return Table(title, ("primitive", "what happens to relevance"), rows)
 
@@ -141,7 +143,7 @@ class LedgerRow:
 
     Attributes:
         path: The path of the layer's parameters, or the line of an operation.
-        kind: "dense", "conv", or the name of the function or operation.
+        kind: That of a layer ("dense", "conv", "ragged"), or the name of the function or operation.
         rule: The rule, or the treatment in words.
         arrived: The relevance of its outputs.
         handed_on: The relevance that its operands received.
@@ -250,7 +252,7 @@ class Ledger:
         return self.table()._repr_html_()
 
 
-_LAYERS = ("dense", "conv")
+_LAYERS = {kind.name for kind in KINDS.values()}
 _COLUMNS = ("arrived", "handed_on", "bias", "stabilizer", "constants", "not_conserved", "growth")
 
 

@@ -9,9 +9,10 @@ import jax
 
 from lrp_jax.core import held_arrays
 from lrp_jax.core.arguments import check_callable, check_function
+from lrp_jax.core.calling import call_model, check_is_no_class
 from lrp_jax.core.held_arrays import is_array
 from lrp_jax.core.inference import Inference
-from lrp_jax.core.trace import Call, call_model, check_is_no_class, explaining, trace_call
+from lrp_jax.core.trace import TracedCall, explaining, trace_call
 from lrp_jax.errors import LRPError
 
 
@@ -86,7 +87,7 @@ def trace_model(
     target: Callable[[Any], Any] | None = None,
     *,
     inference: Inference = "checked",
-) -> tuple[Call, Any]:
+) -> tuple[TracedCall, Any]:
     """Traces a model, and the function of its output that is explained.
 
     Returns:
@@ -103,7 +104,7 @@ def trace_static(
     x: Any,
     target: Callable[[Any], Any] | None,
     inference: Inference,
-) -> tuple[Call, Any]:
+) -> tuple[TracedCall, Any]:
     """As `trace_model`, for a model that was taken apart; `holder` is what it was, where its arrays have names."""
     call, output = trace_call(static.call, (1,), (arrays, x), {}, tokens=True, holder=holder, inference=inference)
     paths = (*jax.tree.leaves(dict(static.names)), *call.text.paths[len(static.names) :])

@@ -10,14 +10,15 @@ import jax.numpy as jnp
 from lrp_jax.composites import Composite, is_built_in
 from lrp_jax.core.arguments import within_memory
 from lrp_jax.core.forms import Form
-from lrp_jax.core.plan import Plan, make_plan
+from lrp_jax.core.plan import Plan
+from lrp_jax.core.planner import make_plan
+from lrp_jax.core.probes import Probe, propagator
 from lrp_jax.core.programs import run_compiled
-from lrp_jax.core.trace import Call
-from lrp_jax.core.transform import Probe, propagator
+from lrp_jax.core.trace import TracedCall
 from lrp_jax.explain.checks import Checks, check, number_of_samples
 from lrp_jax.explain.growth import growth_of
 from lrp_jax.explain.hidden import readings, without_bias
-from lrp_jax.explain.targets import seed_of
+from lrp_jax.explain.targets import seed_of, seeds_of_classes
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ Explained: TypeAlias = tuple[Any, Any, dict[str, jax.Array], Checks]
 
 
 def explain_call(
-    composite: Composite, request: Request, kind: str, call: Call, values: Any, masks: list[jax.Array]
+    composite: Composite, request: Request, kind: str, call: TracedCall, values: Any, masks: list[jax.Array]
 ) -> Explained:
     """The output, the relevance of x and of the named hidden values, and checks.
 
@@ -50,14 +51,26 @@ def explain_call(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def explain_arrays(
-    structure: Any, request: Request, kind: str, numbers: list[Any], call: Call, values: Any, masks: list[jax.Array]
+    structure: Any,
+    request: Request,
+    kind: str,
+    numbers: list[Any],
+    call: TracedCall,
+    values: Any,
+    masks: list[jax.Array],
 ) -> Explained:
     """As `explain_call`, for rules that read nothing but their fields."""
     return explain_in_trace(structure, request, kind, numbers, call, values, masks)
 
 
 def explain_in_trace(
-    structure: Any, request: Request, kind: str, numbers: list[Any], call: Call, values: Any, masks: list[jax.Array]
+    structure: Any,
+    request: Request,
+    kind: str,
+    numbers: list[Any],
+    call: TracedCall,
+    values: Any,
+    masks: list[jax.Array],
 ) -> Explained:
     """As `explain_call`, as part of a program that is traced, for a composite that was taken apart."""
     composite: Composite = jax.tree.unflatten(structure, numbers)
@@ -89,10 +102,7 @@ def explain_in_trace(
         return found, hidden, growth
 
     if kind == "all":
-        classes = explained.shape[1]
-        zeros = jnp.zeros_like(explained, shape=(classes, *explained.shape))  # vary within `jax.shard_map` as it does
-        seeds = zeros + jnp.eye(classes, dtype=explained.dtype)[:, None]
-        found, hidden, growth = jax.vmap(maps)(seeds)
+        found, hidden, growth = jax.vmap(maps)(seeds_of_classes(explained))
     else:
         found, hidden, growth = maps(seed_of(kind, values, explained))
     return output, found, hidden, check(plan, traced.inputs, output, found, growth)

@@ -14,7 +14,7 @@ from lrp_jax.composites import Composite, Rules, as_composite
 from lrp_jax.core.arguments import as_count, kind_of
 from lrp_jax.core.inference import Inference
 from lrp_jax.core.saving import Saved
-from lrp_jax.core.trace import Call, explaining
+from lrp_jax.core.trace import TracedCall, explaining
 from lrp_jax.errors import InputError, import_extra
 from lrp_jax.explain.checks import number_of_samples, report
 from lrp_jax.explain.display import explanation_as_html
@@ -143,7 +143,7 @@ def relevance(
     function = target if callable(target) else None
     whole = whole if function is None else explaining(whole, output, function)
 
-    def call_of(x: Any) -> Call:
+    def call_of(x: Any) -> TracedCall:
         return trace_model(model, x, function, inference=inference)[0]
 
     axis = 1 if kind == "all" else 0  # of the samples
@@ -178,7 +178,7 @@ def _request(at: Sequence[str], given: Mapping[str, jax.Array] | None) -> Reques
 
 def _in_batches(
     explain: Callable[..., Explained],
-    call_of: Callable[[Any], Call],
+    call_of: Callable[[Any], TracedCall],
     x: Any,
     starts: Iterable[int],
     size: int,
@@ -196,7 +196,7 @@ def _in_batches(
         values: The array of the target, if it has one entry for each sample.
         factors: The factors of hidden values.
     """
-    calls: dict[Any, Call] = {}
+    calls: dict[Any, TracedCall] = {}
     parts = []
     for start in starts:
         batch = jax.tree.map(lambda leaf, start=start: _batch(leaf, start, size), x)

@@ -91,3 +91,10 @@ def seed_of(kind: str, values: Any, explained: Any) -> Any:
         return values.astype(explained.dtype)
     classes = explained.argmax(-1) if kind == "largest" else values
     return jax.nn.one_hot(classes, explained.shape[1], dtype=explained.dtype)
+
+
+def seeds_of_classes(explained: jax.Array) -> jax.Array:
+    """The cotangents from which the relevance of every class starts, of shape (classes, samples, classes)."""
+    classes = explained.shape[1]
+    zeros = jnp.zeros_like(explained, shape=(classes, *explained.shape))  # vary within `jax.shard_map` as it does
+    return zeros + jnp.eye(classes, dtype=explained.dtype)[:, None]

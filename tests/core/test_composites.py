@@ -12,7 +12,7 @@ from flax import nnx
 
 from lrp_jax import composites, lrp, mark, relevance, rules, treatments
 from lrp_jax.composites import Composite, any_layer, conv, dense, first, index, last, name
-from lrp_jax.core.plan import make_plan
+from lrp_jax.core.planner import make_plan
 from lrp_jax.core.trace import trace
 from lrp_jax.errors import RuleError, SelectorError
 

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from lrp_jax import composites, lrp, relevance, rules
-from lrp_jax.core import layers
+from lrp_jax.core import linear_maps
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from networks import RULES, VGG16, LeNet, ResNet50, lower
@@ -52,7 +52,7 @@ def operations(network, rule):
 @functools.cache
 def usual_operations(network, rule):
     """The same, where no contributions of one sign are lost beside those of the other."""
-    with mock.patch.object(layers, "replace_where", lambda mask, values, make: values):
+    with mock.patch.object(linear_maps, "replace_where", lambda mask, values, make: values):
         return operations.__wrapped__(network, rule)
 
 

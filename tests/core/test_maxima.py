@@ -13,7 +13,10 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from lrp_jax import ledger, relevance, rules
-from lrp_jax.core.maxima import MAXIMA, to_winners, winners
+from lrp_jax.core.maxima import to_winners, winners
+from lrp_jax.core.primitives import PRIMITIVES
+
+MAXIMA = {name: entry.maximum for name, entry in PRIMITIVES.items() if entry.maximum is not None}
 
 
 def decided(function, live=None):
@@ -25,15 +28,15 @@ def decided(function, live=None):
 
     def of(operands):
         (equation,) = (e for e in jax.make_jaxpr(function)(*operands).eqns if e.primitive.name in MAXIMA)
-        return equation.primitive.name, equation.params, range(len(operands)) if live is None else live
+        return MAXIMA[equation.primitive.name], equation.params, range(len(operands)) if live is None else live
 
     def forward(*operands):
         return function(*operands), (winners(*of(operands), operands), operands)
 
     def backward(kept, cotangent):
         index, operands = kept
-        name, params, positions = of(operands)
-        found = dict(zip(positions, to_winners(name, params, positions, operands, index, cotangent), strict=True))
+        maximum, params, positions = of(operands)
+        found = dict(zip(positions, to_winners(maximum, params, positions, operands, index, cotangent), strict=True))
         return tuple(found.get(i, jnp.zeros_like(operand)) for i, operand in enumerate(operands))
 
     run.defvjp(forward, backward)
@@ -233,8 +236,9 @@ def test_the_derivative_of_a_pooling_as_part_of_a_function(smallest, live):
     operands = [tied(4, 7, seed=1), jax.random.permutation(jax.random.key(0), 28.0 + jnp.arange(28.0)).reshape(4, 7)]
     (equation,) = (e for e in jax.make_jaxpr(tangent)(*operands).eqns if e.primitive.name == "select_and_gather_add")
     value = tangent(*operands)
-    index = winners(equation.primitive.name, equation.params, live, operands)
-    found = to_winners(equation.primitive.name, equation.params, live, operands, index, value)
+    maximum = MAXIMA[equation.primitive.name]
+    index = winners(maximum, equation.params, live, operands)
+    found = to_winners(maximum, equation.params, live, operands, index, value)
     right = {0: jax.vjp(pool, operands[1])[1](value)[0], 1: jnp.zeros((4, 7))}
     for position, cotangent in zip(live, found, strict=True):
         np.testing.assert_array_equal(cotangent, right[position])

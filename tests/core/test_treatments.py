@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 import lrp_jax
 from lrp_jax import composites, lrp, rules, treatments
+from lrp_jax.core.primitives import summary_of
 from lrp_jax.errors import UnsupportedOperationError
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -497,7 +498,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_operation_without_treatment_is_refused(name):
-    message = rf"'{name}' at .*test_operations.py:\d+ .*with_treatment\(rules, '{name}', treatment\)"
+    message = rf"'{name}' at .*test_treatments.py:\d+ .*with_treatment\(rules, '{name}', treatment\)"
     with pytest.raises(UnsupportedOperationError, match=message):
         lrp(REFUSED[name], rules.Zero())(example())
 
@@ -511,13 +512,13 @@ def test_refusal_says_where_and_what_to_do():
         with pytest.raises(UnsupportedOperationError) as refusal:
             lrp(fun, rules.Zero())(example())
         message = str(refusal.value)
-        assert re.search(rf"'igamma' at \S+test_operations\.py:\d+ {place}: lrp_jax has no treatment for it", message)
+        assert re.search(rf"'igamma' at \S+test_treatments\.py:\d+ {place}: lrp_jax has no treatment for it", message)
         assert "the treatments that there are stand in lrp_jax.treatments." in message
 
 
 def test_summary_says_whether_there_is_a_treatment():
-    assert treatments.summary_of("reduce_sum").startswith("split in proportion")
-    assert treatments.summary_of("igamma") == "refused"
+    assert summary_of("reduce_sum").startswith("split in proportion")
+    assert summary_of("igamma") == "refused"
 
 
 def test_refused_operation_gets_a_treatment():

@@ -824,6 +824,22 @@ def test_what_is_traced_cannot_be_saved(tmp_path):
         jax.jit(lambda x: Explanation(x, x).save(tmp_path / "file"))(jnp.ones(2))
 
 
+def test_file_holds_public_names_alone(tmp_path):
+    rule = composites.Composite([(composites.first, rules.Gamma(0.1))], input_form=Form.RATIO)
+    Explanation(np.ones(2), np.ones(2), rules=rule).save(tmp_path / "file")
+    with np.load(tmp_path / "file") as archive:
+        text = archive["structure"].item().decode()
+    names = set(re.findall(r'"([\w.]*\b[A-Z]\w*)":', text))
+    assert names == {
+        "Explanation",
+        "Form",
+        "composites.Composite",
+        "composites.Predicate",
+        "composites.Selector",
+        "rules.Gamma",
+    }
+
+
 def test_path_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "folder", tmp_path / "missing" / "file", str(tmp_path / "folder")):

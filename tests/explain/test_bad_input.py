@@ -1020,6 +1020,17 @@ def test_batch_statistics_of_what_returns_an_image_are_found():
         lrp(model, rules.Epsilon())(IMAGES)
 
 
+def test_batch_statistics_behind_a_thousand_operations_are_found():
+    def variance(x):
+        found = x.var(0)
+        for _ in range(1200):
+            found = found + 1e-5
+        return found
+
+    with pytest.raises(ModelError, match="statistics of this batch"):
+        plan(lambda x: (x - x.mean(0)) * jax.lax.rsqrt(variance(x)) @ WEIGHT, X)
+
+
 def test_batch_statistics_of_embedded_integers_are_found():
     table = jax.random.normal(jax.random.key(0), (7, 4))
     with pytest.raises(ModelError, match="statistics of this batch"):

@@ -1,0 +1,142 @@
+"""Calling a model that is traced, so that nothing of it gets lost: refused is what a trace does not carry."""
+
+import inspect
+import operator
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lrp_jax.core.arguments import is_array_like, kind_of
+from lrp_jax.core.equations import is_of_user
+from lrp_jax.core.held_arrays import is_array, name_of_path
+from lrp_jax.core.inference import HOW_TO_SWITCH
+from lrp_jax.errors import InputError, LRPError, ModelError
+
+
+def check_is_no_class(model: Any) -> None:
+    """Refuses a class where an instance of it is meant.
+
+    Raises:
+        InputError: If the model is a class.
+    """
+    if isinstance(model, type):
+        raise InputError(
+            f"The model is the class {model.__name__}, and no instance of it. Make one: {model.__name__}(...)."
+        )
+
+
+_NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+# What Flax says of a Linen module that has no variables.
+_ONLY_BOUND = "only accessible from inside 'init' or 'apply'"
+_UNBOUND = {"CallCompactUnboundModuleError", "CallSetupUnboundModuleError"}
+# Errors of Flax that say the same: a module writes to its variables, or dropout asks for a key.
+_CHANGES_STATE = {"TraceContextError", "ModifyScopeVariableError", "InvalidRngError"}
+
+
+def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a model that is traced, and sees to it that this has no effect but its value.
+
+    A module is copied, so that it may count random numbers while it is traced.
+
+    Raises:
+        ModelError: If it needs values in Python that a trace does not have, changes its state, keeps traced values, or
+            is a module of Flax Linen without variables.
+    """
+    before, structure = jax.tree.flatten(model)
+    copied = jax.tree.unflatten(structure, before)
+    kept_before = _traced_values(model)
+    try:
+        value = copied(*args, **kwargs)
+    except LRPError:
+        raise
+    except _NEEDS_VALUES as error:
+        raise ModelError(
+            f"The model needs the value of an array in Python{_line_of(error)}: in an if, a loop, float(), numpy or "
+            "a mask as an index. Relevance is propagated through the operations of JAX alone. Write it with jnp.where, "
+            "jax.lax.cond, jax.lax.scan or jnp."
+        ) from error
+    except Exception as error:
+        if type(error).__name__ in _CHANGES_STATE:
+            raise ModelError(
+                f"The model is in training mode, or changes its state{_line_of(error)}: {error}. {HOW_TO_SWITCH}."
+            ) from error
+        if type(error).__name__ in _UNBOUND or _ONLY_BOUND in str(error) or _is_unbound(model):
+            raise ModelError(
+                f"The model is a Flax Linen module without its variables{_line_of(error)}. Pass "
+                "functools.partial(module.apply, variables), or module.bind(variables)."
+            ) from error
+        raise
+    if changed := _changed_numbers(before, model, copied):
+        raise ModelError(
+            f"The model changes its state while it runs: {', '.join(changed)}. It is in training mode, or keeps a "
+            f"cache. {HOW_TO_SWITCH}."
+        )
+    for leaf in jax.tree.leaves(value):
+        if not is_array_like(leaf):
+            raise ModelError(f"The function returns {kind_of(leaf)}, and relevance needs arrays. Return them alone.")
+    kept = [name for identity, name in _traced_values(model).items() if identity not in kept_before]
+    if kept:
+        raise ModelError(
+            f"The model keeps what it computes in {', '.join(kept)}, where it is no array after the trace. Let it "
+            "return what you need; jax.debug.print shows values on the way."
+        )
+    return value
+
+
+def _is_unbound(model: Any) -> bool:
+    """Whether a model is a module of Flax Linen, or a method of one, that holds no variables."""
+    owner = getattr(model, "__self__", model)
+    is_linen = any(cls.__module__.startswith("flax.linen") for cls in type(owner).__mro__)
+    return is_linen and getattr(owner, "scope", None) is None
+
+
+def _changed_numbers(before: Sequence[Any], model: Any, copied: Any) -> list[str]:
+    """The names of floating-point leaves that a call has replaced in the copy of a model."""
+    after = jax.tree.leaves(copied)
+    if len(after) == len(before) and all(map(operator.is_, after, before)):
+        return []
+    names = [path for path, _ in jax.tree_util.tree_leaves_with_path(model)]
+    known = dict(jax.tree_util.tree_leaves_with_path(copied))
+    pairs = zip(names, before, strict=True)
+    return [name_of_path(path) for path, leaf in pairs if _is_real(leaf) and known.get(path) is not leaf]
+
+
+def _traced_values(model: Callable[..., Any]) -> dict[int, str]:
+    """The names of traced values in the attributes of a model that is no pytree, and in the variables of a function."""
+    function = inspect.unwrap(getattr(model, "func", model))
+    owner = getattr(function, "__self__", model)
+    named = {} if not jax.tree_util.all_leaves([owner]) else dict(getattr(owner, "__dict__", {}))
+    if inspect.isfunction(function):
+        variables = inspect.getclosurevars(function)
+        named |= {**variables.globals, **variables.nonlocals}
+    return {
+        id(leaf): name + jax.tree_util.keystr(path)
+        for name, value in named.items()
+        for path, leaf in _leaves_with_path(value)
+        if isinstance(leaf, jax.core.Tracer)
+    }
+
+
+def _leaves_with_path(holder: Any) -> Sequence[tuple[Any, Any]]:
+    try:
+        return jax.tree_util.tree_leaves_with_path(holder)
+    except (TypeError, ValueError):  # a dictionary whose keys have no order
+        return []
+
+
+def _is_real(leaf: Any) -> bool:
+    return is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _line_of(error: Exception) -> str:
+    """The user's line that an error comes from, as a part of a sentence; empty if there is none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_of_user(frame.filename)]
+    return f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].name})" if frames else ""

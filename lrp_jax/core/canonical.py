@@ -1,0 +1,241 @@
+"""The canonical form of operations: what is the same is one operation, and every operand has the shape of the others.
+
+Equal operations on equal values are one. Operands that JAX broadcasts inside of an elementwise operation are broadcast
+by an operation of their own. A move of all operands of an elementwise operation comes after that operation. A selection
+by a number that stands in the program is what it selects.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lrp_jax.core import equations, primitives, tokens
+from lrp_jax.core.equations import Mark
+from lrp_jax.core.graph import Checkpoint, Graph, Held, Operation, Status
+from lrp_jax.core.primitive import Family
+from lrp_jax.core.ranges import Range, range_of_dtype, ranges_of_outputs
+from lrp_jax.core.statuses import Bodies, if_continuous, status_after
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an operation stands: in which line, and in what; see `Operation`."""
+
+    location: str
+    checkpoints: tuple[Checkpoint, ...] = ()
+    is_of_target: bool = False
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Appends operations to a graph.
+
+    Attributes:
+        graph: The graph.
+        hold: Says what an array is that the function has closed over.
+        seen: The values that are known, by what they are.
+    """
+
+    graph: Graph
+    hold: Callable[[Any], Held]
+    seen: dict[Any, list[int]] = field(default_factory=dict)
+
+    def _once(self, key: Any, make: Callable[[], list[int]]) -> list[int]:
+        """The values that are known under a key; made at the first time."""
+        if key not in self.seen:
+            self.seen[key] = make()
+        return self.seen[key]
+
+    def held(self, aval: Any, array: Any) -> int:
+        """The value that an array is that the function has closed over."""
+        (value,) = self._once(("held", id(array)), lambda: [self.graph.new_constant(aval, self.hold(array))])
+        return value
+
+    def number(self, number: np.ndarray) -> int:
+        """The value that a number is that stands in the program."""
+
+        def make() -> list[int]:
+            value = self.graph.new_constant(number, Held(number, is_parameter=False))
+            self.graph.note_number(value, number)
+            return [value]
+
+        return self._once(("number", number.dtype, number.shape, number.tobytes()), make)[0]
+
+    def add(self, equation: Any, inputs: tuple[int, ...], place: Place, treatment: Any = None) -> list[int]:
+        """Adds an operation in canonical form, unless the same is there already; returns its outputs."""
+        if equation.primitive.name == "select_n":
+            chosen = self.graph.chosen(inputs[0], len(inputs) - 1)
+            if chosen is not None:
+                return [inputs[1 + chosen]]
+        if primitives.is_elementwise(equation):
+            shape = equation.outvars[0].aval.shape
+            inputs = tuple(self._broadcast(value, shape, place) for value in inputs)
+            if (move := self._shared_move(equation, inputs)) is not None:
+                return [self._move_afterwards(equation, inputs, move, place)]
+        inputs = self.made_live(equation, inputs, place)
+        key = _key(equation, inputs)
+        if key is None:
+            return self.append(equation, inputs, place, treatment)
+        return self._once(key, lambda: self.append(equation, inputs, place, treatment))
+
+    def add_function(self, function: Callable[..., Any], inputs: tuple[int, ...], place: Place) -> int:
+        """Adds the one operation that a function is; returns its output."""
+        return self.add(equation_of(function, *(self.graph.shapes[i] for i in inputs)), inputs, place)[0]
+
+    def append(self, equation: Any, inputs: tuple[int, ...], place: Place, treatment: Any = None) -> list[int]:
+        """Appends an operation without bodies as it is; returns its outputs."""
+        graph = self.graph
+        statuses = [graph.status[value] for value in inputs]
+        followed: list[tokens.Followed] = []
+        if Status.TOKEN in statuses and Status.LIVE not in statuses:
+            followed = [tokens.follow(graph, equation, inputs, i) for i in range(len(equation.outvars))]
+        after = [found.status for found in followed]
+        after = after or [status_after(equation, statuses)] * len(equation.outvars)
+        outputs = self._append(equation, inputs, place, after, self._ranges(equation, inputs), treatment=treatment)
+        for value, found in zip(outputs, followed, strict=False):
+            if graph.is_live(value):
+                graph.embeddings.append(value)
+            if found.code is not None and graph.is_token(value):
+                graph.codes[value] = found.code
+            if found.is_lost:
+                graph.lost_tokens.add(value)
+        return outputs
+
+    def append_bodies(
+        self, equation: Any, inputs: tuple[int, ...], place: Place, bodies: Bodies, statuses: Sequence[Status]
+    ) -> list[int]:
+        """Appends an operation with bodies, which return values of some statuses; returns its outputs."""
+        ranges = [range_of_dtype(variable.aval.dtype) for variable in equation.outvars]
+        outputs = self._append(equation, inputs, place, statuses, ranges, bodies)
+        for output, *inner in zip(outputs, *(body.outputs for body in bodies), strict=True):
+            marks = [body.marks.get(value, {}) for body, value in zip(bodies, inner, strict=True)]
+            self.graph.mark(output, shared_marks(marks))
+        return outputs
+
+    def _append(
+        self,
+        equation: Any,
+        inputs: tuple[int, ...],
+        place: Place,
+        statuses: Sequence[Status],
+        ranges: Sequence[Range],
+        bodies: Bodies = (),
+        treatment: Any = None,
+    ) -> list[int]:
+        graph = self.graph
+        outputs = [
+            graph.new_value(variable.aval, if_continuous(variable.aval, status), bounds)
+            for variable, status, bounds in zip(equation.outvars, statuses, ranges, strict=True)
+        ]
+        if set(statuses) == {Status.CONSTANT} and not graph.parameters.isdisjoint(inputs):
+            graph.parameters.update(outputs)
+        location, checkpoints, is_of_target = place.location, place.checkpoints, place.is_of_target
+        graph.add(Operation(equation, inputs, tuple(outputs), location, bodies, checkpoints, is_of_target, treatment))
+        return outputs
+
+    def made_live(self, equation: Any, inputs: tuple[int, ...], place: Place) -> tuple[int, ...]:
+        """The inputs of an operation, those made live that it uses as live values."""
+        used = tokens.becomes_live(self.graph, equation, inputs)
+        live = dict(zip(used, self.live(used, place), strict=True))
+        return tuple(live.get(value, value) for value in inputs)
+
+    def live(self, values: Sequence[int], place: Place) -> list[int]:
+        """The values, those that are codes in floating point made live."""
+        graph = self.graph
+
+        def make(value: int) -> list[int]:
+            copy = equation_of(jnp.copy, graph.shapes[value])
+            (output,) = self._append(copy, (value,), place, [Status.LIVE], [graph.ranges[value]])
+            graph.embeddings.append(output)
+            return [output]
+
+        return [
+            self._once(("live", value), functools.partial(make, value))[0]
+            if value in graph.codes and jnp.issubdtype(graph.shapes[value].dtype, jnp.floating)
+            else value
+            for value in values
+        ]
+
+    def _broadcast(self, value: int, shape: tuple[int, ...], place: Place) -> int:
+        """Broadcasts an operand through which relevance flows by an operation of its own."""
+        there = self.graph.shapes[value].shape
+        if there == shape or self.graph.is_constant(value):
+            return value
+        dimensions = tuple(range(len(shape) - len(there), len(shape)))
+        return self.add_function(lambda x: lax.broadcast_in_dim(x, shape, dimensions), (value,), place)
+
+    def _shared_move(self, equation: Any, inputs: Sequence[int]) -> Operation | None:
+        """The move by which all operands of an elementwise operation but numbers are brought into the same order."""
+        graph = self.graph
+        is_cast = equation.primitive.name == "convert_element_type" and equation.params["sharding"] is None
+        varying = [value for value in inputs if graph.number(value) is None]
+        statuses = {graph.status[value] for value in varying}
+        if not varying or not statuses <= {Status.LIVE, Status.HELD} or not graph.marks.keys().isdisjoint(varying):
+            return None
+        if Family.ELEMENTWISE not in primitives.family_of(equation) and not is_cast:
+            return None
+        first, *others = (graph.producer.get(value) for value in varying)
+        if first is None or Family.REARRANGEMENT not in first.family:
+            return None
+        before = graph.shapes[first.inputs[0]].shape
+        for other in others:
+            if other is None or (other.name, other.equation.params) != (first.name, first.equation.params):
+                return None
+            if graph.shapes[other.inputs[0]].shape != before:
+                return None
+        return first
+
+    def _move_afterwards(self, equation: Any, inputs: Sequence[int], move: Operation, place: Place) -> int:
+        """Applies an elementwise operation to what its operands were before a move, and moves what it returns."""
+        graph = self.graph
+        before = graph.shapes[move.inputs[0]].shape
+        operands = []
+        for value in inputs:
+            number = graph.number(value)
+            if number is None:
+                operands.append(graph.producer[value].inputs[0])
+                continue
+            operand = self.number(number.astype(graph.shapes[value].dtype))
+            if graph.shapes[value].shape and before:
+                operand = self.add_function(lambda x: lax.broadcast_in_dim(x, before, ()), (operand,), place)
+            operands.append(operand)
+        made = equation_of(functools.partial(equations.run, equation), *(graph.shapes[i] for i in operands))
+        (output,) = self.add(made.replace(source_info=equation.source_info), tuple(operands), place)
+        there = replace(place, location=move.location)
+        return self.add_function(functools.partial(equations.run, move.equation), (output,), there)
+
+    def _ranges(self, equation: Any, inputs: Sequence[int]) -> list[Range]:
+        """The ranges of an equation's outputs."""
+        known = [self.graph.ranges[value] for value in inputs]
+        is_square = len(inputs) == 2 and inputs[0] == inputs[1]
+        return ranges_of_outputs(primitives.named(equation.primitive.name).bounds, equation, known, is_square)
+
+
+def equation_of(fun: Callable[..., Any], *operands: jax.ShapeDtypeStruct) -> Any:
+    """The equation that a function of one operation is."""
+    (equation,) = jax.make_jaxpr(fun)(*operands).jaxpr.eqns
+    return equation
+
+
+def shared_marks(marks: Sequence[Mapping[Mark, str]]) -> dict[Mark, str]:
+    """What is said of factors of a value that enters or leaves a loop or a branch, in all of them."""
+    shared = {Mark.GATE, Mark.SIGNAL}.intersection(*marks) if marks else set()
+    return {mark: marks[0][mark] for mark in Mark if mark in shared}
+
+
+def _key(equation: Any, inputs: Sequence[int]) -> Any:
+    """What two equations have in common that compute the same; None for one that stands for itself."""
+    if equations.has_side_effect(equation) or primitives.has_bodies(equation):
+        return None
+    key = (equation.primitive, tuple(inputs), tuple(sorted(equation.params.items(), key=lambda item: item[0])))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
