@@ -7,6 +7,7 @@ A composite is a list of (selector, rule) pairs; each layer gets the rule of the
 A bare rule stands for the composite that gives it to every layer.
 """
 
+import copy
 import functools
 import inspect
 import re
@@ -261,9 +262,8 @@ class Composite(Saved):
 
 def _with_rules(composite: Composite, rules: tuple[Any, ...]) -> Composite:
     """A composite with something else in place of its rules, which is not looked at."""
-    other = object.__new__(Composite)
-    for part in fields(composite):
-        object.__setattr__(other, part.name, rules if part.name == "rules" else getattr(composite, part.name))
+    other = copy.copy(composite)
+    object.__setattr__(other, "rules", rules)
     return other
 
 

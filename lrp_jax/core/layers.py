@@ -74,7 +74,7 @@ class Layer:
             for value, array in zip(self.constants, constants, strict=True)
         }
         w, *others = (values[value] for value in head.inputs if value != self.input)
-        factor, b = self._folded(values, z) if tail else (1.0, jnp.zeros((), precision))
+        factor, b = self._folded(values, z)
         moves = tuple(operation for operation in tail if not operation.family & (Family.AFFINE | Family.IDENTITY))
         linear = LinearMap(x, w * factor, b, z, self.product, tuple(others), moves, self.nonnegative, self.rectified)
         return replace(linear, z=linear.linear(x, linear.w) + b) if is_coarse else linear
@@ -82,24 +82,27 @@ class Layer:
     def _folded(self, values: Mapping[int, jax.Array], z: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What the affine operations multiply the weight with, and what they add to the output."""
         head, *tail = self.operations
-        factor = jnp.ones((), z.dtype)
-        # Made like another array, zeros vary within `jax.shard_map` along the same axes as it does.
-        known = {**values, head.outputs[0]: jnp.zeros_like(z, shape=head.equation.outvars[0].aval.shape)}
+        # Made like another array, zero varies within `jax.shard_map` along the same axes as it does.
+        factor, shift = jnp.ones((), z.dtype), jnp.zeros_like(z, shape=())
         axes = _identity(head)
         for operation in tail:
-            operands = [known[value] for value in operation.inputs]
-            match operation.name, *(value in values for value in operation.inputs):
-                case "mul", is_first, _:
-                    factor = factor * _along_weight(operands[not is_first], axes, self.product)
-                case "div", _, _:
+            operands = [values.get(value, shift) for value in operation.inputs]
+            are_constants = [value in values for value in operation.inputs]
+            match operation.name:
+                case "mul":
+                    factor = factor * _along_weight(operands[are_constants.index(True)], axes, self.product)
+                case "div":
                     factor = factor / _along_weight(operands[1], axes, self.product)
-                case ("neg", _) | ("sub", True, _):
+                case "neg":
                     factor = -factor
-                case _:
-                    axes = _axes_after(axes, operation)
-            is_same = Family.IDENTITY in operation.family
-            known[operation.outputs[0]] = operands[0] if is_same else operation.run(*operands)[0]
-        return factor, known[self.output]
+                case "sub" if are_constants[0]:
+                    factor = -factor
+            axes = _axes_after(axes, operation)
+            if Family.AFFINE in operation.family:
+                (shift,) = operation.run(*jnp.broadcast_arrays(*operands))
+            elif shift.ndim and Family.IDENTITY not in operation.family:
+                (shift,) = operation.run(jnp.broadcast_to(shift, operation.equation.invars[0].aval.shape))
+        return factor, shift
 
 
 def find_layers(graph: Graph) -> list[Layer]:

@@ -9,7 +9,6 @@ import numpy as np
 
 from lrp_jax.core import ranges, samples
 from lrp_jax.core.control import Control
-from lrp_jax.core.kinds import Kind
 from lrp_jax.core.maxima import Maximum
 from lrp_jax.core.ranges import Bounds
 from lrp_jax.core.samples import Samples
@@ -44,7 +43,7 @@ class Family(enum.Flag):
     PRODUCT = enum.auto()
     """It multiplies or divides two values."""
     LINEAR_MAP = enum.auto()
-    """A product that is a layer where one factor is a parameter."""
+    """A product that is a layer of some kind (`lrp_jax.core.kinds`) where one factor is a parameter."""
     EXPONENTIAL = enum.auto()
     """A number to the power of its operand."""
     POWER = enum.auto()
@@ -84,7 +83,6 @@ class Primitive:
         compute: What it computes element by element, in NumPy's double precision; None if JAX has to be asked.
         data: Which operands hold the elements; the others say where to or which.
         samples: The rule for where the dimension of the samples goes.
-        kind: The kind of layer that it is where one factor is a parameter.
         maximum: How it is decided who wins, of a maximum or minimum.
         called: Of a call, the parameter that holds the program.
         control: How it runs its bodies, if it has some that could be looked into.
@@ -97,7 +95,6 @@ class Primitive:
     compute: Compute | None = None
     data: slice = field(default_factory=lambda: slice(None))
     samples: Samples = samples.KEPT
-    kind: type[Kind] | None = None
     maximum: Maximum | None = None
     called: str = ""
     control: Callable[[Any], Control] | None = None

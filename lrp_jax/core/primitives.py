@@ -191,7 +191,7 @@ def _product(choice: Choice, compute: Compute, bounds: Bounds, family: Family = 
 def _linear_map(kind: type[Kind]) -> Primitive:
     summary = "a layer, where the rule decides; half to each factor of two live ones"
     family = Family.PRODUCT | Family.LINEAR_MAP | (Family.SUM if kind is Dense else Family.NONE)
-    return Primitive(_of_linear_map, summary, family, ranges.total, samples=kind.samples, kind=kind)
+    return Primitive(_of_linear_map, summary, family, ranges.total, samples=kind.samples)
 
 
 def _sum(family: Family) -> Primitive:

@@ -52,6 +52,7 @@ def take_apart(closed: ClosedJaxpr) -> tuple[Program, list[Any]]:
         The program, and its arrays.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> def program_with(weight):
         ...     inner = jax.jit(lambda x: x * weight)
         ...     return take_apart(jax.make_jaxpr(lambda x: inner(x))(1.0))
@@ -117,6 +118,7 @@ def run_compiled(fun: Callable[..., Any], *args: Any) -> Any:
         Its value.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> weights = {"w": jnp.ones(2)}
         >>> run = lambda x: run_compiled(lambda x: x * weights["w"], x)
         >>> run(3.0)

@@ -12,7 +12,6 @@ up is tied to the shadow of its indices, and relevance returns along the shadows
 - What comes out of another comparison, or of a reduction, is held.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 from lrp_jax.core import primitives
 from lrp_jax.core.graph import Code, Graph, Operation, Status
 from lrp_jax.core.primitive import Family
-from lrp_jax.core.primitives import named
+from lrp_jax.core.samples import Carried
 from lrp_jax.errors import InputError
 
 _MOVED = Family.MOVE | Family.WRITE | Family.IDENTITY
@@ -87,7 +86,7 @@ def follow(graph: Graph, equation: Any, inputs: Sequence[int], position: int = 0
 
 def data_positions(name: str, number: int) -> Sequence[int]:
     """The positions of the operands that a primitive moves or computes with; the others are indices."""
-    return range(number)[named(name).data]
+    return range(number)[primitives.named(name).data]
 
 
 def _looked_up(graph: Graph, equation: Any, inputs: Sequence[int], data: Sequence[int]) -> Followed:
@@ -155,22 +154,17 @@ def _contracts(graph: Graph, equation: Any, inputs: Sequence[int]) -> bool:
     return axis is not None and tuple(params["dimension_numbers"][0][coded[0]]) == (axis,)
 
 
-def _code_after(equation: Any, position: int, code: Code) -> Code | None:
+def _code_after(equation: Any, position: int, code: Code) -> Code:
     """What becomes of a code in a move or an elementwise operation with constants."""
-    name, params, axis = equation.primitive.name, equation.params, code.axis
-    is_identity = Family.IDENTITY in primitives.family_of(equation)
-    is_kept = is_identity or name in {"neg", "mul", "rev", "select_n", "slice", "dynamic_slice"}
-    before, after = equation.invars[position].aval.shape, equation.outvars[0].aval.shape
-    if axis is None or is_kept or (name == "div" and position == 0):
+    name, family = equation.primitive.name, primitives.family_of(equation)
+    is_kept = Family.IDENTITY in family or name in {"neg", "mul", "select_n", "slice", "dynamic_slice"}
+    if code.axis is None or is_kept or (name == "div" and position == 0):
         return code
-    if name == "broadcast_in_dim":
-        return Code(params["broadcast_dimensions"][axis])
-    if name == "transpose":
-        return Code(tuple(params["permutation"]).index(axis))
-    if name in {"reshape", "squeeze"}:
-        start = math.prod(before[:axis])
-        return Code(next((i for i, n in enumerate(after) if n == before[axis] and math.prod(after[:i]) == start), None))
-    return Code()
+    if Family.REARRANGEMENT not in family:
+        return Code()
+    before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    moved = primitives.named(name).samples.moved(Carried(equation.params, [before], after, [code.axis]), 0, code.axis)
+    return Code(moved if moved is not None and after[moved] == before[code.axis] else None)
 
 
 def sliced(code: Code | None, *, is_stacked: bool) -> Code | None:

@@ -165,7 +165,6 @@ def trace(
     args: Sequence[Any],
     kwargs: dict[str, Any],
     *,
-    tokens: bool = False,
     inference: Inference = "checked",
 ) -> ReadCall:
     """Traces and reads a call.
@@ -175,7 +174,6 @@ def trace(
         positions: The positions of the arguments that are explained.
         args: The positional arguments.
         kwargs: The keyword arguments.
-        tokens: Whether integers may be explained; their relevance is that of what is looked up with them.
         inference: Whether it is checked that the function is in inference mode.
 
     Returns:
@@ -186,7 +184,7 @@ def trace(
         ModelError: If the function is in training mode, needs values in Python, or has an output that does not depend
             on the explained arguments differentiably.
     """
-    call, _ = trace_call(fun, positions, args, kwargs, tokens=tokens, inference=inference)
+    call, _ = trace_call(fun, positions, args, kwargs, inference=inference)
     for leaf in call.inputs:
         check_has_values(leaf)
     return call.read()

@@ -16,7 +16,7 @@ from lrp_jax.core.primitive import Family
 from lrp_jax.core.primitives import PRIMITIVES, ROWS, named, summary_of
 from lrp_jax.explain.ledger import primitives as installed
 
-ONLY_IN_OTHER_VERSIONS = {"stack", "unstack"}  # since JAX 0.10
+ONLY_IN_OTHER_VERSIONS = {"closed_call", "stack", "unstack"}  # until JAX 0.10; the others since then
 
 NAMES = [name for names, _ in ROWS for name in names.split()]
 MOST_NAMES = 6  # of a pattern, such as a guard of what is divided by; what is longer is a family
