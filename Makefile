@@ -45,10 +45,11 @@ lab: $(VENV)/installed-book,lab  ## Open the chapters in JupyterLab
 	@$(BIN)/jupytext-config --settings-file $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json set-default-viewer
 	@$(BIN)/jupyter lab --notebook-dir=book
 
-lint: $(VENV)/installed-book,dev  ## Check style, format and types
+lint: $(VENV)/installed-book,dev  ## Check style, format, types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy lrp_jax book/lrp_book
+	$(BIN)/lint-imports --no-cache --no-logo
 
 bench: $(VENV)/installed-book,dev  ## Time relevance as a ratio to the input gradient
 	@cd tests/benchmarks && for program in relevance accuracy devices tasks; do ../../$(BIN)/python $$program.py || exit; done

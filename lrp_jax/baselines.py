@@ -19,7 +19,8 @@ from lrp_jax.core.inference import Inference
 from lrp_jax.core.programs import Computation, run_compiled
 from lrp_jax.core.trace import check_mode
 from lrp_jax.errors import InputError
-from lrp_jax.explain.relevance import read_target, seed_of, split_model, trace_model
+from lrp_jax.explain.models import split_model, trace_model
+from lrp_jax.explain.targets import read_target, seed_of
 
 Model = Callable[[Any], jax.Array]
 ClassTarget = int | Sequence[int] | jax.Array | np.ndarray | None

@@ -35,7 +35,7 @@ from lrp_jax.core.held_arrays import is_array, name_of_path
 from lrp_jax.core.inference import Inference
 from lrp_jax.core.programs import run_compiled
 from lrp_jax.errors import InputError
-from lrp_jax.explain.relevance import as_pytree
+from lrp_jax.explain.models import as_pytree
 
 Parameters = TypeVar("Parameters")
 

@@ -169,28 +169,8 @@ def grid(
         name: _sum_of_channels(maps, f"The relevance {name!r}".removesuffix(" ''"), "(N, H, W)", channels)
         for name, maps in (relevance if isinstance(relevance, Mapping) else {"": relevance}).items()
     }
-    if not rows:
-        raise ArrayError("relevance is an empty mapping: there are no maps to draw. Pass the maps of one rule or more.")
-    if not len(pictures):
-        raise ArrayError("There are no images to draw.")
-    counts = {"labels": _number_of_labels(labels)} | {f"maps {name!r}": len(row) for name, row in rows.items()}
-    for what, count in counts.items():
-        if count != len(pictures):
-            raise ArrayError(f"There are {len(pictures)} images, but {count} {what}.")
-    for name, maps in rows.items():
-        _check_sizes(pictures, maps, f"the maps {name!r}".removesuffix(" ''"))
-    if not isinstance(scale, str):
-        wanted = "is 'row', 'image', 'all' or a positive number"
-        limits = dict.fromkeys(rows, as_number(scale, "scale", wanted, _is_positive, ArrayError))
-    elif scale == "image":
-        rows = {name: np.stack([one / _colour_limit(one) for one in maps]) for name, maps in rows.items()}
-        limits = dict.fromkeys(rows, 1.0)
-    elif scale == "row":
-        limits = {name: _colour_limit(maps) for name, maps in rows.items()}
-    elif scale == "all":
-        limits = dict.fromkeys(rows, max(map(_colour_limit, rows.values())))
-    else:
-        raise ArrayError(f"scale is 'row', 'image', 'all' or a number, not {scale!r}.")
+    _check_grid(pictures, rows, labels)
+    rows, limits = _scaled(rows, scale)
     if colorbar_label is None:
         colorbar_label = "relative" if isinstance(scale, str) and scale == "image" else "relevance"
 
@@ -208,6 +188,39 @@ def grid(
         row_axes[0].set_ylabel(name)
         figure.colorbar(drawn, ax=list(row_axes), label=colorbar_label, aspect=6, pad=0.02)
     return figure
+
+
+_Rows: TypeAlias = dict[str, NDArray[np.generic]]  # the maps, by the name of their row
+
+
+def _check_grid(pictures: NDArray[np.generic], rows: _Rows, labels: Sequence[str]) -> None:
+    """Refuses images, maps and labels of different numbers or sizes."""
+    if not rows:
+        raise ArrayError("relevance is an empty mapping: there are no maps to draw. Pass the maps of one rule or more.")
+    if not len(pictures):
+        raise ArrayError("There are no images to draw.")
+    counts = {"labels": _number_of_labels(labels)} | {f"maps {name!r}": len(row) for name, row in rows.items()}
+    for what, count in counts.items():
+        if count != len(pictures):
+            raise ArrayError(f"There are {len(pictures)} images, but {count} {what}.")
+    for name, maps in rows.items():
+        _check_sizes(pictures, maps, f"the maps {name!r}".removesuffix(" ''"))
+
+
+def _scaled(rows: _Rows, scale: str | float) -> tuple[_Rows, dict[str, float]]:
+    """The maps as they are drawn, and for each row the absolute relevance that gets the strongest colour."""
+    if not isinstance(scale, str):
+        wanted = "is 'row', 'image', 'all' or a positive number"
+        return rows, dict.fromkeys(rows, as_number(scale, "scale", wanted, _is_positive, ArrayError))
+    match scale:
+        case "row":
+            return rows, {name: _colour_limit(maps) for name, maps in rows.items()}
+        case "image":
+            relative = {name: np.stack([one / _colour_limit(one) for one in maps]) for name, maps in rows.items()}
+            return relative, dict.fromkeys(rows, 1.0)
+        case "all":
+            return rows, dict.fromkeys(rows, max(map(_colour_limit, rows.values())))
+    raise ArrayError(f"scale is 'row', 'image', 'all' or a number, not {scale!r}.")
 
 
 def _finite(values: ArrayLike, name: str) -> NDArray[np.generic]:

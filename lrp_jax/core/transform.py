@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from lrp_jax.composites import Rules, as_composite
-from lrp_jax.core.arguments import MOST, as_counts, within_memory
+from lrp_jax.core.arguments import MOST, as_counts, check_callable, within_memory
 from lrp_jax.core.calling import check_is_no_class
 from lrp_jax.core.forms import guard
 from lrp_jax.core.graph import Graph
@@ -14,7 +14,6 @@ from lrp_jax.core.inference import Inference, check_choice
 from lrp_jax.core.planner import make_plan
 from lrp_jax.core.running import rebind
 from lrp_jax.core.trace import trace
-from lrp_jax.errors import InputError
 
 
 def lrp(
@@ -64,8 +63,7 @@ def lrp(
         >>> jax.grad(lrp(network, rules.Zero()))(jnp.array([3.0, 1.0]))
         Array([3., 2.], dtype=float32)
     """
-    if not callable(fun):
-        raise InputError(f"lrp transforms a function, but this is a {type(fun).__name__}.")
+    check_callable(fun, "fun")
     check_choice(inference)
     check_is_no_class(fun)
     composite = as_composite(rules)

@@ -18,6 +18,7 @@ from lrp_jax.core.plan import Piece, Plan
 from lrp_jax.core.probes import run_pieces
 from lrp_jax.core.trace import ReadCall, check_dtype, check_has_values
 from lrp_jax.errors import InputError, LRPWarning, ModelError
+from lrp_jax.explain.growth import MOST_GROWTH
 
 
 def number_of_samples(x: Any, *, has_values: bool = True) -> int:
@@ -51,10 +52,6 @@ def number_of_samples(x: Any, *, has_values: bool = True) -> int:
     return samples.pop()
 
 
-MOST_GROWTH = 1000.0
-"""From how much growth on an explanation is suspicious."""
-
-
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Outside:
@@ -86,27 +83,6 @@ class Checks:
     is_sound: jax.Array
     outside: dict[str, Outside]
     growth: jax.Array | None = None
-
-
-def growth_of(samples: int, starts: Sequence[jax.Array], relevance: Any) -> jax.Array:
-    """How much relevance there is at the input for each unit that it started from.
-
-    Args:
-        samples: The number of samples.
-        starts: Where relevance started, such as the explained output and the relevance of the last layer's output.
-        relevance: The relevance of the input.
-
-    Returns:
-        A number for each sample: absolute relevance, divided by the largest of what it started from.
-    """
-
-    def size(array: jax.Array) -> jax.Array:
-        is_by_sample = array.ndim > 0 and array.shape[0] == samples
-        return jnp.abs(array).sum(tuple(range(1, array.ndim))) if is_by_sample else jnp.abs(array).sum()
-
-    start = functools.reduce(jnp.maximum, [size(array) for array in starts])
-    end = functools.reduce(jnp.add, [size(leaf) for leaf in jax.tree.leaves(relevance)])
-    return jnp.where(end == 0, 0, end / jnp.where(start == 0, jnp.finfo(end.dtype).tiny, start))
 
 
 def check(

@@ -3,8 +3,8 @@
 import base64
 import html
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,41 +13,60 @@ from numpy.typing import NDArray
 from lrp_jax.errors import MissingExtraError, import_extra
 from lrp_jax.plotting import look_first
 
-if TYPE_CHECKING:
-    from lrp_jax.explain.relevance import Explanation
-
 SAMPLES = 4
 LARGEST = 3
 WIDTH = 112  # of a picture on the page, in pixels
 
 
-def explanation_as_html(explanation: "Explanation") -> str:
+def explanation_as_html(x: Any, relevance: Any, output: Any, hidden: Mapping[str, Any], rules: Sequence[str]) -> str:
     """Shows the first samples of an explanation: input, map, largest outputs, and the rules.
 
     Args:
-        explanation: What `relevance` returns.
+        x: The input.
+        relevance: Its relevance; of all classes with one dimension for them in front.
+        output: The model's output.
+        hidden: The relevance of hidden values, by name.
+        rules: The rules in words.
 
     Returns:
         HTML that needs no other file. What has the shape of an image is a picture if matplotlib is installed.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from lrp_jax import relevance, rules
-        >>> shown = explanation_as_html(relevance(lambda x: x @ jnp.eye(2), jnp.array([[2.0, 1.0]]), 0, rules.Zero()))
+        >>> shown = explanation_as_html(np.ones((1, 2)), np.ones((1, 2)), np.array([[2.0]]), {}, ["any_layer: Zero"])
         >>> "Relevance of 1 sample. Rules: any_layer: Zero" in shown
         True
     """
-    x, relevance, output = explanation.x, explanation.relevance, explanation.output
     parts = (x, relevance, output)
     is_known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(parts))
     if is_known and all(hasattr(part, "shape") for part in parts) and len(output.shape) > 0:
         caption, header, rows = _samples(x, relevance, output)
     else:
         caption, header, rows = "Relevance", ["array", "shape", "sum"], _arrays(relevance)
-    if explanation.rules is not None:
-        caption += f". Rules: {'; '.join(f'{selector}: {rule}' for selector, rule in explanation.rules.rules)}"
-    hidden = _table("Relevance of hidden values", ["name", "shape", "sum"], _arrays(explanation.at))
-    return _table(caption, header, rows) + (hidden if explanation.at else "")
+    if rules:
+        caption += f". Rules: {'; '.join(rules)}"
+    shown = table_as_html(caption, header, rows)
+    if hidden:
+        shown += table_as_html("Relevance of hidden values", ["name", "shape", "sum"], _arrays(hidden))
+    return shown
+
+
+def table_as_html(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table.
+
+    Args:
+        caption: What it is, as text.
+        header: The names of the columns, as text.
+        rows: The cells, as HTML.
+
+    Example:
+        >>> table_as_html("1 < 2", [], [["<b>1</b>"]])
+        '<table><caption>1 &lt; 2</caption><thead><tr></tr></thead><tbody><tr><td><b>1</b></td></tr></tbody></table>'
+    """
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in header)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return (
+        f"<table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
 
 
 def _samples(x: Any, relevance: Any, output: Any) -> tuple[str, list[str], list[list[str]]]:
@@ -120,11 +139,3 @@ def _picture(values: NDArray[Any], name: str, *, signed: bool) -> str:
 
 def _number(value: Any) -> str:
     return "traced" if isinstance(value, jax.core.Tracer) else f"{float(value):.4g}"
-
-
-def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{name}</th>' for name in header)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return (
-        f"<table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )

@@ -2,7 +2,7 @@
 
 import html
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,9 @@ from lrp_jax.core.trace import explaining
 from lrp_jax.errors import InputError
 from lrp_jax.explain.accounts import Entry, check_closes, keep_account, path_of
 from lrp_jax.explain.checks import check, number_of_samples, report
-from lrp_jax.explain.relevance import Target, read_target, seed_of, trace_model
+from lrp_jax.explain.display import table_as_html
+from lrp_jax.explain.models import trace_model
+from lrp_jax.explain.targets import Target, read_target, seed_of
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,7 @@ class Table:
         return table
 
     def _repr_html_(self) -> str:
-        def line(cells: Sequence[str], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-        body = "".join(line(row, "td") for row in self.rows)
-        head = line(self.header, "th")
-        return f"<table><caption>{html.escape(self.title)}</caption><thead>{head}</thead><tbody>{body}</tbody></table>"
+        return table_as_html(self.title, self.header, [list(map(html.escape, row)) for row in self.rows])
 
 
 def plan(model: Callable[[Any], Any], x: Any, rules: Rules | None = None, *, inference: Inference = "checked") -> Table:

@@ -338,7 +338,7 @@ def test_the_calls_are_right_otherwise(door):
     ("door", "name", "key", "message"),
     [
         ("relevance", "x", "dictionary", "Give dictionaries keys of one type"),
-        ("relevance", "target", "complex", "it holds complex64"),
+        ("relevance", "target", "complex", "it is an array of complex64"),
         (
             "relevance",
             "model",

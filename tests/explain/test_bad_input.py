@@ -265,7 +265,7 @@ CASES = {
     "The target is not an integer": (lambda: explain(network, target=0.5), "is an integer"),
     "The target holds something else than numbers": (
         lambda: explain(network, target=["cat"] * 5),
-        "is no class index",
+        "The target must be real numbers, but it is a list",
     ),
     "The target is a comparison, an argmax, or held constant": (
         lambda: explain(network, target=lambda output: (output > 0.5).astype(jnp.float32)),
@@ -299,7 +299,7 @@ CASES = {
     ),
     "A factor in `given` is no array of numbers": (
         lambda: explain(network, given={"dense_0": "all"}),
-        r"given\['dense_0'\] is no array of numbers, but a str",
+        r"given\['dense_0'\] must be real numbers, but it is a str",
     ),
     "`batch_size` is 0": (lambda: explain(network, batch_size=0), "at least 1, but it is 0"),
     "`batch_size` is no integer": (lambda: explain(network, batch_size=1.5), r"an integer .*but it is 1\.5"),
@@ -324,7 +324,7 @@ CASES = {
         "backwards, .* with jax.grad, jax.vjp or jax.jacrev",
     ),
     # The model.
-    "It cannot be called": (lambda: explain(WEIGHT), "cannot be called"),
+    "It cannot be called": (lambda: explain(WEIGHT), "The model must be a function, but it is an array"),
     "It is a class, and no instance of it": (
         lambda: explain(NNXModule),
         "is the class NNXModule, .* NNXModule\\(...\\)",

@@ -24,8 +24,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lrp_book.datasets import Split
 from lrp_jax import composites, relevance, rules
 from lrp_jax.errors import InputError, LRPWarning, MissingExtraError, ModelError, StoreError
-from lrp_jax.explain.relevance import split_model
-from lrp_jax.explain_dataset import _explain_batch, _explain_shared, _Group, explain_dataset, open_explanations
+from lrp_jax.explain.devices import explain_batch, explain_shared
+from lrp_jax.explain.models import split_model
+from lrp_jax.explain.store import Group
+from lrp_jax.explain_dataset import explain_dataset, open_explanations
 
 ROOT = Path(__file__).parents[2]
 COMPOSITE = composites.EpsilonGammaBox(0.0, 1.0)
@@ -104,13 +106,13 @@ def store(tmp_path):
 @pytest.fixture
 def written(monkeypatch):
     """The samples that are explained and written, as they come."""
-    indices, write = [], _Group.write
+    indices, write = [], Group.write
 
-    def noting(self, batch, explained):
+    def noting(self, batch, *found):
         indices.extend(batch)
-        write(self, batch, explained)
+        write(self, batch, *found)
 
-    monkeypatch.setattr(_Group, "write", noting)
+    monkeypatch.setattr(Group, "write", noting)
     return indices
 
 
@@ -120,7 +122,7 @@ def test_another_gamma_compiles_nothing_and_is_another_run(tmp_path, compiled):
         stored = explain(Source(), tmp_path / str(gamma), 1, composite(gamma))
         if gamma == 0.1:
             compiled.clear()
-    assert "_explain_shared" not in compiled
+    assert "explain_shared" not in compiled
     assert_explains(stored, 1, composite(0.5))
     with pytest.raises(StoreError, match="rules"):
         explain(Source(), tmp_path / "0.5", 1, composite(0.3))
@@ -129,7 +131,7 @@ def test_another_gamma_compiles_nothing_and_is_another_run(tmp_path, compiled):
 def test_indexed_source_and_its_last_batch_are_compiled_once(store, compiled):
     jax.clear_caches()
     stored = explain(Source(), store)  # 21 samples: five batches of 4, and one of 1
-    assert compiled.count("_explain_shared") == 1
+    assert compiled.count("explain_shared") == 1
     values = assert_explains(stored)
     np.testing.assert_array_equal(values["target"], values["output"].argmax(-1))
     assert {name: value.dtype for name, value in values.items()} == {
@@ -250,13 +252,13 @@ def test_batch_of_which_only_a_part_was_written_is_not_done(store, written, monk
                 raise InterruptionError
             return self.array[place]
 
-    class Group(_Group):
+    class FailingGroup(Group):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             self._arrays["relevance"] = Failing(self._arrays["relevance"])
 
     with monkeypatch.context() as patch:
-        patch.setattr("lrp_jax.explain_dataset._Group", Group)
+        patch.setattr("lrp_jax.explain_dataset.Group", FailingGroup)
         with pytest.raises(InterruptionError):
             explain(Source(), store)
     assert (open_explanations(store)["relevance"][8:10].read().result() == 7).all()
@@ -302,7 +304,7 @@ def environment(devices=1, cache=None):
 
 def start(call, devices=1, cache=None):
     """Runs a function of this file in another process."""
-    command = [sys.executable, "-c", f"from tests.test_explain_dataset import *; {call}"]
+    command = [sys.executable, "-c", f"from tests.explain.test_explain_dataset import *; {call}"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment(devices, cache), **options)
 
@@ -355,8 +357,8 @@ def on_eight_devices(folder):
         arrays, static = split_model(a_network())
         kind = target or "largest"
         numbers, structure = jax.tree.flatten(COMPOSITE)
-        explain_batch = functools.partial(_explain_batch, static, None, structure, kind, None, None, "checked")
-        shared_out = jax.jit(functools.partial(_explain_shared, mesh, explain_batch))
+        of_a_batch = functools.partial(explain_batch, static, None, structure, kind, None, None, "checked")
+        shared_out = jax.jit(functools.partial(explain_shared, mesh, of_a_batch))
         program = shared_out.lower(numbers, arrays, np.zeros((16, 6, 6, 1)), None)
         assert not re.findall(r"all-\w+|collective-\w+|reduce-scatter", program.compile().as_text())
 
