@@ -263,3 +263,10 @@ def test_downloaded_chapter_of_an_unpublished_book_says_where_it_runs(chapter, m
     monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
     published = extension("notebook_download").published_notebook(chapter, str(chapter.parent / "cache"))
     assert "make lab" in published.cells[0].source
+
+
+def test_architecture_page_names_every_class_of_the_core():
+    text = (BOOK / "architecture.md").read_text()
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "lrp_jax" / "core").glob("*.py")]
+    classes = {node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+    assert {name for name in classes if not name.startswith("_") and f"`{name}`" not in text} == set()
