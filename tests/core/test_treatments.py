@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import jit_by_day
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
@@ -29,17 +30,21 @@ def example():
 
 def relevance_from_ratio(fun, x, rule=rules.Zero()):  # noqa: B008
     """Relevance of x for the sum of all outputs, each with a weight of its own: the seed is in ratio form."""
-    value, propagate = jax.vjp(lrp(fun, rule), x)
-    weights = seed(value)
-    return value, weights, propagate(weights)[0]
+
+    def explain(x):
+        value, propagate = jax.vjp(lrp(fun, rule), x)
+        weights = seed(value)
+        return value, weights, propagate(weights)[0]
+
+    return jit_by_day(explain)(x)
 
 
 def relevance_from_relevance(fun, x):
     """Relevance of x with a flat layer above, so that every output of `fun` starts with the same relevance."""
-    ones = jnp.ones(fun(x).size)
+    ones = jnp.ones(jax.eval_shape(fun, x).size)
     above = lambda x: fun(x).ravel() @ ones
-    total, relevance = jax.value_and_grad(lrp(above, rules.Flat(stabilizer=0.0)))(x)
-    return total / fun(x).size, relevance
+    total, relevance = jit_by_day(jax.value_and_grad(lrp(above, rules.Flat(stabilizer=0.0))))(x)
+    return total / ones.size, relevance
 
 
 def seed(value):
@@ -98,13 +103,13 @@ STRUCTURAL = {
 @pytest.mark.parametrize("name", STRUCTURAL)
 def test_structural_operation_moves_relevance_with_the_values(name):
     fun, x = STRUCTURAL[name], example()
-    transpose = jax.vjp(fun, x)[1]
+    pulled_back = jit_by_day(lambda cotangent: jax.vjp(fun, x)[1](cotangent)[0])
     value, weights, relevance = relevance_from_ratio(fun, x)
     assert (value == fun(x)).all()
-    assert_close(relevance, transpose(weights)[0] * x)
+    assert_close(relevance, pulled_back(weights) * x)
     each, relevance = relevance_from_relevance(fun, x)
     # A relu hands relevance on also where it is inactive, which only a rule that ignores activations sends there.
-    expected = each * jnp.ones_like(x) if "relu" in name else transpose(jnp.full(value.shape, each))[0]
+    expected = each * jnp.ones_like(x) if "relu" in name else pulled_back(jnp.full(value.shape, each))
     assert_close(relevance, expected)
 
 
@@ -130,16 +135,16 @@ PROPORTIONAL = {
 @pytest.mark.parametrize("name", PROPORTIONAL)
 def test_proportional_operation_splits_relevance(name):
     fun, x = PROPORTIONAL[name], example()
-    transpose = jax.vjp(fun, x)[1]
+    pulled_back = jit_by_day(lambda cotangent: jax.vjp(fun, x)[1](cotangent)[0])
     value, weights, relevance = relevance_from_ratio(fun, x)
     # One by one the operations round otherwise than a function such as `mean`, which JAX compiles as a whole.
     assert_close(value, fun(x))
     assert (jax.jit(lrp(fun, rules.Zero()))(x) == jax.jit(fun)(x)).all()
-    assert_close(relevance, transpose(weights)[0] * x)
+    assert_close(relevance, pulled_back(weights) * x)
     np.testing.assert_allclose(relevance.sum(), (weights * value).sum(), rtol=1e-12)
     each, relevance = relevance_from_relevance(fun, x)
     np.testing.assert_allclose(relevance.sum(), each * value.size, rtol=1e-9)  # nothing is stabilised on the way
-    assert_close(relevance, x * transpose(each / value)[0], 1e-9)
+    assert_close(relevance, x * pulled_back(each / value), 1e-9)
 
 
 ONE_TO_ONE = {
@@ -497,7 +502,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_operation_without_treatment_is_refused(name):
-    message = rf"'{name}' at .*test_operations.py:\d+ .*with_treatment\(rules, '{name}', treatment\)"
+    message = rf"'{name}' at .*test_treatments.py:\d+ .*with_treatment\(rules, '{name}', treatment\)"
     with pytest.raises(UnsupportedOperationError, match=message):
         lrp(REFUSED[name], rules.Zero())(example())
 
@@ -511,7 +516,7 @@ def test_refusal_says_where_and_what_to_do():
         with pytest.raises(UnsupportedOperationError) as refusal:
             lrp(fun, rules.Zero())(example())
         message = str(refusal.value)
-        assert re.search(rf"'igamma' at \S+test_operations\.py:\d+ {place}: lrp_jax has no treatment for it", message)
+        assert re.search(rf"'igamma' at \S+test_treatments\.py:\d+ {place}: lrp_jax has no treatment for it", message)
         assert "the treatments that there are stand in lrp_jax.treatments." in message
 
 
