@@ -23,7 +23,7 @@ AS_USUAL = {
 }
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-jit_by_day = (lambda function: function) if NIGHTLY else quick_jit
+jit_by_day = (lambda function: function) if NIGHTLY else jax.jit
 
 
 def as_flags(options: dict[str, int | bool]) -> str:
