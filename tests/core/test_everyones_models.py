@@ -176,7 +176,7 @@ LOOPS = [
 ]
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(11)
 @float64
 @pytest.mark.parametrize("samples", [1, 2, 3])  # three samples are as many as tokens
 @pytest.mark.parametrize("order", [1, -1], ids=["forwards", "backwards"])
@@ -551,6 +551,7 @@ CAUSAL = {
 }
 
 
+@pytest.mark.sampled(2)
 @float64
 @table(CAUSAL)
 def test_ledger_closes_behind_a_mask_of_minus_infinity(case):

@@ -197,7 +197,7 @@ OF_BIASES = [
 ]
 
 
-@pytest.mark.sampled(5, "layer_name", "bias_name")
+@pytest.mark.sampled(7, "layer_name", "bias_name")
 @pytest.mark.parametrize("rule_name", RULES)
 @pytest.mark.parametrize(("bias_name", "treatment"), OF_BIASES)
 @pytest.mark.parametrize("layer_name", LAYERS)
@@ -497,6 +497,7 @@ class Raised(rules.Rule):
         return [rules.Share(ones, w, 0.0, relevance / layer.linear(ones, w))]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("make", [*list(SWEPT.values()), Raised], ids=[*SWEPT, "a rule of one's own"])
 def test_another_number_compiles_nothing(make, compiled):
     weight, x = normal(1, 4, 3), normal(2, 5, 4)
