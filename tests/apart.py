@@ -1,4 +1,4 @@
-"""Python in a process of its own, with other flags of XLA."""
+"""Python in a process of its own, with further flags of XLA."""
 
 import os
 import subprocess
@@ -9,10 +9,10 @@ TESTS = Path(__file__).parent
 
 
 def run_apart(call: str, flags: str) -> str:
-    """Runs a line of Python that may import the tests, with flags of XLA, and returns the last line that it prints."""
+    """Runs a line of Python that may import the tests, with further flags of XLA, and returns the last line printed."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
     environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), *filter(None, [environment.get("PYTHONPATH")])])
-    environment |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    environment |= {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}", "JAX_PLATFORMS": "cpu"}
     process = subprocess.run(
         [sys.executable, "-c", call],
         cwd=TESTS / "core",

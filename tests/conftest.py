@@ -9,26 +9,35 @@ from pathlib import Path
 
 import jax
 import pytest
+from compiling import compile_quickly
 from nightly import NIGHTLY
 
 collect_ignore_glob = ["benchmarks/*", "adequacy/*"]  # programs, not tests
 
+if not NIGHTLY:
+    compile_quickly()
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    """Leaves all but every n-th case of the tests that are marked with `sampled(n)` to the nightly run."""
-    if NIGHTLY:
+    """Leaves all but a part of the cases of tests that are marked with `sampled` to the nightly run.
+
+    With names of parameters, the cases that share the values of these are taken together or not at all. Who asks for
+    cases by name gets all of them.
+    """
+    if NIGHTLY or config.option.keyword or any("[" in argument for argument in config.args):
         return
-    seen = collections.Counter()
+    seen = collections.defaultdict(dict)
     kept, others = [], []
     for item in items:
         marker = item.get_closest_marker("sampled")
         if marker is None:
             kept.append(item)
             continue
-        test = item.location[0], item.originalname
-        (others if seen[test] % marker.args[0] else kept).append(item)
-        seen[test] += 1
+        every, *names = marker.args
+        numbers = seen[item.location[0], item.originalname]
+        case = tuple(item.callspec.params[name] for name in names) if names else item.nodeid
+        (others if numbers.setdefault(case, len(numbers)) % every else kept).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=others)
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import jit_by_day
 
 from lrp_jax import composites, lrp
 
@@ -195,10 +196,14 @@ def test_transformer_agrees_with_the_published_formulas(float64, parameters, tok
     # Linen divides the query by sqrt(SIZE) right after its layer, which becomes part of the layer, as does a bias.
     epsilon_of_query = EPSILON * np.sqrt(SIZE) if attention == "flax.linen" else EPSILON
     tolerance = 1e-5 if attention == "jax.nn" else 1e-9  # jax.nn has its softmax in single precision
-    for target in range(CLASSES):
+
+    @jit_by_day
+    def explain(x):
+        found, propagate = jax.vjp(lrp(model, composite(EPSILON)), x)
+        return found, jax.vmap(propagate)(jnp.eye(CLASSES))[0]
+
+    for target, (logit, relevance) in enumerate(zip(*explain(jnp.asarray(tokens)), strict=True)):
         logits, expected = expected_relevance(parameters, tokens, target, hold_weights, epsilon_of_query)
-        run = lambda x, target=target: lrp(model, composite(EPSILON))(x)[target]
-        logit, relevance = jax.value_and_grad(run)(jnp.asarray(tokens))
         np.testing.assert_allclose(logit, logits[target], rtol=tolerance)
         assert abs(relevance - expected).max() <= tolerance * abs(expected).max()
 
@@ -225,7 +230,7 @@ def test_masked_attention_is_attention_over_the_rest(float64, tokens, way, fill)
         return (weights @ values)[0]
 
     rest = lambda scores: (jax.nn.softmax(scores) @ values[mask])[0]
-    relevance = jax.grad(lrp(masked, composites.AttnLRP(1e-14)))(jnp.asarray(scores))
-    expected = jax.grad(lrp(rest, composites.AttnLRP(1e-14)))(jnp.asarray(scores[mask]))
+    maps_of = lambda fun: jit_by_day(jax.grad(lrp(fun, composites.AttnLRP(1e-14))))
+    relevance, expected = maps_of(masked)(jnp.asarray(scores)), maps_of(rest)(jnp.asarray(scores[mask]))
     np.testing.assert_allclose(relevance[mask], expected, rtol=1e-4 if way == "added" else 1e-10)
     assert relevance[2] == 0

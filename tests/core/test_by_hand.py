@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import jit_by_day
 from flax import nnx
 from jax import lax
 
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 def relevance(fun, x, rules_=rules.Zero()):  # noqa: B008
     """The relevance of x for the sum of the function's outputs."""
-    return jax.grad(lambda x: lrp(fun, rules_)(x).sum())(jnp.asarray(x, jnp.float64))
+    return jit_by_day(jax.grad(lambda x: lrp(fun, rules_)(x).sum()))(jnp.asarray(x, jnp.float64))
 
 
 def dense(weight, bias=0.0):

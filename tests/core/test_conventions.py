@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparison import assert_close
-from compiling import quick_jit
+from compiling import jit_by_day, quick_jit
 from flax import nnx
 from jax import lax, nn
 from jax.ad_checkpoint import checkpoint_name
 from jax.lax import stop_gradient as held
+from naive.layers import shares_of
 from nightly import NIGHTLY
 
 from lrp_jax import composites, ledger, lrp, plan, relevance, rules
@@ -32,10 +33,12 @@ pytestmark = pytest.mark.usefixtures("float64")
 WAYS = ("plain", "three samples, compiled")[0 if NIGHTLY else 1 :]
 
 
-def received(fun, x, rule=None, way="plain"):
+def received(fun, x, rule=None, way=None):
     """What each element of x receives of the sum of the function's outputs."""
     rule = rules.Zero() if rule is None else rule
     x = jnp.asarray(x, jnp.float64)
+    if way is None:
+        return jit_by_day(jax.grad(lrp(lambda x: jnp.sum(fun(x)), rule)))(x)
     if way == "plain":
         return jax.grad(lrp(lambda x: jnp.sum(fun(x)), rule))(x)
     if way == "jit":
@@ -246,7 +249,7 @@ NUMBER_OR_ARRAY = {"number": 0.0, "0-d array": np.zeros(()), "array": np.zeros(3
 @cases(BENT)
 def test_constants_of_a_piecewise_linear_function_keep_their_share(case, k):
     fun, expected = case
-    assert_close(received(lambda x: fun(x, k), U), expected)
+    assert_close(received(lambda x: fun(x, k), U, way="plain"), expected)
     assert_close(received(lambda x: fun(x, k), U, way="jit"), expected)
 
 
@@ -631,8 +634,9 @@ def test_lrp_0_is_gradient_times_input(case, compiled_whole):
 @pytest.mark.parametrize("name", ["positions added", "batch norm behind a relu", "residual with a shift", "maxout"])
 def test_lrp_0_is_gradient_times_input_where_inputs_are_zero(name):
     x, fun = np.where(np.arange(20).reshape(5, 4) % 3 == 0, 0.0, X5), NETWORKS[name]
-    expected = x * jax.grad(lambda x: fun(x)[:, 0].sum())(jnp.asarray(x))
-    assert_close(jax.grad(lambda x: lrp(fun, rules.Zero())(x)[:, 0].sum())(x), expected, 1e-9)
+    first_class = lambda x: fun(x)[:, 0]
+    expected = x * jax.jit(jax.grad(lambda x: first_class(x).sum()))(x)
+    assert_close(received(first_class, x), expected, 1e-9)
 
 
 # The bias of a layer, whoever else reads what is computed before it
@@ -896,7 +900,7 @@ def test_norm_over_pixels_with_a_shift(kind):
         # A statistic of parameters is a parameter.
         model = lambda x: jnp.einsum("nijc,c->n", x, (v - v.mean()) / v.std())
         expected = x * (v - v.mean()) / v.std()
-        assert_close(jax.grad(lambda x: lrp(model, rules.Zero())(x).sum())(x), expected)
+        assert_close(received(model, x), expected)
         return
     groups = 2 if kind == "group" else 4
     split = x.reshape(2, 9, groups, 4 // groups)
@@ -909,7 +913,7 @@ def test_norm_over_pixels_with_a_shift(kind):
         y = (y - y.mean((1, 3), keepdims=True)) / jnp.sqrt(y.var((1, 3), keepdims=True) + EPS)
         return (pixels * ((y.reshape(x.shape) * gain + shift) @ v)).sum((1, 2))
 
-    assert_close(jax.grad(lambda x: lrp(model, rules.Zero())(x).sum())(x), expected, 1e-8)
+    assert_close(received(model, x), expected, 1e-8)
 
 
 WIDTH = 24
@@ -979,14 +983,8 @@ POSITIVE = np.array([[1.0, 2.0, 3.0, 4.0]])
 
 def contributions_apart(h, rule):
     """What z+, alpha-beta and gamma give to h at a layer without bias, explained output 0 (Andéol et al. 2021)."""
-    c = h * SIGNED[:, 0]
-    z, positive, negative = c.sum(), np.maximum(c, 0), np.minimum(c, 0)
-    if isinstance(rule, rules.Gamma):
-        favoured = c + rule.gamma * (positive if z > 0 else negative)
-        return favoured / favoured.sum() * z
-    alpha, beta = (1.0, 0.0) if isinstance(rule, rules.ZPlus) else (rule.alpha, rule.beta)
-    share = lambda part: part / part.sum() if part.any() else part
-    return (alpha * share(positive) - beta * share(negative)) * z
+    matrix = SIGNED[:, :1].T
+    return shares_of(rule, matrix, matrix != 0, np.zeros(1), h, np.zeros(1, int)).matrix @ (matrix @ h)
 
 
 SIGNED_INTEGERS = {
@@ -1014,8 +1012,7 @@ SIGNED_INTEGERS = {
 def test_signs_of_integers_are_known_not_believed(case, rule, dtype):
     fun, hidden = case
     expected = contributions_apart(hidden, rule)[None]
-    found = jax.grad(lambda x: lrp(lambda x: fun(x, dtype) @ SIGNED, rule)(x)[0, 0])(jnp.asarray(POSITIVE))
-    assert_close(found, expected)
+    assert_close(received(lambda x: (fun(x, dtype) @ SIGNED)[:, 0], POSITIVE, rule), expected)
 
 
 @pytest.mark.parametrize(
@@ -1028,8 +1025,7 @@ def test_negative_offsets_keep_their_share_whatever_their_type(rule, dtype):
     offset = np.arange(-6, -2).astype(dtype)
     hidden = POSITIVE[0] + offset
     expected = contributions_apart(hidden, rule) / hidden * POSITIVE
-    fun = lambda x: (nn.relu(x) + offset) @ SIGNED
-    assert_close(jax.grad(lambda x: lrp(fun, rule)(x)[0, 0])(jnp.asarray(POSITIVE)), expected)
+    assert_close(received(lambda x: ((nn.relu(x) + offset) @ SIGNED)[:, 0], POSITIVE, rule), expected)
 
 
 @pytest.mark.parametrize("name", ["relu", "sigmoid", "softplus", "square", "exp", "gelu", "silu", "softmax"])
@@ -1042,8 +1038,8 @@ def test_name_of_a_function_says_nothing(name):
     assert_close(received(lambda x: x[0] * jax.jit(named)(x[1]), u), expected)
     x = jnp.array([[0.5, 2.0, -3.0, 0.1]])
     hidden = np.asarray(function(x))[0]
-    found = jax.grad(lambda x: lrp(lambda x: jax.jit(named)(x) @ SIGNED, rules.ZPlus(0.0))(x)[0, 0])(x)
-    assert_close(found, contributions_apart(hidden, rules.ZPlus())[None])
+    found = received(lambda x: (jax.jit(named)(x) @ SIGNED)[:, 0], x, rules.ZPlus(0.0))
+    assert_close(found, contributions_apart(hidden, rules.ZPlus(0.0))[None])
 
 
 def test_gate_under_jit_with_another_name():
@@ -1239,24 +1235,32 @@ MAPS = {
 }
 
 
-@pytest.mark.parametrize("way", MAPS)
-def test_function_under_vmap_is_the_same_function(way):
+@functools.cache
+def maps_of_functions(way):
+    """The map of every function that is mapped in one way, behind nothing and behind a layer, by one program."""
+    order = MAPS[way] if way else lambda fun: fun
     x = jnp.asarray([[0.0, 3.0, -3.0, 0.25], [7.0, -0.5, 1.0, -1.0]])
     weight = jnp.asarray([[2.0, -1.0, 0.5, 1.0]] * 3 + [[-1.0, 0.3, 1.0, -2.0]])
     target = lambda output: (output * jnp.arange(1.0, 5.0)).sum(1)
 
-    def maps(order):
+    @quick_jit
+    def explain(x):
         found = {}
         for name, fun in MAPPED.items():
             found[name] = relevance(order(fun), x, target, composites.Composite([])).relevance
-            found[f"{name} behind a layer"] = relevance(
-                lambda x, fun=fun: order(fun)(x @ weight), x, target, rules.ZPlus()
-            ).relevance
+            behind = lambda x, fun=fun: order(fun)(x @ weight)
+            found[f"{name} behind a layer"] = relevance(behind, x, target, rules.ZPlus()).relevance
         return found
 
-    expected, actual = maps(lambda fun: fun), maps(MAPS[way])
-    for name, found in actual.items():
-        np.testing.assert_allclose(found, expected[name], rtol=1e-9, atol=1e-12, err_msg=name)
+    return explain(x)
+
+
+@pytest.mark.parametrize("way", MAPS)
+@pytest.mark.parametrize("name", MAPPED)
+def test_function_under_vmap_is_the_same_function(name, way):
+    for case in (name, f"{name} behind a layer"):
+        found, expected = maps_of_functions(way)[case], maps_of_functions(None)[case]
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12, err_msg=case)
 
 
 def test_mask_and_value_that_are_moved_alike():
@@ -1296,17 +1300,35 @@ NOTHING_GETS_THROUGH = {
 }
 
 
-@pytest.mark.parametrize("rule", [rules.Flat(), rules.WSquare(), rules.ZBox(-3.0, 3.0), rules.ZPlus()], ids=type)
-def test_nothing_gets_through_what_does_not_depend_on_the_input(rule):
+NOTHING_RULES = {
+    "flat": rules.Flat(),
+    "w^2": rules.WSquare(),
+    "z-box": rules.ZBox(-3.0, 3.0),
+    "z+": rules.ZPlus(),
+}
+
+
+@functools.cache
+def maps_where_nothing_gets_through(rule):
+    """The maps of all models where nothing gets through to the last two features, and of one that is constant there."""
     x = jnp.asarray([[1.0, -2.0, 0.5, 2.0], [-1.0, 0.3, 0.7, -2.5], [0.0, 1.0, 1.0, 1.0]])
     weight = jnp.asarray([[1.0, 2.0], [-1.0, 0.5], [0.3, 1.5], [2.0, 0.7]])
+    models = {
+        name: lambda x, fun=fun: jnp.concatenate([x[:, :2], fun(x[:, 2:])], 1) @ weight
+        for name, fun in NOTHING_GETS_THROUGH.items()
+    }
+    models["expected"] = lambda x: jnp.where(np.arange(4) < 2, x, 0.0) @ weight
+    explain = lambda x: {name: relevance(model, x, 0, rule).relevance for name, model in models.items()}
+    return quick_jit(explain)(x)
+
+
+@pytest.mark.parametrize("rule", NOTHING_RULES.values(), ids=NOTHING_RULES)
+@pytest.mark.parametrize("name", NOTHING_GETS_THROUGH)
+def test_nothing_gets_through_what_does_not_depend_on_the_input(name, rule):
     # What a rule gives to the other positions stays with the constants there.
-    expected = relevance(lambda x: jnp.where(np.arange(4) < 2, x, 0.0) @ weight, x, 0, rule).relevance
-    for name, fun in NOTHING_GETS_THROUGH.items():
-        model = lambda x, fun=fun: jnp.concatenate([x[:, :2], fun(x[:, 2:])], 1) @ weight
-        found = relevance(model, x, 0, rule).relevance
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12, err_msg=name)
-        assert not np.asarray(found)[:, 2:].any(), name
+    maps = maps_where_nothing_gets_through(rule)
+    np.testing.assert_allclose(maps[name], maps["expected"], rtol=1e-9, atol=1e-12)
+    assert not np.asarray(maps[name])[:, 2:].any()
 
 
 def test_branch_that_is_known_is_the_function_itself():

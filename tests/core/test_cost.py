@@ -8,6 +8,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import pytest
+from compiling import AS_USUAL
 from flax import nnx
 
 from lrp_jax import composites, lrp, relevance, rules
@@ -46,7 +47,7 @@ def operations(network, rule):
     make, shape = NETWORKS[network]
     structure, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return lower(structure, state, x, RULES[rule] if rule else None).compile().cost_analysis()["flops"]
+    return lower(structure, state, x, RULES[rule] if rule else None).compile(AS_USUAL).cost_analysis()["flops"]
 
 
 @functools.cache
@@ -56,6 +57,7 @@ def usual_operations(network, rule):
         return operations.__wrapped__(network, rule)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("network", "rule", "limit"), LIMITS)
 def test_operations_relative_to_the_gradient(network, rule, limit):
     assert usual_operations(network, rule) <= limit * operations(network, None)
@@ -76,7 +78,7 @@ def test_denominators_without_the_image_are_computed_once_for_a_batch():
     def cost(rule, samples):
         x = jnp.ones((samples, 16, 16, 8))
         explain = jax.jit(jax.grad(lambda x: lrp(layer, rule)(x).sum()))
-        return explain.lower(x).compile().cost_analysis()["flops"]
+        return explain.lower(x).compile(AS_USUAL).cost_analysis()["flops"]
 
     product = 2 * 16 * 16 * kernel.size
     for rule in (rules.Flat(), rules.WSquare()):
@@ -154,7 +156,7 @@ def test_relevance_through_checkpointed_layers_needs_the_memory_of_their_gradien
 
     def memory(function):
         explain = jax.jit(jax.grad(lambda x: function(x)[1]))
-        return explain.lower(jnp.ones((tokens, width))).compile().memory_analysis().temp_size_in_bytes
+        return explain.lower(jnp.ones((tokens, width))).compile(AS_USUAL).memory_analysis().temp_size_in_bytes
 
     plain, checkpointed = network(layer), network(jax.checkpoint(layer))
     composite = composites.AttnLRP()

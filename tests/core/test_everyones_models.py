@@ -4,6 +4,7 @@ Tables of categories, tokens that are moved before they are looked up, targets w
 attention, physical units, single samples, maxima under jit. Expected values are worked out in numpy and float64.
 """
 
+import functools
 import warnings
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparison import assert_close
+from compiling import jit_by_day, quick_jit
 from flax import nnx
 from jax import lax
 
@@ -43,7 +45,7 @@ def test_alpha_beta_with_nothing_to_divide_by(case, spelling):
     x, expected = case
     match spelling:
         case "lrp":
-            found = jax.grad(lambda x: lrp(fun, rule)(x)[0])(jnp.asarray(x))
+            found = jax.grad(lambda x: lrp(fun, rule)(x)[0])(jnp.asarray(x))  # not compiled
         case "relevance":
             found = relevance(fun, jnp.asarray([x]), 0, rule).relevance[0]
         case "jit":
@@ -174,7 +176,7 @@ LOOPS = [
 ]
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(11)
 @float64
 @pytest.mark.parametrize("samples", [1, 2, 3])  # three samples are as many as tokens
 @pytest.mark.parametrize("order", [1, -1], ids=["forwards", "backwards"])
@@ -332,14 +334,22 @@ TARGET_RULES = {
 }
 
 
+@functools.cache
+def perceptron_and_maps():
+    """A network, samples, and their maps for the target as an array, by the name of the rule."""
+    model, x = Perceptron(nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (4, 5), jnp.float64)
+    target = np.tile(V, (4, 1))
+    explain = lambda x: {name: relevance(model, x, target, rule).relevance for name, rule in TARGET_RULES.items()}
+    return model, x, quick_jit(explain)(x)
+
+
 @pytest.mark.sampled(7)
 @float64
-@pytest.mark.parametrize("rule", TARGET_RULES.values(), ids=TARGET_RULES)
+@pytest.mark.parametrize("rule", TARGET_RULES)
 @table(TARGETS)
 def test_target_is_no_layer(case, rule):
-    model, x = Perceptron(nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (4, 5), jnp.float64)
-    expected = relevance(model, x, np.tile(V, (4, 1)), rule).relevance
-    assert_close(relevance(model, x, case, rule).relevance, expected, 1e-9)
+    model, x, expected = perceptron_and_maps()
+    assert_close(relevance(model, x, case, TARGET_RULES[rule]).relevance, expected[rule], 1e-9)
 
 
 # Prints and callbacks in a model
@@ -541,6 +551,7 @@ CAUSAL = {
 }
 
 
+@pytest.mark.sampled(2)
 @float64
 @table(CAUSAL)
 def test_ledger_closes_behind_a_mask_of_minus_infinity(case):
@@ -633,15 +644,15 @@ def test_default_stabilizer_is_relative_to_the_features_of_a_sample():
     z = w[0]
     unit = 1e-6 * np.sqrt((z**2).mean())
     expected = (z / (z + np.sign(z) * unit) * z).sum()
+    maps_of = lambda rule: jit_by_day(jax.grad(lambda x: lrp(lambda x: x @ w, rule)(x).sum()))
     for batch in ([[1.0]], [[1.0], [1e6], [0.0]]):  # other samples change nothing
-        maps = jax.grad(lambda x: lrp(lambda x: x @ w, rules.Epsilon())(x).sum())(jnp.asarray(batch))
+        maps = maps_of(rules.Epsilon())(jnp.asarray(batch))
         assert_close(maps[0], [expected], 1e-12)
     # Positive contributions alone: (3, 0, 0.001) is its denominator.
     positive = np.maximum(z, 0)
     unit = 1e-6 * np.sqrt((positive**2).mean())
     expected = (positive / (positive + unit) * z).sum()
-    maps = jax.grad(lambda x: lrp(lambda x: x @ w, rules.ZPlus())(x).sum())(jnp.ones((1, 1)))
-    assert_close(maps, [[expected]], 1e-12)
+    assert_close(maps_of(rules.ZPlus())(jnp.ones((1, 1))), [[expected]], 1e-12)
 
 
 # Maxima under jit
@@ -665,7 +676,7 @@ TOKEN_MAXIMA = {
 }
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("compiled", [False, True], ids=["not compiled", "compiled"])
 @pytest.mark.parametrize("samples", [1, 2, 5])
 @table(TOKEN_MAXIMA)
@@ -754,7 +765,7 @@ def test_norm_of_one_unbatched_input(case):
 
     c = v * gain / np.sqrt(x.var(axes, keepdims=True) + 1e-5)
     expected = x * (c - c.mean(axes, keepdims=True))
-    assert_close(jax.grad(lrp(model, rules.Epsilon(1e-12)))(jnp.asarray(x)), expected, 1e-9)
+    assert_close(jit_by_day(jax.grad(lrp(model, rules.Epsilon(1e-12))))(jnp.asarray(x)), expected, 1e-9)
 
 
 @float64
@@ -769,9 +780,8 @@ def test_instance_norm_read_at_one_pixel_is_not_taken_for_training(axes):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         if axes == (0, 1):
-            assert_close(
-                jax.grad(lrp(lambda x: norm(x)[2, 3] @ v, rules.Epsilon(1e-12)))(jnp.asarray(img)), expected, 1e-9
-            )
+            explain = jit_by_day(jax.grad(lrp(lambda x: norm(x)[2, 3] @ v, rules.Epsilon(1e-12))))
+            assert_close(explain(jnp.asarray(img)), expected, 1e-9)
         else:
             model = lambda x: norm(x)[:, 2, 3] @ v[:, None]
             assert_close(relevance(model, jnp.asarray(img)[None], 0, rules.Epsilon(1e-12)).relevance[0], expected, 1e-9)
@@ -860,5 +870,5 @@ def test_parameters_in_every_place_make_layers():
     }
     # z+: contributions (2, -2) and (-1, 6); R = (0, 5) -> the second output gives all to x_2.
     for model in models.values():
-        found = jax.grad(lambda x, model=model: lrp(model, rules.ZPlus(0.0))(x).sum())(x)
+        found = jit_by_day(jax.grad(lambda x, model=model: lrp(model, rules.ZPlus(0.0))(x).sum()))(x)
         assert_close(found, [[0.0, 5.0]], 1e-7)

@@ -2,8 +2,8 @@
 
 The loop runs a network one sample at a time on dense matrices, writes down every step, and hands back, step by step,
 the ratio of relevance and value, and relevance where a rule gives some to values of zero; the rules on a matrix are
-those of `oracle.py`. A shift that belongs to no layer keeps its share. Norms are as trained: statistics far from 0 and
-1, scales of either sign, shifts of the size of the values.
+those of `naive/layers.py`. A shift that belongs to no layer keeps its share. Norms are as trained: statistics far from
+0 and 1, scales of either sign, shifts of the size of the values.
 """
 
 import functools
@@ -14,42 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import jit_by_day
 from flax import nnx
-from naive import oracle
+from naive.layers import convolution_matrix, shares_of
 
 from lrp_jax import lrp
 from lrp_jax.composites import Composite, any_layer, conv, first, index, last
 from lrp_jax.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Rule, WSquare, ZBox, Zero, ZPlus
 
 LOW, HIGH = -2.0, 1.5
-
-
-def naive(rule, matrix, b, x, relevance):
-    """The relevance of the inputs of z = matrix x + b."""
-    root_mean_square = lambda denominator: np.sqrt((denominator**2).mean())
-    relative = lambda factor: lambda denominator: factor * root_mean_square(denominator)
-    given = rule.epsilon if isinstance(rule, Epsilon) else getattr(rule, "stabilizer", 0.0)
-    stabilizer = relative(1e-6) if given is None else given
-    match rule:
-        case Zero(bias=bias):
-            return oracle.zero(matrix, b, x, relevance, bias)
-        case Epsilon(epsilon=epsilon, relative=True):
-            return oracle.epsilon(matrix, b, x, relevance, relative(epsilon))
-        case Epsilon(bias=bias) | Norm(bias=bias):
-            return oracle.epsilon(matrix, b, x, relevance, stabilizer, bias)
-        case Gamma(gamma=gamma, bias=bias):
-            return oracle.gamma(matrix, b, x, relevance, gamma, stabilizer, bias)
-        case AlphaBeta(alpha=alpha, beta=beta, bias=bias):
-            return oracle.alpha_beta(matrix, b, x, relevance, alpha, beta, stabilizer, bias)
-        case ZPlus(bias=bias):
-            return oracle.zplus(matrix, b, x, relevance, stabilizer, bias)
-        case WSquare(bias=bias):
-            return oracle.wsquare(matrix, b, x, relevance, stabilizer, bias)
-        case Flat(bias=bias):
-            return oracle.flat(matrix, b, x, relevance, stabilizer, bias)
-        case ZBox(low=low, high=high, bias=bias):
-            return oracle.zbox(matrix, b, x, relevance, low, high, stabilizer, bias)
-    raise AssertionError(f"no naive form of {rule}")
 
 
 def divided(numerator, denominator):
@@ -78,8 +51,12 @@ class Loop:
 
     def conv(self, i, layer, stride=1, padding=0, norm=None, number=None):
         """A convolution; `number` is that of a layer that is read a second time, with what follows it there."""
-        matrix, shape = convolution_matrix(layer.kernel[...], self.values[i].shape, stride, padding)
-        return self._layer("conv", i, matrix, np.tile(bias_of(layer), shape[0] * shape[1]), shape, norm, number)
+        kernel, (height, width, _) = np.asarray(layer.kernel[...]), self.values[i].shape
+        rows, columns, _, features = kernel.shape
+        options = {"stride": stride, "padding": ((padding, padding),) * 2, "dilation": 1, "groups": 1, "spread": 1}
+        matrix = convolution_matrix(kernel, self.values[i].shape, options)
+        out = (height + 2 * padding - rows) // stride + 1, (width + 2 * padding - columns) // stride + 1
+        return self._layer("conv", i, matrix, np.tile(bias_of(layer), out[0] * out[1]), (*out, features), norm, number)
 
     def dense(self, i, layer):
         return self._layer("dense", i, np.asarray(layer.kernel[...]).T, bias_of(layer), bias_of(layer).shape, None)
@@ -96,7 +73,9 @@ class Loop:
 
         def back(ratio, relevance, rules):
             arrived = (ratio * z + relevance).ravel()
-            found = naive(rules[number], matrix, b, x.ravel(), arrived).reshape(x.shape)
+            one_group = np.zeros(len(b), int)  # of features: a stabilizer is relative to all outputs
+            shares = shares_of(rules[number], matrix, matrix != 0, b, x.ravel(), one_group)
+            found = (shares.matrix @ arrived).reshape(x.shape)
             is_ratio = not isinstance(rules[number], WSquare | Flat | ZBox)
             return [(divided(found, x), 0.0) if is_ratio else (0.0, found)]
 
@@ -182,19 +161,6 @@ class Loop:
                 ratios[operand] = ratios[operand] + ratio
                 relevances[operand] = relevances[operand] + relevance
         return ratios[0] * self.values[0] + relevances[0]
-
-
-def convolution_matrix(kernel, shape, stride, padding):
-    """The matrix of a convolution of (height, width, channels), and the shape of its output."""
-    kernel = np.asarray(kernel)
-    (height, width, channels), (rows, columns, _, features) = shape, kernel.shape
-    out = ((height + 2 * padding - rows) // stride + 1, (width + 2 * padding - columns) // stride + 1, features)
-    matrix = np.zeros((*out, height, width, channels))
-    for i, j, a, b in np.ndindex(*out[:2], rows, columns):
-        row, column = i * stride + a - padding, j * stride + b - padding
-        if 0 <= row < height and 0 <= column < width:
-            matrix[i, j, :, row, column, :] = kernel[a, b].T
-    return matrix.reshape(np.prod(out), -1), out
 
 
 def windows_of(shape, size, stride):
@@ -436,9 +402,14 @@ ASSIGNMENTS = {
 def test_network_agrees_with_plain_loop(float64, network, assignment):
     model, x = with_random_parameters(network, seed=NETWORKS.index(network))
     composite, rules_of = ASSIGNMENTS[assignment]
-    output, transpose = jax.vjp(lrp(model, composite), jnp.asarray(x))
     seed = np.array([[1.0, 0.0, -0.5], [0.0, 2.0, 0.0]])
-    (found,) = transpose(jnp.asarray(seed))
+
+    @jit_by_day
+    def explain(x, seed):
+        output, transpose = jax.vjp(lrp(model, composite), x)
+        return output, transpose(seed)[0]
+
+    output, found = explain(x, seed)
     expected = []
     for sample, sample_output, sample_seed in zip(x, output, seed, strict=True):
         loop = Loop()

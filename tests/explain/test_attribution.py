@@ -334,14 +334,14 @@ def test_names_of_computed_weights():
     def network(weights, x):
         return x @ newton_schulz(weights["low"]["w"], 40) @ weights["high"]["w"]
 
-    start = time.perf_counter()
+    start = time.process_time()
     named = functools.partial(network, {"low": {"w": LOW}, "high": {"w": HIGH}})
     assert [row[0] for row in plan(named, SAMPLES, rules.Epsilon()).rows] == ["low", "high"]
     without = functools.partial(network, {"low": {"w": np.asarray(LOW)}, "high": {"w": HIGH}})
     unnamed = plan(lambda x: x @ newton_schulz(LOW, 40), SAMPLES, rules.Epsilon())
     assert [row[0] for row in unnamed.rows] == ["dense_0"]
     assert [row[0] for row in plan(without, SAMPLES, rules.Epsilon()).rows] == ["low", "high"]
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 60
 
 
 def repeated(step, x, times=3000):
@@ -361,9 +361,9 @@ def repeated(step, x, times=3000):
     ],
 )
 def test_thousands_of_operations_in_a_row(network):
-    start = time.perf_counter()
+    start = time.process_time()
     assert sum(row[1] == "dense" for row in plan(network, SAMPLES, rules.Epsilon()).rows) == 1
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 60
 
 
 CHAINS = {
@@ -381,10 +381,10 @@ SQUARE = jnp.eye(6)
 
 @pytest.mark.parametrize(("step", "times", "kinds"), CHAINS.values(), ids=CHAINS)
 def test_hundreds_of_functions_in_a_row(step, times, kinds):
-    start = time.perf_counter()
+    start = time.process_time()
     rows = plan(lambda x: repeated(step, x @ LOW, times), SAMPLES, rules.Epsilon()).rows
     assert collections.Counter(row[1] for row in rows) == {"dense": 1} | kinds
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
 
 
 @pytest.mark.parametrize(("wrap", "times"), [(jax.jit, 150), (jax.checkpoint, 50)])
