@@ -302,7 +302,7 @@ def environment(devices=1, cache=None):
 
 def start(call, devices=1, cache=None):
     """Runs a function of this file in another process."""
-    command = [sys.executable, "-c", f"from tests.test_explain_dataset import *; {call}"]
+    command = [sys.executable, "-c", f"from tests.explain.test_explain_dataset import *; {call}"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment(devices, cache), **options)
 
