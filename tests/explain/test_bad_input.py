@@ -635,9 +635,10 @@ def test_every_row_of_the_page_has_its_case():
 
 
 @pytest.mark.parametrize("row", CASES)
-def test_row_of_the_page(row, tmp_path):
+def test_row_of_the_page(row, tmp_path, monkeypatch):
     case = CASES[row]
     if isinstance(case, str):
+        monkeypatch.syspath_prepend(Path(__file__).parents[1] / "book")
         module, _, name = case.partition(".")
         assert callable(getattr(importlib.import_module(module), name))
         return
