@@ -4,10 +4,8 @@
 """
 
 from lrp_jax import composites, mark, rules, treatments
-from lrp_jax.core.saving import Saved
 from lrp_jax.core.transform import lrp
 from lrp_jax.errors import LRPError
-from lrp_jax.explain import files
 from lrp_jax.explain.ledger import Ledger, ledger, plan
 from lrp_jax.explain.relevance import Explanation, relevance
 
@@ -24,5 +22,3 @@ __all__ = [
     "rules",
     "treatments",
 ]
-
-Saved._files = files

@@ -55,7 +55,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Selector:
+class Selector(Saved):
     """A predicate on layers. Selectors combine with `&`, `|` and `~`.
 
     Attributes:
@@ -86,7 +86,7 @@ class Selector:
 
 
 @dataclass(frozen=True)
-class Predicate:
+class Predicate(Saved):
     """What a selector of this module says of a layer: a function that is equal to any other that says the same.
 
     Attributes:

@@ -7,6 +7,6 @@ The rooms, from top to bottom; each imports from those below it alone, and from 
 - `hidden`: hidden values by name. `checks`: what is looked at before and after.
 - `growth`: how much relevance grows on its way.
 - `accounts`: where every unit of relevance went. `models`: a model, taken apart and traced. `targets`: what is
-  explained. `fingerprint`: what identifies samples and runs. `files`: what can be saved.
+  explained. `fingerprint`: what identifies samples and runs.
 - `display`: tables and pictures of arrays.
 """
