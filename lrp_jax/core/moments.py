@@ -46,7 +46,7 @@ class Moments:
         """Whether an operation divides by a root of a second moment, or multiplies with the reciprocal."""
         if Family.PRODUCT not in operation.family or self.statistics.isdisjoint(operation.inputs):
             return False
-        (first, second) = operation.inputs
+        first, second, *_ = operation.inputs
         factors = {second: 1.0} if operation.name == "div" else {first: -1.0, second: -1.0}
         return any(power in self.powers(value) for value, power in factors.items() if value in self.statistics)
 
