@@ -57,7 +57,7 @@ def test_page_states_its_run_time(page):
 def test_notebook_of_a_page_can_be_downloaded_with_its_figures(page):
     (link,) = {link["href"] for link in html(page).select("a[href$='.ipynb']")}
     notebook = nbformat.read((HTML / page).parent / link, as_version=4)
-    assert "import lrp_jax" in notebook.cells[0].source
+    assert "import lrp_book" in notebook.cells[0].source
     cells = [cell for cell in notebook.cells if "figure" in cell.metadata.get("mystnb", {})]
     assert len(cells) == len(figure_cells(jupytext.read(ROOT / f"{page}.md").cells))
     for cell in cells:
