@@ -20,15 +20,10 @@ SECONDS = 600  # that each of the two runs of a mutant may take; one that takes 
 WHOLE_MODELS = ("everyones_models", "bad_input", "tokens", "marks", "attention", "maxima", "networks", "transform")
 
 
-def all_names(root: Path = Path()) -> list[str]:
-    """The names of all mutants."""
-    notes = [json.loads(file.read_text()) for file in (root / FOLDER).rglob("*.meta")]
-    return sorted(name for note in notes for name in note["exit_code_by_key"])
-
-
 def drawn(number: int) -> list[str]:
     """As many names of mutants, always the same."""
-    names = all_names()
+    notes = [json.loads(file.read_text()) for file in FOLDER.rglob("*.meta")]
+    names = sorted(name for note in notes for name in note["exit_code_by_key"])
     return random.Random(SEED).sample(names, min(number, len(names)))
 
 
