@@ -8,7 +8,7 @@ nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
 
 CORE = ["by_hand", "rules", "treatments", "transform", "networks", "attention", "attribution", "composites"]
-TOOLS = ("pytest>", "pytest-xdist>", "tqdm>")
+TOOLS = ("pytest>", "pytest-xdist>", "tqdm>", "equinox>")
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIRED = [*PROJECT["dependencies"], *(name for name in EXTRAS["book"] if name.startswith("flax>"))]
@@ -28,7 +28,7 @@ def newest(session: nox.Session) -> None:
 
 def check(session: nox.Session, *dependencies: str) -> None:
     """Runs the core's tests with these dependencies."""
-    tools = [tool for tool in [*EXTRAS["dev"], *EXTRAS["large"]] if tool.startswith(TOOLS)]
+    tools = [tool for tool in [*EXTRAS["dev"], *EXTRAS["book"]] if tool.startswith(TOOLS)]
     session.install("--upgrade", "--upgrade-strategy", "eager", *dependencies, *tools)
     session.install("--no-deps", "--editable", ".")
     session.run("python", "-c", "import flax, jax, numpy; print(jax.__version__, flax.__version__, numpy.__version__)")

@@ -118,7 +118,7 @@ def cond(equation: Any) -> Control:
 def shard_map(equation: Any) -> Control:
     """A `jax.shard_map`."""
     params = equation.params
-    axes = params["newly_manual_axes"]
+    axes = params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]  # the latter in JAX 0.9
 
     def run(bodies: Sequence[Body], inputs: Sequence[Any]) -> tuple[list[Any], Any]:
         (body,) = bodies
