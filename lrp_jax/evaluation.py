@@ -31,7 +31,7 @@ from lrp_jax.core.arguments import (
     is_array_like,
     kind_of,
 )
-from lrp_jax.core.held_arrays import is_array, name_of_path
+from lrp_jax.core.held_arrays import is_floating, name_of_path
 from lrp_jax.core.inference import Inference
 from lrp_jax.core.programs import run_compiled
 from lrp_jax.errors import InputError
@@ -266,7 +266,7 @@ def randomise(
     check_tree(model, "model")
     check_function(draw, "draw", "key", "parameters")
     model = as_pytree(model)
-    names = [name_of_path(path) for path, leaf in jax.tree_util.tree_leaves_with_path(model) if _is_parameter(leaf)]
+    names = [name_of_path(path) for path, leaf in jax.tree_util.tree_leaves_with_path(model) if is_floating(leaf)]
     for layer in layers:
         if list(layers).count(layer) > 1:
             raise InputError(f"The layer {layer!r} is given more than once.")
@@ -285,7 +285,7 @@ def _randomise_layer(
 ) -> Parameters:
     def one(path: Sequence[Any], leaf: Any) -> Any:
         name = name_of_path(path)
-        if not (_is_parameter(leaf) and _belongs_to(name, layer)):
+        if not (is_floating(leaf) and _belongs_to(name, layer)):
             return leaf
         drawn = draw(jax.random.fold_in(key, zlib.crc32(name.encode())), leaf)
         if not is_array_like(drawn):
@@ -295,10 +295,6 @@ def _randomise_layer(
         return drawn
 
     return jax.tree_util.tree_map_with_path(one, model)
-
-
-def _is_parameter(leaf: Any) -> bool:
-    return is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _belongs_to(name: str, layer: str) -> bool:

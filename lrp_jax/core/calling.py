@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from lrp_jax.core.arguments import is_array_like, kind_of
 from lrp_jax.core.equations import is_of_user
-from lrp_jax.core.held_arrays import is_array, name_of_path
+from lrp_jax.core.held_arrays import is_floating, name_of_path
 from lrp_jax.core.inference import HOW_TO_SWITCH
 from lrp_jax.errors import InputError, LRPError, ModelError
 
@@ -106,7 +105,7 @@ def _changed_numbers(before: Sequence[Any], model: Any, copied: Any) -> list[str
     names = [path for path, _ in jax.tree_util.tree_leaves_with_path(model)]
     known = dict(jax.tree_util.tree_leaves_with_path(copied))
     pairs = zip(names, before, strict=True)
-    return [name_of_path(path) for path, leaf in pairs if _is_real(leaf) and known.get(path) is not leaf]
+    return [name_of_path(path) for path, leaf in pairs if is_floating(leaf) and known.get(path) is not leaf]
 
 
 def _traced_values(model: Callable[..., Any]) -> dict[int, str]:
@@ -130,10 +129,6 @@ def _leaves_with_path(holder: Any) -> Sequence[tuple[Any, Any]]:
         return jax.tree_util.tree_leaves_with_path(holder)
     except (TypeError, ValueError):  # a dictionary whose keys have no order
         return []
-
-
-def _is_real(leaf: Any) -> bool:
-    return is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _line_of(error: Exception) -> str:

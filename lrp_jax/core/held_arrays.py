@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax.core.equations import is_of_user
@@ -70,6 +71,11 @@ def is_array(value: Any) -> bool:
     if isinstance(value, np.ndarray | np.generic):
         return value.dtype.kind in "biufcV"  # V: bfloat16 and the like
     return isinstance(value, jax.Array | jax.ShapeDtypeStruct)
+
+
+def is_floating(value: Any) -> bool:
+    """Whether something is an array of floating-point numbers."""
+    return is_array(value) and jnp.issubdtype(value.dtype, jnp.floating)
 
 
 def names_of(holder: Any, arrays: Sequence[Any]) -> list[str]:
