@@ -75,7 +75,7 @@
     const percent = (100 * sums[shown]) / logits[target];
     say(
       `Under ${rule} the relevance for the ${target} begins with its score, ${number(logits[target])}. ` +
-        `Over ${layer.caption} it sums to ${number(sums[shown])}, which is ${number(percent)} %.`,
+        `In ${layer.caption} it sums to ${number(sums[shown])}, ${number(percent)} % of the score.`,
     );
   }
 
