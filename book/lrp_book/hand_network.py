@@ -2,14 +2,20 @@
 
 import html
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lrp_book.tables import as_text
+from lrp_jax import lrp
+from lrp_jax.rules import Rule
 
+INPUT = (2.0, 1.0)
+WEIGHTS = (((1.0, 2.0), (-1.0, 1.0)), ((3.0,), (1.0,)))
 WIDTH, HEIGHT, RADIUS = 520, 216, 25
 _THICKEST = 13
 
@@ -53,6 +59,44 @@ class Drawing:
             rules += f"#{identity}:checked ~ .hand-steps > :nth-child({number + 1}) {{ display: block }}\n"
         style = f"<style>{_STYLE}@media screen {{ {rules} }}</style>"
         return f'{style}<div class="hand-network">{buttons}<div class="hand-steps">{panels}</div></div>'
+
+
+def under_rules(name: str, rules: Mapping[str, Rule]) -> Drawing:
+    """The relevance of the network of the hand calculations under some rules, each in all layers, one step a rule.
+
+    Args:
+        name: A name for the drawing that no other one on the page has.
+        rules: The rules by the names that label them.
+    """
+    steps = []
+    for label, rule in rules.items():
+        upper, hidden = _messages(WEIGHTS[1], _activations()[1], rule, np.array([_activations()[2][0]]))
+        lower, pixels = _messages(WEIGHTS[0], _activations()[0], rule, hidden)
+        total, output = as_text(float(pixels.sum())), as_text(float(_activations()[2][0]))
+        sentence = f"The inputs get {as_text(float(pixels[0]))} and {as_text(float(pixels[1]))}: {total} of {output}."
+        values = [pixels.tolist(), hidden.tolist(), [float(_activations()[2][0])]]
+        steps.append(Step(label, sentence, values, [lower, upper], backward=True))
+    return Drawing(name, steps)
+
+
+def _activations() -> list[NDArray[np.float64]]:
+    x = [np.array(INPUT)]
+    for number, weights in enumerate(WEIGHTS):
+        z = x[-1] @ np.array(weights)
+        x.append(np.maximum(z, 0) if number == 0 else z)
+    return x
+
+
+def _messages(
+    weights: Sequence[Sequence[float]], x: NDArray[np.float64], rule: Rule, relevance: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What each neuron of a layer sends to each of its inputs, and what these add up."""
+    w = jnp.asarray(weights)
+    z, pull = jax.vjp(lrp(lambda x: x @ w, rule), jnp.asarray(x, jnp.float32))
+    each = [pull(jnp.zeros_like(z).at[j].set(relevance[j] / z[j]))[0] for j in range(len(z))]
+    messages = np.stack([np.asarray(one, float) for one in each], axis=1)
+    messages = messages.round(4)  # stabilisers are not to be seen
+    return messages, messages.sum(axis=1)
 
 
 def _flows(step: Step) -> list[NDArray[np.float64]]:

@@ -92,7 +92,7 @@ def test_sentence_says_how_much_of_the_score_is_left(page, network):
     percent = float(100 * explanation.relevance.sum() / explanation.output[0, 3])
     sentence = page.locator("#explore [role=status]").inner_text()
     assert sentence.startswith("Under LRP-epsilon the relevance for the 3 begins with its score")
-    assert sentence.endswith(f"which is {percent:.1f} %.")
+    assert sentence.endswith(f"{percent:.1f} % of the score.")
     scores = page.get_by_label("Class, and its score").locator("option").all_inner_texts()
     assert [float(text.split()[-1].replace("\u2212", "-")) for text in scores[1:]] == pytest.approx(
         explanation.output[0].tolist(), abs=0.051
