@@ -454,7 +454,7 @@ def deep_network():
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", SWEPT)
 def test_numbers_of_rules_are_traced_and_vmapped(float64, name):
-    network, make, x, numbers = deep_network(), SWEPT[name], normal(4, 3, 4), jnp.array(NUMBERS)
+    network, make, x, numbers = deep_network(), SWEPT[name], normal(5, 3, 4), jnp.array(NUMBERS)
     value = lambda number, x: lrp(network, make(number))(x)[:, 1].sum()
     maps = jax.grad(value, argnums=1)
     right = quick_jit(lambda x: jnp.stack([maps(number, x) for number in NUMBERS]))(x)
