@@ -27,7 +27,7 @@ Classes: TypeAlias = Sequence[str] | Mapping[int, str]
 """The names of all classes, or a mapping from their numbers to them."""
 
 
-class Kind(enum.Enum):
+class Picture(enum.Enum):
     """As what a sample is drawn."""
 
     IMAGE = "image"
@@ -35,7 +35,7 @@ class Kind(enum.Enum):
     TEXT = "text"
 
 
-def kind_of_picture(shape: Sequence[int], dtype: Any, channel_axis: int | None = None) -> Kind | None:
+def picture_for(shape: Sequence[int], dtype: Any, channel_axis: int | None = None) -> Picture | None:
     """As what a sample is drawn, told from its shape; None if as nothing.
 
     Args:
@@ -44,17 +44,17 @@ def kind_of_picture(shape: Sequence[int], dtype: Any, channel_axis: int | None =
         channel_axis: The axis of its channels, if it is known.
 
     Example:
-        >>> kind_of_picture((28, 28), np.float32), kind_of_picture((200, 2), np.float32)
-        (<Kind.IMAGE: 'image'>, <Kind.SERIES: 'series'>)
+        >>> picture_for((28, 28), np.float32), picture_for((200, 2), np.float32)
+        (<Picture.IMAGE: 'image'>, <Picture.SERIES: 'series'>)
     """
     if not all(shape):
         return None
     if len(shape) == 1:
-        return Kind.TEXT if np.issubdtype(dtype, np.integer) else Kind.SERIES
+        return Picture.TEXT if np.issubdtype(dtype, np.integer) else Picture.SERIES
     if len(shape) == 2:
-        return Kind.IMAGE if channel_axis is None and guessed_series_axis(shape) is None else Kind.SERIES
+        return Picture.IMAGE if channel_axis is None and guessed_series_axis(shape) is None else Picture.SERIES
     is_image = len(shape) == 3 and (channel_axis is not None or guessed_axis(shape) is not None)
-    return Kind.IMAGE if is_image else None
+    return Picture.IMAGE if is_image else None
 
 
 def class_names(classes: Classes | None, output: Any) -> list[str] | None:
@@ -132,12 +132,14 @@ def summary_of(
         0       cat: 2, dog: 1   2
     """
     names = class_names(classes, output)
-    if _has_samples(x, relevance, output):
-        caption, chosen, of_class = _first_samples(x, relevance, output)
+    if _is_known(output, relevance) and len(getattr(output, "shape", ())) > 0:
+        number = len(output)
+        caption = _caption(x, relevance, number)
+        sums = _sums(x, relevance, output)
         header = ["sample", "largest outputs", "sum of the relevance"]
         rows = [
-            [str(sample), largest(np.asarray(output[sample]), names), number_as_text(of_class[sample].sum())]
-            for sample in chosen
+            [str(sample), largest(np.asarray(output[sample]), names), number_as_text(sums[sample])]
+            for sample in range(min(number, SAMPLES))
         ]
     else:
         caption, header, rows = "Relevance", ["array", "shape", "sum"], _arrays(relevance)
@@ -233,48 +235,61 @@ def number_as_text(value: Any) -> str:
 def _has_samples(x: Any, relevance: Any, output: Any) -> bool:
     """Whether these are known arrays of samples, and no trees of arrays."""
     parts = (x, relevance, output)
-    is_known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(parts))
-    return is_known and all(hasattr(part, "shape") for part in parts) and len(output.shape) > 0
+    return _is_known(parts) and all(hasattr(part, "shape") for part in parts) and len(output.shape) > 0
 
 
-def _first_samples(x: Any, relevance: Any, output: Any) -> tuple[str, range, NDArray[Any]]:
-    """A caption, the samples that are shown, and their relevance."""
-    number = len(output)
-    samples = range(min(number, SAMPLES))
+def _is_known(*trees: Any) -> bool:
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def _caption(x: Any, relevance: Any, number: int) -> str:
+    """Of what the relevance is, and what of it is shown."""
     caption = f"Relevance of {number} sample{'s' * (number != 1)}"
-    caption += f", of which {len(samples)} are shown" * (number > len(samples))
-    caption += ", for the class with the largest output" * (relevance.ndim > x.ndim)
-    return caption, samples, np.asarray(of_largest_output(relevance, x, output)[: len(samples)])
+    caption += f", of which {SAMPLES} are shown" * (number > SAMPLES)
+    leaves = zip(jax.tree.leaves(x), jax.tree.leaves(relevance), strict=True)
+    is_of_all_classes = any(of_leaf.ndim > leaf.ndim for leaf, of_leaf in leaves)
+    return caption + ", for the class with the largest output" * is_of_all_classes
+
+
+def _sums(x: Any, relevance: Any, output: Any) -> NDArray[Any]:
+    """The sum of the relevance of each of the first samples."""
+    sums = np.zeros(min(len(output), SAMPLES))
+    for leaf, of_leaf in zip(jax.tree.leaves(x), jax.tree.leaves(relevance), strict=True):
+        values = np.asarray(of_largest_output(of_leaf, leaf, output)[:SAMPLES], np.float64)
+        sums += values.reshape(len(sums), -1).sum(-1)
+    return sums
 
 
 def _samples(x: Any, relevance: Any, output: Any) -> tuple[str, list[str], list[list[str]]]:
     """A row for each of the first samples, in HTML."""
-    caption, samples, relevance = _first_samples(x, relevance, output)
-    x, output = np.asarray(x[: len(samples)]), np.asarray(output[: len(samples)])
+    number = len(output)
+    caption = _caption(x, relevance, number)
+    relevance = np.asarray(of_largest_output(relevance, x, output)[:SAMPLES])
+    x, output = np.asarray(x[:SAMPLES]), np.asarray(output[:SAMPLES])
     rows = [
         [
             *_shown(x[sample], relevance[sample]),
             html.escape(largest(output[sample])),
             number_as_text(relevance[sample].sum()),
         ]
-        for sample in samples
+        for sample in range(len(output))
     ]
     return caption, ["input", "relevance", "largest outputs", "sum of the relevance"], rows
 
 
 def _shown(x: NDArray[Any], relevance: NDArray[Any]) -> tuple[str, str]:
     """A sample and its relevance in HTML: as pictures, as words or as their largest values."""
-    kind = kind_of_picture(x.shape, x.dtype)
+    picture = picture_for(x.shape, x.dtype)
     is_finite = np.isfinite(relevance.astype(np.float64)).all()
-    if kind is Kind.TEXT and is_finite and relevance.shape == x.shape:
+    if picture is Picture.TEXT and is_finite and relevance.shape == x.shape:
         words = words_as_html(list(map(str, x[:WORDS])), relevance[:WORDS])
         return f"{len(x)} integers", words + "…" * (len(x) > WORDS)
-    pictures = "", ""
-    if kind is Kind.IMAGE and min(x.shape[:2]) > 1:
-        pictures = _image(x, "the input", signed=False), _image(relevance, "the relevance", signed=True)
-    if kind is Kind.SERIES and max(x.shape) > FEW:
-        pictures = _strip(x, "the input", signed=False), _strip(relevance, "the relevance", signed=True)
-    return pictures[0] or largest(x), pictures[1] or largest(relevance)
+    shown = "", ""
+    if picture is Picture.IMAGE and min(x.shape[:2]) > 1:
+        shown = _image(x, "the input", signed=False), _image(relevance, "the relevance", signed=True)
+    if picture is Picture.SERIES and max(x.shape) > FEW:
+        shown = _strip(x, "the input", signed=False), _strip(relevance, "the relevance", signed=True)
+    return shown[0] or largest(x), shown[1] or largest(relevance)
 
 
 def _image(values: NDArray[Any], name: str, *, signed: bool) -> str:

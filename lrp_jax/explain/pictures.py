@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lrp_jax.core.arguments import as_count, kind_of
 from lrp_jax.errors import ArrayError
-from lrp_jax.explain.display import Classes, Kind, class_names, kind_of_picture, largest, of_largest_output
+from lrp_jax.explain.display import Classes, Picture, class_names, largest, of_largest_output, picture_for
 from lrp_jax.plotting.arrays import NUMBERS_OF_CHANNELS, PERCENTILE, as_texts, channels_last, colour_limit, finite
 from lrp_jax.plotting.figures import new_figure
 from lrp_jax.plotting.images import draw_grid, sizes_of
@@ -40,7 +40,7 @@ class _Block:
     draw: Callable[[Any], None]
 
 
-def picture_of(
+def draw_explanation(
     x: Any,
     relevance: Any,
     output: Any,
@@ -68,8 +68,9 @@ def picture_of(
     blocks = []
     for (path, leaf), of_leaf in zip(leaves, maps, strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        values = finite(leaf, f"The input {name}".rstrip())[chosen]
-        signed = finite(of_largest_output(of_leaf, leaf, output), f"The relevance {name}".rstrip())[chosen]
+        values = finite(leaf[np.asarray(chosen)], f"The input {name}".rstrip())
+        of_class = of_largest_output(of_leaf, leaf, output)
+        signed = finite(of_class[np.asarray(chosen)], f"The relevance {name}".rstrip())
         words = _words(tokens, values.shape, chosen)
         blocks += _blocks(name, values, signed, words, channel_axis, labels)
     figure = new_figure(max(block.width for block in blocks), sum(block.height for block in blocks))
@@ -100,9 +101,12 @@ def _chosen(samples: Sequence[int] | None, number: int) -> list[int]:
 def _labels(output: Any, chosen: Sequence[int], classes: Classes | None) -> list[str]:
     """What stands at each sample: its largest output."""
     names = class_names(classes, output)
-    if len(getattr(output, "shape", ())) not in (1, 2):
+    shape: tuple[int, ...] = getattr(output, "shape", ())
+    if len(shape) not in (1, 2):
         return [f"sample {sample}" for sample in chosen]
-    return [largest(np.asarray(output[sample]), names, number=1) for sample in chosen]
+    if len(shape) == 2 and names is None:
+        names = [f"class {i}" for i in range(shape[1])] if shape[1] > 1 else None
+    return [largest(np.asarray(output[sample]).squeeze(), names, number=1) for sample in chosen]
 
 
 def _words(tokens: Any, shape: tuple[int, ...], chosen: Sequence[int]) -> list[list[str]] | None:
@@ -131,17 +135,17 @@ def _blocks(
     labels: Sequence[str],
 ) -> list[_Block]:
     """The parts of the figure for one array of the input."""
-    kind = kind_of_picture(values.shape[1:], values.dtype, channel_axis) if words is None else Kind.TEXT
+    picture = picture_for(values.shape[1:], values.dtype, channel_axis) if words is None else Picture.TEXT
     titles = [f"{name}, {label}".removeprefix(", ") for label in labels]
-    match kind:
-        case Kind.IMAGE:
+    match picture:
+        case Picture.IMAGE:
             return [_images(name, values, signed, channel_axis, labels)]
-        case Kind.SERIES:
+        case Picture.SERIES:
             values = np.stack([channels_first(one, "The input", channel_axis) for one in values])
             signed = np.stack([channels_first(one, "The relevance", channel_axis) for one in signed])
             limit = colour_limit(signed, None, PERCENTILE)
             return [_series(*parts, limit) for parts in zip(titles, values, signed, strict=True)]
-        case Kind.TEXT:
+        case Picture.TEXT:
             texts = [[as_shown(word) for word in text] for text in (words or values.astype(str))]
             sums = np.stack([sum_of_embedding(one) for one in signed])
             limit = colour_limit(sums, None, PERCENTILE)

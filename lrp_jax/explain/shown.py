@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lrp_jax.core.arguments import as_path
 from lrp_jax.errors import StoreError
 from lrp_jax.explain.display import described, explanation_as_html, summary_of
-from lrp_jax.explain.pictures import picture_of
+from lrp_jax.explain.pictures import draw_explanation
 from lrp_jax.plotting.figures import as_png
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Shown:
             >>> len(explanation.plot(classes=["cat", "dog"]).axes)  # three images, their maps, a colour bar
             7
         """
-        return picture_of(
+        return draw_explanation(
             self.x,
             self.relevance,
             self.output,

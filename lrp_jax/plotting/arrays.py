@@ -50,6 +50,7 @@ def finite(values: ArrayLike, name: str) -> NDArray[Any]:
     """
     array = as_numpy(values, name, ArrayError)
     with within_memory(name, ArrayError):
+        array = array.astype(np.float32) if array.dtype.kind == "V" else array  # bfloat16 and the like
         is_finite = np.isfinite(array).all()
     if not is_finite:
         raise ArrayError(f"{name} must be finite, but holds NaN or infinity.")

@@ -279,6 +279,7 @@ def draw_grid(
         colormap: As in `grid`.
         colorbar_label: As in `grid`.
     """
+    aspect = 6 * max(figure.bbox.height / figure.dpi / (len(rows) + 1) / 0.9, 1)  # as wide, whatever the height
     axes = figure.subplots(len(rows) + 1, len(pictures), squeeze=False)
     for ax, picture, label in zip(axes[0], pictures, labels, strict=True):
         ax.imshow(picture, cmap="gray", vmin=0, vmax=white_of(pictures), interpolation="nearest")
@@ -288,7 +289,7 @@ def draw_grid(
         for ax, one in zip(row_axes, maps, strict=True):
             drawn = _draw_map(one, ax, limits[name], colormap)
         row_axes[0].set_ylabel(name)
-        figure.colorbar(drawn, ax=list(row_axes), label=colorbar_label, aspect=6, pad=0.02)
+        figure.colorbar(drawn, ax=list(row_axes), label=colorbar_label, aspect=aspect, pad=0.02)
 
 
 _Rows: TypeAlias = dict[str, NDArray[Any]]  # the maps, by the name of their row
@@ -326,14 +327,22 @@ def _scaled(rows: _Rows, scale: str | float) -> tuple[_Rows, dict[str, float]]:
 
 def _array_of(relevance: Any) -> Any:
     """The relevance of an explanation, or what is no explanation as it is."""
-    return relevance.relevance if hasattr(relevance, "relevance") else relevance
+    if not hasattr(relevance, "relevance"):
+        return relevance
+    x: Any = getattr(relevance, "x", None)
+    found = relevance.relevance
+    if not hasattr(found, "ndim"):
+        raise ArrayError("The explanation is of several arrays. Pass one of explanation.relevance, or call its plot.")
+    if hasattr(x, "ndim") and found.ndim > x.ndim:
+        raise ArrayError("The explanation is of all classes. Pass explanation.relevance[c, i] of class c and sample i.")
+    return found
 
 
 def _maps_of(relevance: Any, channel_axis: int | None) -> NDArray[Any]:
     """The map that is given, or the first ones of an explanation, of shape (N, H, W)."""
     if not hasattr(relevance, "relevance"):
         return sum_of_channels(relevance, "The relevance", "(H, W)", channel_axis)[None]
-    maps = sum_of_channels(relevance.relevance, "The relevance of the explanation", "(N, H, W)", channel_axis)
+    maps = sum_of_channels(_array_of(relevance), "The relevance of the explanation", "(N, H, W)", channel_axis)
     if not len(maps):
         raise ArrayError("The explanation has no samples: there are no maps to draw.")
     return maps[:LARGEST_NUMBER]

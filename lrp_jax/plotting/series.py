@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_CHANNELS = 12  # that get a strip each
+FEW_STEPS = 50  # that are drawn as steps
 FEW = 8  # channels at most where they are told from the shape
 _WIDTH, _HEIGHT = 7.0, 0.55  # of a strip, in inches
 
@@ -130,6 +131,7 @@ def draw_strips(
         colormap: As in `strips`.
     """
     channels, steps = maps.shape
+    style = "steps-mid" if steps <= FEW_STEPS else "default"
     are_few = channels <= MOST_CHANNELS
     shown = maps[:, None] if are_few else maps[None]
     axes = figure.subplots(len(shown), 1, squeeze=False, sharex=True)[:, 0]
@@ -140,7 +142,8 @@ def draw_strips(
         if are_few:
             low, high = float(values[i].min()), float(values[i].max())
             height = (values[i].astype(np.float64) - low) / ((high - low) or 1)
-            ax.plot(np.arange(steps), 0.1 + 0.8 * height, color="black", linewidth=0.8, drawstyle="steps-mid")
+            for colour, width in (("white", 2.2), ("black", 0.8)):  # a line that is seen on dark colours, too
+                ax.plot(np.arange(steps), 0.1 + 0.8 * height, color=colour, linewidth=width, drawstyle=style)
             ax.set_xlim(-0.5, steps - 0.5)
         if names is not None and are_few:
             ax.set_ylabel(names[i], rotation=0, ha="right", va="center", parse_math=False)
