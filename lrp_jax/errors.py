@@ -9,7 +9,7 @@ class LRPError(Exception):
 
 
 class MissingExtraError(LRPError, ImportError):
-    """An optional dependency is not installed. The message names the extra that brings it."""
+    """A package that is optional is missing. The message names it, and the extra that brings it."""
 
 
 class ArrayError(LRPError, ValueError):

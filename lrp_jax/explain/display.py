@@ -81,7 +81,9 @@ def class_names(classes: Classes | None, output: Any) -> list[str] | None:
     return as_texts(classes, "classes", shape[1], "outputs")
 
 
-def explanation_as_html(x: Any, relevance: Any, output: Any, hidden: Mapping[str, Any], rules: Sequence[str]) -> str:
+def explanation_as_html(
+    x: Any, relevance: Any, output: Any, hidden: Mapping[str, Any], rules: Sequence[str], account: str = ""
+) -> str:
     """Shows the first samples of an explanation: input, map, largest outputs, and the rules.
 
     Args:
@@ -90,6 +92,7 @@ def explanation_as_html(x: Any, relevance: Any, output: Any, hidden: Mapping[str
         output: The model's output.
         hidden: The relevance of hidden values, by name.
         rules: The rules in words.
+        account: What arrived at the input, in a sentence.
 
     Returns:
         HTML that needs no other file. Integers are words in the colours of their relevance; what has the shape of an
@@ -104,8 +107,7 @@ def explanation_as_html(x: Any, relevance: Any, output: Any, hidden: Mapping[str
         caption, header, rows = _samples(x, relevance, output)
     else:
         caption, header, rows = "Relevance", ["array", "shape", "sum"], _arrays(relevance)
-    if rules:
-        caption += f". Rules: {'; '.join(rules)}"
+    caption = _with_sentences(caption, rules, account)
     shown = table_as_html(caption, header, _escaped(rows) if header[0] == "array" else rows)
     if hidden:
         shown += table_as_html("Relevance of hidden values", ["name", "shape", "sum"], _escaped(_arrays(hidden)))
@@ -113,7 +115,13 @@ def explanation_as_html(x: Any, relevance: Any, output: Any, hidden: Mapping[str
 
 
 def summary_of(
-    x: Any, relevance: Any, output: Any, hidden: Mapping[str, Any], rules: Sequence[str], classes: Classes | None
+    x: Any,
+    relevance: Any,
+    output: Any,
+    hidden: Mapping[str, Any],
+    rules: Sequence[str],
+    account: str = "",
+    classes: Classes | None = None,
 ) -> str:
     """Says in a few lines what was explained.
 
@@ -123,10 +131,11 @@ def summary_of(
         output: The model's output.
         hidden: The relevance of hidden values, by name.
         rules: The rules in words.
+        account: What arrived at the input, in a sentence.
         classes: The names of the classes.
 
     Example:
-        >>> print(summary_of(np.ones((1, 2)), np.ones((1, 2)), np.array([[2.0, 1.0]]), {}, [], ["cat", "dog"]))
+        >>> print(summary_of(np.ones((1, 2)), np.ones((1, 2)), np.array([[2.0, 1.0]]), {}, [], classes=["cat", "dog"]))
         Relevance of 1 sample
         sample  largest outputs  sum of the relevance
         0       cat: 2, dog: 1   2
@@ -143,8 +152,7 @@ def summary_of(
         ]
     else:
         caption, header, rows = "Relevance", ["array", "shape", "sum"], _arrays(relevance)
-    if rules:
-        caption += f". Rules: {'; '.join(rules)}"
+    caption = _with_sentences(caption, rules, account)
     lines = [caption, *_columns([header, *rows])]
     if hidden:
         lines += ["Relevance of hidden values", *_columns([["name", "shape", "sum"], *_arrays(hidden)])]
@@ -240,6 +248,12 @@ def _has_samples(x: Any, relevance: Any, output: Any) -> bool:
 
 def _is_known(*trees: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def _with_sentences(caption: str, rules: Sequence[str], account: str) -> str:
+    """A caption with the rules and the account after it."""
+    sentences = [caption, f"Rules: {'; '.join(rules)}" if rules else "", account]
+    return ". ".join(filter(None, sentences))
 
 
 def _caption(x: Any, relevance: Any, number: int) -> str:

@@ -115,7 +115,7 @@ class Shown:
             sample  largest outputs  sum of the relevance
             0       dog: 3, cat: 1   3
         """
-        return summary_of(self.x, self.relevance, self.output, self.at, self._rules_in_words(), classes)
+        return summary_of(self.x, self.relevance, self.output, self.at, self._rules_in_words(), classes=classes)
 
     def __repr__(self) -> str:
         parts = {"output": self.output, "relevance": self.relevance} | ({"at": self.at} if self.at else {})

@@ -617,6 +617,21 @@ CASES = {
     "tqdm is not installed, and a progress bar is to be shown": (
         "test_explain_dataset.test_progress_bar_is_not_needed"
     ),
+    "matplotlib is not installed, and a picture is to be drawn": (
+        "test_plotting.test_grid_without_matplotlib_names_the_extra"
+    ),
+    "It cannot be told where the channels of a picture or a series are": (
+        lambda: plotting.heatmap(np.zeros((3, 5, 3))),
+        r"cannot be told where the channels are\. Pass channel_axis=-1",
+    ),
+    "A map has other proportions than the image below it": (
+        lambda: plotting.overlay(np.zeros((20, 30)), np.zeros((10, 10))),
+        "whose proportions are others. Pass the image as it went into the model",
+    ),
+    "There is another number of names of classes, or of words": (
+        lambda: plotting.words(["a"], [1.0, 2.0]),
+        "There are 2 words, but 1 tokens",
+    ),
     "Something that cannot be saved, such as a rule of your own": (
         lambda path: composites.as_composite(OwnRule(None)).save(path),
         r"Composite.rules\[0\]\[1\] cannot be saved: it is OwnRule",
