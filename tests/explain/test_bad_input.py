@@ -562,8 +562,20 @@ CASES = {
         "The relevance must be real numbers, but it is a list",
     ),
     "Images and maps differ in size": (
-        lambda: plotting.overlay(np.zeros((2, 3)), np.zeros((3, 2)), Figure().subplots()),
-        r"The images have \(2, 3\) pixels, but the relevance \(3, 2\)",
+        lambda: plotting.grid(np.zeros((1, 2, 3)), np.zeros((1, 3, 2)), ["a"]),
+        r"The images have \(2, 3\) pixels, but the maps \(3, 2\)",
+    ),
+    "It cannot be told where the channels of a picture or a series are": (
+        lambda: plotting.heatmap(np.zeros((3, 5, 3))),
+        r"cannot be told where the channels are\. Pass channel_axis=-1",
+    ),
+    "A map has other proportions than the image below it": (
+        lambda: plotting.overlay(np.zeros((20, 30)), np.zeros((10, 10))),
+        "whose proportions are others. Pass the image as it went into the model",
+    ),
+    "There is another number of names of classes, or of words": (
+        lambda: plotting.words(["a"], [1.0, 2.0]),
+        "There are 2 words, but 1 tokens",
     ),
     "What is drawn into is no axes": (lambda: plotting.heatmap([[1.0]], Figure()), "ax must be axes .* it is a Figure"),
     # Files.
@@ -616,6 +628,9 @@ CASES = {
     "`reduce` or `prepare` returns nothing": "test_explain_dataset.test_what_does_not_fit",
     "tqdm is not installed, and a progress bar is to be shown": (
         "test_explain_dataset.test_progress_bar_is_not_needed"
+    ),
+    "matplotlib is not installed, and a picture is to be drawn": (
+        "test_plotting.test_grid_without_matplotlib_names_the_extra"
     ),
     "Something that cannot be saved, such as a rule of your own": (
         lambda path: composites.as_composite(OwnRule(None)).save(path),
