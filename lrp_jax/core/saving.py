@@ -1,11 +1,24 @@
 """Files of explanations, composites and rules, which hold arrays and text, and no code.
 
-A file is an archive of NumPy (`.npz`). Its entry "structure" is JSON that says what is made of the arrays, by public
-names.
+A file is an archive of NumPy (`.npz`), which NumPy alone reads, whatever the path ends with:
+
+- Each array is an entry under its place: "relevance", "x", "output", "growth", "at['conv1']", "x['left']" or "x[0]" in
+  an explanation. If the place has other characters than letters, digits and these, the entry is called "array_0",
+  "array_1" and so on. Arrays of a dtype that NumPy lacks, such as bfloat16, are unsigned integers of the same bits.
+- The entry "structure" is JSON. Its "lrp_jax" is the version of the format, which is 1. Its "content" says what is made
+  of the arrays: the public name of a class with its fields, `{"array": [entry, dtype]}`,
+  `{"dict": [[key, value], ...]}`, `{"list": [...]}`, a number, a text.
+
+This reads a file without lrp_jax:
+
+    archive = np.load("explanation.npz")
+    maps = archive["relevance"]
+    structure = json.loads(archive["structure"].item())
 """
 
 import json
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -34,6 +47,9 @@ class Saved:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes this to a file that holds no code, beside its place first, and moves it there when it is complete.
+
+        The file is an archive that `numpy.load` reads: each array under its name ("relevance", "at['conv1']"), and as
+        "structure" the version of the format and what is made of the arrays, in JSON.
 
         Args:
             path: The file; one that is there is replaced. Its folder must exist.
@@ -154,7 +170,8 @@ def _describe_array(array: Any, place: str, arrays: dict[str, np.ndarray]) -> An
     values = np.asarray(array)
     if values.dtype.kind not in "biufcV" or values.dtype.names:
         raise InputError(f"{place} cannot be saved: it is an array of {values.dtype}, and not of numbers.")
-    name = f"array_{len(arrays)}"
+    entry = place.partition(".")[2]  # without the name of the class
+    name = entry if re.fullmatch(r"[\w.' \[\]-]+", entry, re.ASCII) else f"array_{len(arrays)}"
     is_of_numpy = values.dtype.kind != "V"  # else bfloat16 and the like
     arrays[name] = values if is_of_numpy else values.view(f"u{values.dtype.itemsize}")
     return {"array": [name, values.dtype.name]}

@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import re
+import subprocess
 import sys
 import time
 import warnings
@@ -776,6 +777,38 @@ def test_explanation_with_a_traced_number_holds_it_as_an_array(tmp_path):
     assert Explanation.load(tmp_path / "file").rules == explain(0.5).rules
     several = jax.vmap(explain)(jnp.array([0.5, 2.0, 8.0]))
     assert (several.relevance.shape, several.rules.rules[0][1].gamma.shape) == ((3, 2, 4), (3,))
+
+
+def test_a_file_is_read_by_numpy_alone(tmp_path):
+    network, x = mixed_input_network()
+    explanation = relevance(network, x, 1, rules.Gamma(0.1), at=["looked up"])
+    explanation.save(tmp_path / "file.npz")
+    program = """if True:
+        import json, sys
+        import numpy as np
+        archive = np.load(sys.argv[1])
+        structure = json.loads(archive["structure"].item())
+        found = {"version": structure["lrp_jax"], "entries": sorted(set(archive) - {"structure"})}
+        found["tokens"] = archive["relevance['tokens']"].tolist()
+        found["gamma"] = structure["content"]["Explanation"]["rules"]["composites.Composite"]["rules"]["tuple"][0]
+        assert "jax" not in sys.modules and "ml_dtypes" not in sys.modules
+        print(json.dumps(found))
+    """
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program, tmp_path / "file.npz"], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    assert found["version"] == 1
+    assert {"output", "growth", "at['looked up']", "x['parts'][0]", "relevance['parts'][1]"} <= set(found["entries"])
+    np.testing.assert_array_equal(np.float32(found["tokens"]), explanation.relevance["tokens"])
+    assert "0.1" in str(found["gamma"])
+
+
+def test_names_that_no_entry_can_have_are_kept(tmp_path):
+    maps = {"a/../b": jnp.ones(2), "c\\d": jnp.zeros(3), "é": jnp.ones(1), "x\0": jnp.ones(4)}
+    Explanation(jnp.ones(1), maps).save(tmp_path / "file")
+    loaded = Explanation.load(tmp_path / "file").relevance
+    assert {name: array.shape for name, array in loaded.items()} == {name: a.shape for name, a in maps.items()}
 
 
 def test_double_precision_is_kept_where_jax_would_cut_it_off(tmp_path):

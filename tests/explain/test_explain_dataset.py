@@ -549,7 +549,7 @@ def test_progress_bar_is_not_needed(store, monkeypatch):
     assert_explains(explain(Source(), store))
     maps = relevance(a_network(), IMAGES, None, COMPOSITE, batch_size=4, progress=False).relevance
     np.testing.assert_allclose(maps, relevance(a_network(), IMAGES, None, COMPOSITE).relevance, rtol=1e-6, atol=1e-6)
-    message = r"extra 'large': pip install 'lrp_jax\[large\]'\. Or pass progress=False\."
+    message = r"tqdm is missing: pip install tqdm \(the extra 'large' brings it\)\. Or pass progress=False\."
     with pytest.raises(MissingExtraError, match=message):
         explain(Source(), store, progress=True)
     with pytest.raises(MissingExtraError, match=message):
@@ -564,7 +564,7 @@ def test_batch_size_of_relevance(batch_size):
 
 def test_missing_extra(store, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorstore", None)
-    with pytest.raises(MissingExtraError, match=r"lrp_jax\[large\]"):
+    with pytest.raises(MissingExtraError, match=r"tensorstore is missing: pip install tensorstore .the extra 'large'"):
         explain(Source(), store)
 
 
