@@ -3,7 +3,7 @@
 `lrp(fun, rules)` has the value of `fun`, and its vector-Jacobian product is relevance propagation.
 """
 
-from lrp_jax import composites, mark, rules, treatments
+from lrp_jax import composites, mark, rules, target, treatments
 from lrp_jax.core.transform import lrp
 from lrp_jax.errors import LRPError
 from lrp_jax.explain.ledger import Ledger, ledger, plan
@@ -20,5 +20,6 @@ __all__ = [
     "plan",
     "relevance",
     "rules",
+    "target",
     "treatments",
 ]

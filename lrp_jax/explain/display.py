@@ -18,7 +18,9 @@ LARGEST = 3
 WIDTH = 112  # of a picture on the page, in pixels
 
 
-def explanation_as_html(x: Any, relevance: Any, output: Any, hidden: Mapping[str, Any], rules: Sequence[str]) -> str:
+def explanation_as_html(
+    x: Any, relevance: Any, output: Any, hidden: Mapping[str, Any], rules: Sequence[str], account: str = ""
+) -> str:
     """Shows the first samples of an explanation: input, map, largest outputs, and the rules.
 
     Args:
@@ -27,6 +29,7 @@ def explanation_as_html(x: Any, relevance: Any, output: Any, hidden: Mapping[str
         output: The model's output.
         hidden: The relevance of hidden values, by name.
         rules: The rules in words.
+        account: What arrived at the input, in a sentence.
 
     Returns:
         HTML that needs no other file. What has the shape of an image is a picture if matplotlib is installed.
@@ -44,6 +47,8 @@ def explanation_as_html(x: Any, relevance: Any, output: Any, hidden: Mapping[str
         caption, header, rows = "Relevance", ["array", "shape", "sum"], _arrays(relevance)
     if rules:
         caption += f". Rules: {'; '.join(rules)}"
+    if account:
+        caption += f". {account}"
     shown = table_as_html(caption, header, rows)
     if hidden:
         shown += table_as_html("Relevance of hidden values", ["name", "shape", "sum"], _arrays(hidden))
