@@ -6,7 +6,7 @@
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from lrp_jax import composites, mark, rules, treatments
+from lrp_jax import composites, mark, rules, target, treatments
 from lrp_jax.core.transform import lrp
 from lrp_jax.errors import LRPError
 from lrp_jax.explain.ledger import Ledger, ledger, plan
@@ -23,6 +23,7 @@ __all__ = [
     "plan",
     "relevance",
     "rules",
+    "target",
     "treatments",
 ]
 

@@ -81,7 +81,9 @@ def class_names(classes: Classes | None, output: Any) -> list[str] | None:
     return as_texts(classes, "classes", shape[1], "outputs")
 
 
-def explanation_as_html(x: Any, relevance: Any, output: Any, hidden: Mapping[str, Any], rules: Sequence[str]) -> str:
+def explanation_as_html(
+    x: Any, relevance: Any, output: Any, hidden: Mapping[str, Any], rules: Sequence[str], account: str = ""
+) -> str:
     """Shows the first samples of an explanation: input, map, largest outputs, and the rules.
 
     Args:
@@ -90,6 +92,7 @@ def explanation_as_html(x: Any, relevance: Any, output: Any, hidden: Mapping[str
         output: The model's output.
         hidden: The relevance of hidden values, by name.
         rules: The rules in words.
+        account: What arrived at the input, in a sentence.
 
     Returns:
         HTML that needs no other file. Integers are words in the colours of their relevance; what has the shape of an
@@ -106,6 +109,8 @@ def explanation_as_html(x: Any, relevance: Any, output: Any, hidden: Mapping[str
         caption, header, rows = "Relevance", ["array", "shape", "sum"], _arrays(relevance)
     if rules:
         caption += f". Rules: {'; '.join(rules)}"
+    if account:
+        caption += f". {account}"
     shown = table_as_html(caption, header, _escaped(rows) if header[0] == "array" else rows)
     if hidden:
         shown += table_as_html("Relevance of hidden values", ["name", "shape", "sum"], _escaped(_arrays(hidden)))
