@@ -3,7 +3,10 @@
 `lrp(fun, rules)` has the value of `fun`, and its vector-Jacobian product is relevance propagation.
 """
 
-from lrp_jax import composites, mark, rules, treatments
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from lrp_jax import composites, mark, rules, target, treatments
 from lrp_jax.core.transform import lrp
 from lrp_jax.errors import LRPError
 from lrp_jax.explain.ledger import Ledger, ledger, plan
@@ -20,5 +23,15 @@ __all__ = [
     "plan",
     "relevance",
     "rules",
+    "target",
     "treatments",
 ]
+
+__version__: str
+
+if not TYPE_CHECKING:  # for which any other name would be one of the library's, too
+
+    def __getattr__(name: str) -> str:
+        if name == "__version__":
+            return metadata.version("lrp_jax")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,9 +21,10 @@ from lrp_jax.core.trace import check_mode
 from lrp_jax.errors import InputError
 from lrp_jax.explain.models import split_model, trace_model
 from lrp_jax.explain.targets import read_target, seed_of
+from lrp_jax.target import Choice
 
 Model = Callable[[Any], jax.Array]
-ClassTarget = int | Sequence[int] | jax.Array | np.ndarray | None
+ClassTarget = int | Sequence[int] | jax.Array | np.ndarray | Choice | None
 
 _INPUTS_AT_A_TIME = 256  # in one forward pass over perturbed copies of the input: bounds the memory
 
@@ -34,11 +35,12 @@ def gradient(model: Model, x: jax.Array, target: ClassTarget = None, *, inferenc
     Source: Simonyan, Vedaldi and Zisserman 2014, Deep inside convolutional networks, who show its absolute value.
 
     Args:
-        model: A function of one argument that returns the shape (samples, classes), as for `lrp_jax.relevance`.
+        model: A function of one argument that returns an array with the samples first, as for `lrp_jax.relevance`.
         x: Its input, floating-point numbers of shape (samples, ...).
-        target: What is explained: a class index for all samples or one for each; an array in the shape of the output
-            whose entries multiply it (1 and -1 for the difference of two classes); None for the class with the largest
-            output.
+        target: What is explained: a class index for all samples or one for each; what `lrp_jax.target` makes, such as
+            `target.at[2, 5, 7]`; an array in the shape of the output whose entries multiply it (1 and -1 for the
+            difference of two classes); None for the class with the largest output, or for the output itself where there
+            is one for each sample.
         inference: "checked" refuses a model in training mode: one with dropout, or with statistics of the batch.
             "assumed" leaves that check out, for a model in which something is meant that looks alike.
 
@@ -279,7 +281,7 @@ class ExplainedOutput:
 
     Attributes:
         model: The model.
-        weights: The weights of the classes in the explained output, of shape (samples, classes).
+        weights: The weights of the outputs in their explained sum, in the shape of the model's output.
     """
 
     model: Model
@@ -287,7 +289,8 @@ class ExplainedOutput:
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The explained output of each sample, of shape (samples,)."""
-        return (self.model(x) * self.weights).sum(-1)
+        weighted = self.model(x) * self.weights
+        return weighted.sum(tuple(range(1, weighted.ndim)))
 
 
 def explained_output(
@@ -324,6 +327,8 @@ def explained_output(
             f"The target {target!r} has no single output for each sample. Pass class indices, or an array in the shape "
             "of the output whose entries multiply it."
         )
+    if not jax.tree.leaves(output)[0].shape:
+        raise InputError("The model returns one number for all samples, but a baseline needs one or more for each.")
     if kind == "largest":
         output = Computation(traced.text.program, traced.held, output, "model")(traced.inputs)
     return ExplainedOutput(call, seed_of(kind, values, output))

@@ -1,16 +1,20 @@
 """What is installed, and what the README says."""
 
 import ast
+import email
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+
+import lrp_jax
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,10 +47,10 @@ def test_editable_installation_finds_the_library_and_the_book(tmp_path):
 
 def test_wheel_needs_jax_alone(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith("METADATA"))
-    metadata = wheel.read(name).decode()
-    required = re.findall(r"^Requires-Dist: (\w+)[^;\n]*$", metadata, re.MULTILINE)
+    written = wheel.read(name).decode()
+    required = re.findall(r"^Requires-Dist: (\w+)[^;\n]*$", written, re.MULTILINE)
     assert required == ["jax"]
-    assert "License-Expression: MIT" in metadata
+    assert "License-Expression: MIT" in written
 
 
 def test_importing_the_library_imports_neither_flax_nor_extras():
@@ -159,3 +163,49 @@ def test_both_files_of_constraints_agree():
         for name in ("constraints.txt", "constraints-dev.txt")
     )
     assert {name: dev.get(name) for name in book} == book
+
+
+def test_version_and_date_are_the_same_wherever_they_stand():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    newest, date = re.search(r"^## \[([^\]]+)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE).groups()
+    assert (newest, date) == (version, citation["date-released"].isoformat())
+    assert citation["version"] == version == lrp_jax.__version__ == metadata.version("lrp-jax")
+
+
+def test_other_attributes_of_the_package_are_missing():
+    with pytest.raises(AttributeError, match="module 'lrp_jax' has no attribute 'version'"):
+        lrp_jax.version  # noqa: B018
+
+
+def built_metadata(folder, monkeypatch, address):
+    """The metadata of a wheel that is built with an address of the repository, or without."""
+    monkeypatch.setenv("LRP_JAX_URL", address)
+    code = (
+        "import sys; from hatchling.build import prepare_metadata_for_build_wheel as write; print(write(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    name = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()[-1]
+    return email.message_from_string((folder / name / "METADATA").read_text())
+
+
+def test_published_package_links_to_its_repository_and_shows_its_pictures(tmp_path, monkeypatch):
+    built = built_metadata(tmp_path, monkeypatch, "https://git.example/someone/lrp_jax/")
+    assert "Repository, https://git.example/someone/lrp_jax" in built.get_all("Project-URL")
+    assert "](https://git.example/someone/lrp_jax/raw/HEAD/book/images/five-digits.png)" in built.get_payload()
+    assert "](https://git.example/someone/lrp_jax/blob/HEAD/CONTRIBUTING.md)" in built.get_payload()
+    assert [path for path in re.findall(r"\]\(([^)]*)\)", built.get_payload()) if "://" not in path] == []
+
+
+def test_package_without_an_address_has_a_readme_without_links_that_lead_nowhere(tmp_path, monkeypatch):
+    built = built_metadata(tmp_path, monkeypatch, "")
+    assert built.get_all("Project-URL") is None
+    assert [path for path in re.findall(r"\]\(([^)]*)\)", built.get_payload()) if "://" not in path] == []
+    assert "CONTRIBUTING.md has the map of the repository" in built.get_payload()
+    assert "five-digits" not in built.get_payload()
+
+
+def test_every_link_of_the_readme_into_the_repository_leads_to_a_file():
+    paths = re.findall(r"\]\(([^):]+)\)", (ROOT / "README.md").read_text())
+    assert len(paths) > 2
+    assert [path for path in paths if not (ROOT / path).exists()] == []

@@ -5,7 +5,6 @@ The chapters are written in Markdown, which Jupyter opens with jupytext and Cola
 
 import contextlib
 import os
-from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,8 @@ import lrp_book
 
 
 def repository_address() -> str | None:
-    """Returns where the repository can be fetched: as the package says, or the machine that publishes the book."""
-    for url in metadata("lrp-jax").get_all("Project-URL") or []:
-        label, address = url.split(", ")
-        if label.lower() in ("repository", "source"):
-            return address
-    if "GITHUB_REPOSITORY" in os.environ:
-        return f"{os.environ['GITHUB_SERVER_URL']}/{os.environ['GITHUB_REPOSITORY']}"
-    return None
+    """Returns where the repository can be fetched, if the build says that it is published."""
+    return os.environ.get("LRP_JAX_URL")
 
 
 def published_notebook(executed: Path, cache: str) -> nbformat.NotebookNode:

@@ -19,3 +19,16 @@ addEventListener("click", (event) => {
     dispatchEvent(new Event("resize"));
   }
 });
+
+// The reference was one long page. An anchor of it leads to the page of its function now, and to a method there.
+addEventListener("DOMContentLoaded", () => {
+  const anchor = decodeURIComponent(location.hash.slice(1));
+  const parts = anchor.split(".");
+  const name = parts.map((_, i) => parts.slice(0, parts.length - i).join("."))
+    .find((name) => document.getElementById(name)?.closest(".names td"));
+  if (name) {
+    const cell = document.getElementById(name).closest("td");
+    const current = cell.querySelector("span[id]").id;
+    location.replace(`${cell.querySelector("a").href}#${current}${anchor.slice(name.length)}`);
+  }
+});

@@ -18,7 +18,7 @@ from lrp_jax.core.plan import Piece, Plan
 from lrp_jax.core.probes import run_pieces
 from lrp_jax.core.trace import ReadCall, check_dtype, check_has_values
 from lrp_jax.errors import InputError, LRPWarning, ModelError
-from lrp_jax.explain.growth import MOST_GROWTH
+from lrp_jax.explain.growth import MOST_GROWTH, Flow, report_loss, summarised
 
 
 def number_of_samples(x: Any, *, has_values: bool = True) -> int:
@@ -76,28 +76,25 @@ class Checks:
     Attributes:
         is_sound: Whether the relevance is finite and the output is not NaN.
         outside: What is outside of its bounds, by the layer and the bounds in words.
-        growth: For every sample, the absolute relevance of the input for each unit of the explained output, or of
-            absolute relevance at the last layer if that is more; None where it was not asked for.
+        flow: From how much relevance it started, and how much arrived; None where that was not asked for.
     """
 
     is_sound: jax.Array
     outside: dict[str, Outside]
-    growth: jax.Array | None = None
+    flow: Flow | None = None
 
 
-def check(
-    plan: Plan, inputs: Sequence[jax.Array], output: Any, relevance: Any, growth: jax.Array | None = None
-) -> Checks:
+def check(plan: Plan, inputs: Sequence[jax.Array], output: Any, relevance: Any, flow: Flow | None = None) -> Checks:
     """Looks at the values of an explanation; part of the compiled program."""
     known = [~jnp.isnan(leaf).any() for leaf in jax.tree.leaves(output) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(relevance)]
-    return Checks(jnp.stack([*known, *finite]).all(), _outside_of_boxes(plan, inputs), growth)
+    return Checks(jnp.stack([*known, *finite]).all(), _outside_of_boxes(plan, inputs), flow)
 
 
 def summarise(checks: Checks) -> Checks:
     """One number of each kind for what was found in the parts of a batch."""
-    growth = None if checks.growth is None else checks.growth.max(initial=0)
-    return Checks(checks.is_sound.all(), _together(checks.outside), growth)
+    flow = None if checks.flow is None else summarised(checks.flow)
+    return Checks(checks.is_sound.all(), _together(checks.outside), flow)
 
 
 def _outside_of_boxes(plan: Plan, inputs: Sequence[jax.Array]) -> dict[str, Outside]:
@@ -206,11 +203,12 @@ def report(checks: Sequence[Checks], trace: Callable[[], ReadCall]) -> None:
         _explain_what_is_not_finite(trace())
 
 
-def report_batches(checks: Mapping[range, Checks]) -> None:
+def report_batches(checks: Mapping[range, Checks], *, is_meant_to_conserve: bool) -> None:
     """As `report`, for a data set, whose explanations are kept all the same: only warns.
 
     Args:
         checks: What was found, as `summarise` returns it, by the samples of the batch.
+        is_meant_to_conserve: Whether the rules are meant to hand the explained output on to the input.
     """
     if not checks:
         return
@@ -225,16 +223,19 @@ def report_batches(checks: Mapping[range, Checks]) -> None:
                 LRPWarning,
                 stacklevel=3,
             )
-    grown = [batch.growth for batch in checks.values() if batch.growth is not None]
-    if any(growth > MOST_GROWTH for growth in grown):
-        number = sum(bool(growth > MOST_GROWTH) for growth in grown)
+    flows = [batch.flow for batch in checks.values() if batch.flow is not None]
+    grown = [flow.growth for flow in flows if flow.growth > MOST_GROWTH]
+    if grown:
         warnings.warn(
-            f"Absolute relevance at the input is up to {max(grown):.3g} times what it started from, in {number} of "
+            f"Absolute relevance at the input is up to {max(grown):.3g} times what it started from, in {len(grown)} of "
             f"{len(checks)} batches: it grows where contributions cancel. For these, lrp_jax.ledger says "
             "in which operation.",
             LRPWarning,
             stacklevel=3,
         )
+    if is_meant_to_conserve:
+        explained, arrived = (sum(float(getattr(flow, name)) for flow in flows) for name in ("explained", "arrived"))
+        report_loss(explained, arrived)
     unsound = [samples for samples, batch in checks.items() if not batch.is_sound]
     if unsound:
         warnings.warn(

@@ -1,56 +1,164 @@
-"""How much absolute relevance grows on its way from the output to the input."""
+"""How much relevance there is at the input for each unit that it started from: too much, or next to nothing."""
 
 import functools
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lrp_jax.composites import Composite
+from lrp_jax.core.forms import Form
 from lrp_jax.core.planner import make_plan
 from lrp_jax.core.trace import TracedCall
 from lrp_jax.errors import LRPWarning
 from lrp_jax.explain.accounts import keep_account, path_of
-from lrp_jax.explain.targets import seed_of
+from lrp_jax.explain.targets import seed_of, values_of_samples
+from lrp_jax.rules import Flat, WSquare
 
 MOST_GROWTH = 1000.0
 """From how much growth on an explanation is suspicious."""
 
+LEAST_ARRIVAL = 0.05
+"""Below which part of the explained output an explanation is suspicious."""
 
-def growth_of(samples: int, starts: Sequence[jax.Array], relevance: Any) -> jax.Array:
-    """How much relevance there is at the input for each unit that it started from.
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Flow:
+    """From how much relevance an explanation started, and how much arrived at the input, for every sample.
+
+    Attributes:
+        explained: The explained output, in which relevance starts; one number for all samples if it has no dimension
+            for them.
+        arrived: The absolute relevance of the input.
+        growth: That for each unit of the explained output, or of absolute relevance at the last layer if that is more.
+    """
+
+    explained: jax.Array
+    arrived: jax.Array
+    growth: jax.Array
+
+
+def flow_of(samples: int, started: Sequence[jax.Array], at_last_layer: Sequence[jax.Array], relevance: Any) -> Flow:
+    """How much relevance there is at the input, and from how much it started.
 
     Args:
         samples: The number of samples.
-        starts: Where relevance started, such as the explained output and the relevance of the last layer's output.
+        started: The parts of the explained output, which are explained as their sum.
+        at_last_layer: The relevance of the last layer's output, if there is one.
+        relevance: The relevance of the input.
+    """
+
+    def is_by_sample(array: jax.Array) -> bool:
+        return array.ndim > 0 and array.shape[0] == samples
+
+    def total(array: jax.Array) -> jax.Array:
+        return array.sum(tuple(range(1, array.ndim))) if is_by_sample(array) else array.sum()
+
+    start = functools.reduce(jnp.maximum, [total(jnp.abs(array)) for array in (*started, *at_last_layer)])
+    end = functools.reduce(jnp.add, [total(jnp.abs(leaf)) for leaf in jax.tree.leaves(relevance)])
+    parts = [total(array) if all(map(is_by_sample, started)) else array.sum()[None] for array in started]
+    explained = functools.reduce(jnp.add, parts)
+    growth = jnp.where(end == 0, 0, end / jnp.where(start == 0, jnp.finfo(end.dtype).tiny, start))
+    return Flow(explained, end, growth)
+
+
+def summarised(flow: Flow) -> Flow:
+    """Sums of the absolute values of the samples, and the largest growth."""
+    return Flow(jnp.abs(flow.explained).sum(), flow.arrived.sum(), flow.growth.max(initial=0))
+
+
+def is_meant_to_conserve(composite: Composite) -> bool:
+    """Whether a composite is meant to hand the explained output on to the input.
+
+    That is not so where every rule shares relevance whatever the input is, or is the gradient.
+    """
+    others = [rule for _, rule in composite.rules if not (isinstance(rule, Flat | WSquare) or rule.is_derivative)]
+    return composite.input_form is Form.RELEVANCE and (bool(others) or not composite.rules)
+
+
+def account_line(explained: Any, relevance: Any) -> str:
+    """Says in one line how much of the explained output arrived at the input.
+
+    Args:
+        explained: The explained output of every sample, for all classes with one dimension for them in front; None if
+            what is propagated is no relevance.
         relevance: The relevance of the input.
 
     Returns:
-        A number for each sample: absolute relevance, divided by the largest of what it started from.
+        A sentence; empty if there is nothing to say, or the values are traced.
+
+    Example:
+        >>> account_line(jnp.array([7.0]), jnp.array([[2.0, 3.0]]))
+        'Of 7 that are explained, 5 arrived at the input; lrp_jax.ledger says what kept the other 2.'
     """
+    leaves = jax.tree.leaves((explained, relevance))
+    if explained is None or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return ""
+    start = float(explained.sum())
+    end = float(sum(leaf.sum() for leaf in jax.tree.leaves(relevance)))
+    line = f"Of {start:.4g} that are explained, {end:.4g} arrived at the input"
+    missing = start - end
+    is_there = abs(missing) > 1e-3 * max(abs(start), abs(end))
+    return line + (f"; lrp_jax.ledger says what kept the other {missing:.4g}." if is_there else ".")
 
-    def size(array: jax.Array) -> jax.Array:
-        is_by_sample = array.ndim > 0 and array.shape[0] == samples
-        return jnp.abs(array).sum(tuple(range(1, array.ndim))) if is_by_sample else jnp.abs(array).sum()
 
-    start = functools.reduce(jnp.maximum, [size(array) for array in starts])
-    end = functools.reduce(jnp.add, [size(leaf) for leaf in jax.tree.leaves(relevance)])
-    return jnp.where(end == 0, 0, end / jnp.where(start == 0, jnp.finfo(end.dtype).tiny, start))
-
-
-def report_growth(
+def report_flow(
     call_of: Callable[[Any], TracedCall],
     x: Any,
     kind: str,
     values: Any,
     composite: Composite,
-    growth: jax.Array | None,
+    flow: Flow | None,
+    *,
+    is_whole: bool,
 ) -> None:
-    """Warns of relevance that explodes, and says where; silent where values are not known."""
-    if growth is None or isinstance(growth, jax.core.Tracer):
+    """Warns of relevance that explodes, or of which next to nothing arrives; silent where values are not known.
+
+    Args:
+        call_of: Traces the call for some of the samples.
+        x: The input.
+        kind: The kind of the target.
+        values: Its array.
+        composite: The rules.
+        flow: What was found.
+        is_whole: Whether relevance was let through everywhere.
+    """
+    if flow is None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(flow)):
         return
+    _report_growth(call_of, x, kind, values, composite, flow.growth)
+    if is_whole and is_meant_to_conserve(composite):
+        total = summarised(flow)
+        report_loss(float(total.explained), float(total.arrived))
+
+
+def report_loss(explained: float, arrived: float, stacklevel: int = 4) -> None:
+    """Warns if next to nothing of what was explained arrived at the input; both are sums of absolute values."""
+    if not arrived < LEAST_ARRIVAL * explained:
+        return
+    warnings.warn(
+        f"Relevance vanishes: {arrived:.3g} of {explained:.3g} that are explained arrive at the input, "
+        f"{arrived / explained:.2%} (sums of absolute values over all samples), and a map shows this remainder alone. "
+        "Biases, other constants and epsilon keep the rest: lrp_jax.ledger says how much each of them, and in which "
+        "layer. Rules with bias='ignore' or bias='distribute' hand on what biases keep; another preset of "
+        "lrp_jax.composites may lose less.",
+        LRPWarning,
+        stacklevel=stacklevel,
+    )
+
+
+def _report_growth(
+    call_of: Callable[[Any], TracedCall],
+    x: Any,
+    kind: str,
+    values: Any,
+    composite: Composite,
+    growth: jax.Array,
+) -> None:
+    """Warns of relevance that explodes, and says where."""
     growth = jnp.where(jnp.isfinite(growth), growth, 0)  # what is infinite has a warning of its own
     if growth.max(initial=0) <= MOST_GROWTH:
         return
@@ -59,7 +167,7 @@ def report_growth(
     if kind == "all":
         kind, values = "index", jnp.full(growth.shape[-1], place[0])
     traced = call_of(jax.tree.map(lambda leaf: leaf[sample : sample + 1], x)).read()
-    chosen = None if values is None else values[sample : sample + 1]
+    chosen = None if values is None else values_of_samples(values, slice(sample, sample + 1))
     plan = make_plan(traced.graph, composite)
     account = keep_account(traced, plan, lambda explained: seed_of(kind, chosen, explained))
     kept = max(abs(sum(entry.bias for entry in account.entries)), abs(sum(e.constants for e in account.entries)))
@@ -73,5 +181,5 @@ def report_growth(
         f"{worst.growth:.3g}-fold, as contributions cancel there. lrp_jax.ledger shows all of it; a larger epsilon, or "
         "a rule such as gamma or z+, keeps it small.",
         LRPWarning,
-        stacklevel=3,
+        stacklevel=4,
     )

@@ -22,7 +22,8 @@ from lrp_jax.explain.accounts import Entry, check_closes, keep_account, path_of
 from lrp_jax.explain.checks import check, number_of_samples, report
 from lrp_jax.explain.display import table_as_html
 from lrp_jax.explain.models import trace_model
-from lrp_jax.explain.targets import Target, read_target, seed_of
+from lrp_jax.explain.targets import Target, check_places, read_target, seed_of
+from lrp_jax.treatments import halved, in_equal_parts, looked_up
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,42 @@ class Table:
         return table_as_html(self.title, self.header, [list(map(html.escape, row)) for row in self.rows])
 
 
-def plan(model: Callable[[Any], Any], x: Any, rules: Rules | None = None, *, inference: Inference = "checked") -> Table:
+@dataclass(frozen=True, repr=False)
+class PlanTable(Table):
+    """What `plan` returns. It shows the layers, and where else something was decided that you may want to change.
+
+    Attributes:
+        are_decisions: For each row, whether it is a layer, an embedding that is looked up, a product whose factors
+            share relevance between them, as those of attention do, or an operation with a treatment that the composite
+            names.
+    """
+
+    are_decisions: tuple[bool, ...]
+
+    def __str__(self) -> str:
+        return str(self.layers())
+
+    def __rich__(self) -> Any:
+        return self.layers().__rich__()
+
+    def _repr_html_(self) -> str:
+        return self.layers()._repr_html_()
+
+    def layers(self) -> Table:
+        """Layers, embeddings, products whose factors share relevance, and what the composite has a treatment for."""
+        shown = tuple(row for row, is_decision in zip(self.rows, self.are_decisions, strict=True) if is_decision)
+        others = len(self.rows) - len(shown)
+        hint = f"; .operations() shows {others} more row{'s' * (others != 1)}" if others else ""
+        return Table(self.title + hint, self.header, shown)
+
+    def operations(self) -> Table:
+        """Every layer and every operation that relevance reaches."""
+        return Table(self.title, self.header, self.rows)
+
+
+def plan(
+    model: Callable[[Any], Any], x: Any, rules: Rules | None = None, *, inference: Inference = "checked"
+) -> PlanTable:
     """Shows what would happen to relevance in a model, before anything runs.
 
     Args:
@@ -72,7 +108,9 @@ def plan(model: Callable[[Any], Any], x: Any, rules: Rules | None = None, *, inf
     Returns:
         A table with a row for every layer and every operation that relevance reaches, in the order in which they run:
         path (of the layer's parameters, or the line of an operation), kind, shape of the output, rule or treatment,
-        form in which the cotangent of the output is taken, and sign of the input, where it is known.
+        form in which the cotangent of the output is taken, and sign of the input, where it is known. It shows the
+        layers, and the products of which each factor gets half, as in attention; its method `operations` shows every
+        row, and its field `rows` holds them.
 
     Raises:
         InputError: If `x` has a dtype without relevance, or `inference` is neither of the two.
@@ -84,12 +122,18 @@ def plan(model: Callable[[Any], Any], x: Any, rules: Rules | None = None, *, inf
         >>> import jax, jax.numpy as jnp
         >>> from lrp_jax import plan, rules
         >>> weight = jnp.array([[1.0, -1.0], [3.0, 2.0]])
-        >>> print(plan(lambda x: jax.nn.relu(x @ weight), jnp.ones((1, 2)), rules.Zero()))  # doctest: +ELLIPSIS
-        Plan: 1 layer, 2 rows
+        >>> table = plan(lambda x: jax.nn.relu(x @ weight), jnp.ones((1, 2)), rules.Zero())
+        >>> print(table)
+        Plan: 1 layer; .operations() shows 1 more row
+        path     kind   shape   rule                 form   input
+        dense_0  dense  (1, 2)  Zero(bias='absorb')  ratio  any sign
+        >>> print(table.operations())  # doctest: +ELLIPSIS
+        Plan: 1 layer
         path... kind   shape   rule                 form   input
         dense_0... dense  (1, 2)  Zero(bias='absorb')  ratio  any sign
         ... relu   (1, 2)  passed one to one    ratio  any sign
     """
+    check_places(None, rules, takes_target=False)
     number_of_samples(x, has_values=False)
     composite = as_composite(rules)
     call, _ = trace_model(model, x, inference=inference)
@@ -98,8 +142,19 @@ def plan(model: Callable[[Any], Any], x: Any, rules: Rules | None = None, *, inf
     graphs = _graph_of_each_piece(made)
     rows = tuple(_plan_row(graphs[id(piece)], piece) for piece in pieces)
     layers = sum(piece.layer is not None for piece in pieces)
-    title = f"Plan: {layers} layer{'s' * (layers != 1)}, {len(rows)} rows"
-    return Table(title, ("path", "kind", "shape", "rule", "form", "input"), rows)
+    shared = sum(map(_is_shared, pieces))
+    title = f"Plan: {layers} layer{'s' * (layers != 1)}"
+    if shared:
+        title += f", {shared} product{'s' * (shared != 1)} of which each factor gets a part"
+    chosen = {id(treatment) for treatment in composite.treatments.values()}
+    chosen.add(id(looked_up))
+    decisions = (piece.layer is not None or _is_shared(piece) or id(piece.treatment) in chosen for piece in pieces)
+    return PlanTable(title, ("path", "kind", "shape", "rule", "form", "input"), rows, tuple(decisions))
+
+
+def _is_shared(piece: Piece) -> bool:
+    """Whether it is a product of which each factor gets a part."""
+    return piece.treatment is halved or piece.treatment is in_equal_parts
 
 
 def _graph_of_each_piece(made: Plan) -> dict[int, Plan]:
@@ -298,6 +353,7 @@ def ledger(
         >>> book.explained, book.inputs, book.bias
         (7.0, 5.0, 2.0)
     """
+    check_places(target, rules)
     composite = as_composite(rules)
     if composite.input_form is Form.RATIO:
         raise InputError(

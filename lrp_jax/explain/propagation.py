@@ -16,7 +16,7 @@ from lrp_jax.core.probes import Probe, propagator
 from lrp_jax.core.programs import run_compiled
 from lrp_jax.core.trace import TracedCall
 from lrp_jax.explain.checks import Checks, check, number_of_samples
-from lrp_jax.explain.growth import growth_of
+from lrp_jax.explain.growth import Flow, flow_of
 from lrp_jax.explain.hidden import readings, without_bias
 from lrp_jax.explain.targets import seed_of, seeds_of_classes
 
@@ -87,11 +87,11 @@ def explain_in_trace(
 
     samples, is_relevance = number_of_samples(x), composite.input_form is Form.RELEVANCE
 
-    def maps(seed: Any) -> tuple[Any, dict[str, jax.Array], jax.Array | None]:
+    def maps(seed: Any) -> tuple[Any, dict[str, jax.Array], Flow | None]:
         explained_arrays, probed = propagate(traced.cotangents(outputs, seed))
         found = jax.tree.unflatten(jax.tree.structure(x), explained_arrays)
         started = [s * e for s, e in zip(jax.tree.leaves(seed), jax.tree.leaves(explained), strict=True)]
-        growth = growth_of(samples, [*started, *probed[len(named) :]], found) if is_relevance else None
+        flow = flow_of(samples, started, probed[len(named) :], found) if is_relevance else None
         arrays = iter(probed)
         hidden = {
             name: functools.reduce(
@@ -99,13 +99,13 @@ def explain_in_trace(
             )
             for name, places in zip(request.at, wanted, strict=True)
         }
-        return found, hidden, growth
+        return found, hidden, flow
 
     if kind == "all":
-        found, hidden, growth = jax.vmap(maps)(seeds_of_classes(explained))
+        found, hidden, flow = jax.vmap(maps)(seeds_of_classes(explained))
     else:
-        found, hidden, growth = maps(seed_of(kind, values, explained))
-    return output, found, hidden, check(plan, traced.inputs, output, found, growth)
+        found, hidden, flow = maps(seed_of(kind, values, explained))
+    return output, found, hidden, check(plan, traced.inputs, output, found, flow)
 
 
 def _probe_of_last_layer(plan: Plan) -> list[Probe]:

@@ -17,12 +17,13 @@ from lrp_jax.core.saving import Saved
 from lrp_jax.core.trace import TracedCall, explaining
 from lrp_jax.errors import InputError, import_extra
 from lrp_jax.explain.checks import number_of_samples, report
-from lrp_jax.explain.growth import report_growth
+from lrp_jax.explain.display import explanation_as_html
+from lrp_jax.explain.growth import account_line, report_flow
 from lrp_jax.explain.hidden import Factor, axes_of_samples, factors_of, samples_first
 from lrp_jax.explain.models import trace_model
 from lrp_jax.explain.propagation import Explained, Request, explain_call
 from lrp_jax.explain.shown import Shown
-from lrp_jax.explain.targets import Target, read_target
+from lrp_jax.explain.targets import Target, check_places, read_target, values_of_samples
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -42,6 +43,9 @@ class Explanation(Shown, Saved):
         growth: For every sample, the absolute relevance of the input for each unit of the explained output, or of
             absolute relevance at the last layer if that is more. None for a modified gradient. Beyond 1,000 there is a
             warning, unless constants and biases kept as much.
+        explained: For every sample, the explained output, in which relevance starts; with the target "all" with one
+            dimension for the classes in front. None for a modified gradient. If less than 5 % of it arrives at the
+            input, there is a warning.
     """
 
     output: Any
@@ -50,6 +54,7 @@ class Explanation(Shown, Saved):
     x: Any = None
     rules: Composite | None = None
     growth: jax.Array | None = None
+    explained: jax.Array | None = None
 
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], Any]:
         """The arrays, with those among the rules, and the rules, whose Python numbers stay what they are."""
@@ -67,6 +72,10 @@ class Explanation(Shown, Saved):
         values = dict(zip((part.name for part in fields(cls)), parts, strict=True))
         numbers = [value if number is None else number for number, value in zip(known, values["rules"], strict=True)]
         return cls(**values | {"rules": jax.tree.unflatten(structure, numbers)})
+
+    def _repr_html_(self) -> str:
+        account = account_line(self.explained, self.relevance)
+        return explanation_as_html(self.x, self.relevance, self.output, self.at, self._rules_in_words(), account)
 
 
 def relevance(
@@ -86,17 +95,22 @@ def relevance(
     The model is traced at each call, so that whatever it reads is read anew. The computation is compiled once for each
     text of the traced program, rules and shapes; all arrays that the model holds are passed to it as arguments, and so
     are gamma, epsilon and stabilizers.
-    What comes out of it is looked at: NaN is refused, and inputs outside of the bounds of `ZBox` are counted in a
-    warning. Inside of `jax.jit`, where values are not known, both are left out, and cost nothing.
+    What comes out of it is looked at: NaN is refused, inputs outside of the bounds of `ZBox` are counted in a warning,
+    and another one says if less than 5 % of the explained output arrives at the input (of the sums of absolute values
+    over all samples; not for rules that do not hand it on by intention, such as `Flat` or the gradient everywhere, and
+    not with `given`). Inside of `jax.jit`, where values are not known, all of it is left out, and costs nothing.
 
     Args:
-        model: A function of one argument whose output has the shape (samples, classes): a Flax NNX module, an Equinox
-            module under `jax.vmap`, `functools.partial(module.apply, variables)` for Linen, a plain function.
+        model: A function of one argument whose output has the samples first, such as (samples, classes): a Flax NNX
+            module, an Equinox module under `jax.vmap`, `functools.partial(module.apply, variables)` for Linen, a plain
+            function.
         x: Its input: an array (or a pytree of arrays) with the samples in the first dimension. Floating-point numbers,
             or integers that the model looks up in an embedding.
         target: What is explained: a class index for all samples or one for each; "all" for every class, from one
-            forward pass; an array in the shape of the output whose entries multiply it; a function of the output (a
-            difference of two classes, say); None for the class with the largest output.
+            forward pass; an entry, a box or a segment of an output of any shape, or a class by its name, with
+            `lrp_jax.target` (`target.at[2, 5, 7]`); an array in the shape of the output whose entries multiply it; a
+            function of the output (a difference of two classes, say); None for the class with the largest output, and
+            for the output itself where there is one number for each sample, or one for all.
         rules: A rule, a composite, or a list of (selector, rule) pairs; `EpsilonPlus()` if None.
         at: Names of layers, or of values named with `jax.ad_checkpoint.checkpoint_name`, whose output's relevance is
             wanted too.
@@ -129,6 +143,7 @@ def relevance(
         >>> explanation.relevance
         Array([[2., 3.]], dtype=float32)
     """
+    check_places(target, rules)
     composite = as_composite(rules)
     request = _request(at, given)
     number = number_of_samples(x)
@@ -149,6 +164,10 @@ def relevance(
         parts = [explain(whole, values, [factor.array for factor in factors])]
     else:
         starts: Iterable[int] = range(0, number, size)
+        if any(not leaf.shape for leaf in jax.tree.leaves(output)):
+            raise InputError(
+                f"The model returns one number for all {number} samples: explain them together, without batch_size."
+            )
         if progress:
             bar = import_extra("tqdm.auto", "large", instead="pass progress=False").tqdm
             starts = bar(starts, desc="explaining", unit="batch")
@@ -156,9 +175,11 @@ def relevance(
     outputs, maps, hidden, checks = zip(*parts, strict=True)
     report(checks, whole.read)
     hidden_by_samples = samples_first(axes_of, min(size, number), hidden, axis)
-    growth = _joined([part.growth for part in checks], -1)
-    report_growth(call_of, x, kind, values, composite, growth)
-    return Explanation(_joined(outputs, 0), _joined(maps, axis), _joined(hidden_by_samples, axis), x, composite, growth)
+    flow = _joined([part.flow for part in checks], -1)
+    report_flow(call_of, x, kind, values, composite, flow, is_whole=not given)
+    growth, explained = (None, None) if flow is None else (flow.growth, flow.explained)
+    found = _joined(outputs, 0), _joined(maps, axis), _joined(hidden_by_samples, axis)
+    return Explanation(*found, x, composite, growth, explained)
 
 
 def _request(at: Sequence[str], given: Mapping[str, jax.Array] | None) -> Request:
@@ -199,7 +220,7 @@ def _in_batches(
         if shapes not in calls:
             calls[shapes] = call_of(batch)
         call = calls[shapes].replaced(calls[shapes].args[0], batch)
-        chosen = None if values is None else values[start : start + size]
+        chosen = None if values is None else values_of_samples(values, slice(start, start + size))
         parts.append(explain(call, chosen, [factor.of_samples(start, size) for factor in factors]))
     return parts
 

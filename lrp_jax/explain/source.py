@@ -11,7 +11,8 @@ import numpy as np
 
 from lrp_jax.errors import InputError
 from lrp_jax.explain.fingerprint import describe, digest
-from lrp_jax.explain.targets import Target, read_target
+from lrp_jax.explain.targets import Target, number_of_targets, read_target, target_of_samples
+from lrp_jax.target import Choice
 
 
 def _is_indexed(source: Any) -> bool:
@@ -150,31 +151,34 @@ class Source:
         return samples, targets, np.stack([digest(pair) for pair in zip(samples, each, strict=True)])
 
 
-def is_per_sample(target: Any) -> bool:
-    """Whether a target is an array with an entry for each sample."""
-    return not callable(target) and np.ndim(target) > 0
-
-
 def read_targets(
     target: Target, target_of: Callable[[Any], int] | None, output: Any, number: int | None
 ) -> tuple[Any, Callable[[Sequence[Any], Sequence[int]], np.ndarray | None]]:
     """The kind of target, as `read_target` has it, and a function that returns the targets of elements."""
-    per_sample = np.asarray(target) if is_per_sample(target) else None
+    targets = number_of_targets(target, output)
     if number is None:
-        number = 1 if per_sample is None else len(per_sample)
+        number = 1 if targets is None else targets
 
     def resized(samples: int) -> Any:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((samples, *leaf.shape[1:]), leaf.dtype), output)
+        def of_samples(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((samples, *leaf.shape[1:]) if leaf.shape else (), leaf.dtype)
 
-    kind, _ = read_target(0 if target_of else target, resized(number), number)
+        return jax.tree.map(of_samples, output)
+
+    checked, few = target, number
+    if isinstance(target, Choice):  # whose entries for all samples may be too many for the memory
+        target.check(getattr(resized(number), "shape", ()))
+        few = min(1, number)
+        checked = target if targets is None else target.of_samples(range(few))
+    kind, _ = read_target(0 if target_of else checked, resized(few), few)
 
     def targets_of(elements: Sequence[Any], indices: Sequence[int]) -> np.ndarray | None:
         chosen: Any = target
         if target_of is not None:
             pairs = zip(indices, elements, strict=True)
             chosen = np.array([_class_of(target_of, element, i, output.shape[1]) for i, element in pairs])
-        elif per_sample is not None:
-            chosen = per_sample[[i for i in indices if i < len(per_sample)]]
+        elif targets is not None:
+            chosen = target_of_samples(target, [i for i in indices if i < targets])
         _, values = read_target(chosen, resized(len(elements)), len(elements))
         return None if values is None else np.asarray(values)
 

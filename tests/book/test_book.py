@@ -250,8 +250,7 @@ def test_downloaded_chapter_has_the_outputs_that_the_cache_holds(chapter):
 
 
 def test_downloaded_chapter_installs_the_package_from_where_it_is_published(chapter, monkeypatch):
-    monkeypatch.setenv("GITHUB_SERVER_URL", "https://git.example")
-    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/book")
+    monkeypatch.setenv("LRP_JAX_URL", "https://git.example/someone/book")
     published = extension("notebook_download").published_notebook(chapter, str(chapter.parent / "cache"))
     first = published.cells[0].source
     assert "git clone --quiet --depth 1 https://git.example/someone/book " in first
@@ -260,7 +259,7 @@ def test_downloaded_chapter_installs_the_package_from_where_it_is_published(chap
 
 
 def test_downloaded_chapter_of_an_unpublished_book_says_where_it_runs(chapter, monkeypatch):
-    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    monkeypatch.delenv("LRP_JAX_URL", raising=False)
     published = extension("notebook_download").published_notebook(chapter, str(chapter.parent / "cache"))
     assert "make lab" in published.cells[0].source
 

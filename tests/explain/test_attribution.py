@@ -564,11 +564,31 @@ def test_all_errors_derive_from_one():
 
 def test_plan_shows_every_layer(network, images):
     table = plan(network, images, composites.EpsilonPlusFlat())
-    text, page = str(table), table._repr_html_()
-    for expected in ("first", "second", "head", "Flat(", "ZPlus(", "Epsilon(", "reduce_window_max", "not negative"):
-        assert expected in text
-        assert expected in page
+    for shown in (table, table.operations()):
+        text, page = str(shown), shown._repr_html_()
+        for expected in ("first", "second", "head", "Flat(", "ZPlus(", "Epsilon(", "not negative"):
+            assert expected in text
+            assert expected in page
+        assert ("reduce_window_max" in text, "relu" in page) == (shown is not table,) * 2
     assert table.rows[0][:3] == ("first", "conv", "(5, 6, 6, 4)")
+    assert [row[0] for row in table.layers().rows] == ["first", "second", "head"]
+    assert table.operations().rows == table.rows
+    assert f"Plan: 3 layers; .operations() shows {len(table.rows) - 3} more rows" in str(table)
+
+
+def test_plan_shows_products_that_are_halved_and_treatments_of_the_users_own():
+    attention = lambda x: jax.nn.softmax((x @ LOW) @ (x @ LOW).mT) @ jnp.tanh(x @ LOW)
+    table = plan(attention, SAMPLES[None], composites.AttnLRP())
+    assert [row[1] for row in table.layers().rows] == ["dense", "dot_general", "dot_general"]
+    assert [row[3] for row in table.layers().rows[1:]] == ["half to each factor"] * 2
+    assert str(table).startswith("Plan: 1 layer, 2 products of which each factor gets a part; .operations() shows")
+    held = plan(attention, SAMPLES[None], composites.CPLRP())
+    assert [row[1] for row in held.layers().rows] == ["dense"]
+    own = composites.with_treatment(composites.CPLRP(), "tanh", treatments.proportional)
+    assert [row[1] for row in plan(attention, SAMPLES[None], own).layers().rows] == ["dense", "tanh"]
+    parts = plan(lambda x: (x @ LOW).prod(-1, keepdims=True), SAMPLES, rules.Zero())
+    assert [row[3] for row in parts.layers().rows[1:]] == ["the same part to each factor"]
+    assert str(plan(lambda x: x @ LOW, SAMPLES, rules.Zero())).startswith("Plan: 1 layer\n")
 
 
 LEDGER_RULES = {
