@@ -18,7 +18,6 @@ from lrp_jax.errors import InputError, import_extra
 from lrp_jax.explain.checks import Checks, report_batches, summarise
 from lrp_jax.explain.devices import Explainer, explain_batch, local_mesh
 from lrp_jax.explain.fingerprint import describe, hash_of, without_addresses
-from lrp_jax.explain.growth import is_meant_to_conserve
 from lrp_jax.explain.models import split_model, trace_model
 from lrp_jax.explain.source import Source, number_of, own_batches, peek, read_targets, sample_of
 from lrp_jax.explain.store import Group, open_explanations, public_arrays
@@ -138,7 +137,7 @@ def explain_dataset(
     explainer = Explainer(explain, numbers, arrays, mesh, batch_size)
     found = _explain_all(data, group, explainer, progress)
     _check_targets_were_used(number_of_targets(target, output), data, found)
-    report_batches(found, is_meant_to_conserve=is_meant_to_conserve(composite))
+    report_batches(found, composite)
     return public_arrays(store)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrp_jax.composites import Composite
 from lrp_jax.core.arguments import check_tree, kind_of
 from lrp_jax.core.control import Body
 from lrp_jax.core.graph import Graph, Operation, Status
@@ -203,12 +204,12 @@ def report(checks: Sequence[Checks], trace: Callable[[], ReadCall]) -> None:
         _explain_what_is_not_finite(trace())
 
 
-def report_batches(checks: Mapping[range, Checks], *, is_meant_to_conserve: bool) -> None:
+def report_batches(checks: Mapping[range, Checks], composite: Composite) -> None:
     """As `report`, for a data set, whose explanations are kept all the same: only warns.
 
     Args:
         checks: What was found, as `summarise` returns it, by the samples of the batch.
-        is_meant_to_conserve: Whether the rules are meant to hand the explained output on to the input.
+        composite: The rules.
     """
     if not checks:
         return
@@ -233,9 +234,8 @@ def report_batches(checks: Mapping[range, Checks], *, is_meant_to_conserve: bool
             LRPWarning,
             stacklevel=3,
         )
-    if is_meant_to_conserve:
-        explained, arrived = (sum(float(getattr(flow, name)) for flow in flows) for name in ("explained", "arrived"))
-        report_loss(explained, arrived)
+    explained, arrived = (sum(float(getattr(flow, name)) for flow in flows) for name in ("explained", "arrived"))
+    report_loss(composite, explained, arrived)
     unsound = [samples for samples, batch in checks.items() if not batch.is_sound]
     if unsound:
         warnings.warn(

@@ -130,23 +130,32 @@ def report_flow(
     if flow is None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(flow)):
         return
     _report_growth(call_of, x, kind, values, composite, flow.growth)
-    if is_whole and is_meant_to_conserve(composite):
+    if is_whole:
         total = summarised(flow)
-        report_loss(float(total.explained), float(total.arrived))
+        report_loss(composite, float(total.explained), float(total.arrived))
 
 
-def report_loss(explained: float, arrived: float, stacklevel: int = 4) -> None:
-    """Warns if next to nothing of what was explained arrived at the input; both are sums of absolute values."""
-    if not arrived < LEAST_ARRIVAL * explained:
+def report_loss(composite: Composite, explained: float, arrived: float) -> None:
+    """Warns if next to nothing of what was explained arrived at the input; both are sums of absolute values.
+
+    What keeps the rest is said as far as the rules tell, as an account takes a pass of its own.
+    """
+    if not is_meant_to_conserve(composite) or not arrived < LEAST_ARRIVAL * explained:
         return
+    rules = [rule for _, rule in composite.rules]
+    has_bias = any(rule.bias == "absorb" for rule in rules)
+    has_epsilon = any(getattr(rule, name, None) is not None for rule in rules for name in ("epsilon", "stabilizer"))
+    kept = ["biases"] * has_bias + ["the epsilon of the rules"] * has_epsilon
+    keep = f"{' and '.join(kept)}, or other constants" if kept else "constants, or operations that do not conserve it"
+    remedies = ["rules with bias='ignore' or bias='distribute', which hand on what biases keep"] * has_bias
+    remedies += ["a smaller epsilon"] * has_epsilon + ["another preset of lrp_jax.composites"]
     warnings.warn(
         f"Relevance vanishes: {arrived:.3g} of {explained:.3g} that are explained arrive at the input, "
         f"{arrived / explained:.2%} (sums of absolute values over all samples), and a map shows this remainder alone. "
-        "Biases, other constants and epsilon keep the rest: lrp_jax.ledger says how much each of them, and in which "
-        "layer. Rules with bias='ignore' or bias='distribute' hand on what biases keep; another preset of "
-        "lrp_jax.composites may lose less.",
+        f"The rest stays with {keep}: lrp_jax.ledger says in which layer, and how much. To lose less, try "
+        f"{'; or '.join(remedies)}.",
         LRPWarning,
-        stacklevel=stacklevel,
+        stacklevel=4,
     )
 
 

@@ -18,7 +18,7 @@ from lrp_book import pretrained
 from lrp_book.errors import CheckpointError
 from lrp_book.pretrained import efficientnet_lite0, imagenet_classes, preprocess, read_safetensors
 from lrp_jax import composites, ledger, plan, relevance, rules
-from lrp_jax.errors import ArrayError
+from lrp_jax.errors import ArrayError, LRPWarning
 
 DATA = Path(__file__).parents[2] / "book" / "data"
 WEIGHTS = DATA / "efficientnet_lite0" / "efficientnet_lite0.safetensors"
@@ -109,6 +109,15 @@ def test_relevance_of_the_pixels(model, coffee):
     height, width = np.mgrid[:224, :224] - 111.5
     cup = np.hypot(height, width) < 90
     assert map_of_pixels[cup].clip(0).sum() > 2 * map_of_pixels[~cup].clip(0).sum()
+
+
+def test_relevance_that_vanishes_on_its_way_is_reported(model, coffee):
+    """The biases, into which batch normalisations are folded, keep more in each block than z+ hands on."""
+    with pytest.warns(LRPWarning, match="Relevance vanishes: .* stays with biases, or other constants") as found:
+        explanation = relevance(model, coffee)
+    assert len(found) == 1
+    np.testing.assert_allclose(explanation.explained, explanation.output.max(-1), rtol=1e-5)
+    assert np.abs(explanation.relevance).sum() < 1e-3 * explanation.explained[0]
 
 
 def test_zero_rule_agrees_with_the_ledger(model):
