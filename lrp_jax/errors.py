@@ -20,12 +20,15 @@ class StoreError(LRPError, ValueError):
     """A store or file of explanations is damaged, cannot be written, belongs to another run, or there is none."""
 
 
+_DISTRIBUTIONS = {"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint"}  # that have other names than modules
+
+
 def import_extra(module: str, extra: str, *, instead: str | None = None) -> ModuleType:
     """Imports an optional dependency.
 
     Args:
         module: Dotted name of the module.
-        extra: The extra of lrp_jax that installs it.
+        extra: The extra of lrp_jax that brings it.
         instead: What the user can do without the module, if there is something.
 
     Returns:
@@ -41,8 +44,10 @@ def import_extra(module: str, extra: str, *, instead: str | None = None) -> Modu
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        distribution = _DISTRIBUTIONS.get(package, package.replace("_", "-"))
         raise MissingExtraError(
-            f"{module} is not installed. It comes with the extra {extra!r}: pip install 'lrp_jax[{extra}]'"
+            f"{distribution} is missing: pip install {distribution} (the extra {extra!r} brings it)"
             + (f". Or {instead}." if instead else "")
         ) from error
 

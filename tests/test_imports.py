@@ -38,7 +38,7 @@ WRONG = {
         "def explained():\n    from lrp_jax.explain.relevance import Explanation",
         "lrp_jax.explain.display -> lrp_jax.explain.relevance",
     ),
-    "a picture": ("plotting.py", "from lrp_jax import composites", "lrp_jax.plotting -> lrp_jax.composites"),
+    "a picture": ("plotting/text.py", "from lrp_jax import composites", "lrp_jax.plotting.text -> lrp_jax.composites"),
     "an explanation": (
         "explain/checks.py",
         "from lrp_jax import baselines",

@@ -24,7 +24,7 @@ from lrp_jax.core.keras_models import is_keras_model, variables_of
 
 _AT_MOST = 100_000  # things that are looked at: bounds the time for a function that holds half of the world
 # Packages that hold no arrays of a model.
-_CLOSED = ("jax", "jaxlib", "numpy", "ml_dtypes", "builtins")
+_CLOSED = ("jax", "jaxlib", "numpy", "ml_dtypes", "builtins", "torch")
 _PLAIN = str | bytes | int | float | complex | bool | None | np.dtype | np.generic | types.CodeType
 
 

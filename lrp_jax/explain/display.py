@@ -1,21 +1,84 @@
-"""How an explanation shows itself in a notebook."""
+"""How an explanation shows itself: in a notebook, as a summary, and in a line."""
 
 import base64
+import enum
 import html
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from lrp_jax.errors import MissingExtraError, import_extra
-from lrp_jax.plotting import look_first
+from lrp_jax.errors import ArrayError, MissingExtraError, import_extra
+from lrp_jax.plotting.arrays import COLORMAP, PERCENTILE, as_texts, colour_limit, guessed_axis
+from lrp_jax.plotting.series import FEW, channels_first, guessed_series_axis
+from lrp_jax.plotting.text import words_as_html
 
 SAMPLES = 4
 LARGEST = 3
-WIDTH = 112  # of a picture on the page, in pixels
+SIDE = 112  # of a picture on the page, at most, in pixels
+STRIP = 224  # the width of a strip
+COLUMNS = 448  # of a strip, at most: more are put together
+WORDS = 100  # of a text, at most
+
+Classes: TypeAlias = Sequence[str] | Mapping[int, str]
+"""The names of all classes, or a mapping from their numbers to them."""
+
+
+class Kind(enum.Enum):
+    """As what a sample is drawn."""
+
+    IMAGE = "image"
+    SERIES = "series"
+    TEXT = "text"
+
+
+def kind_of_picture(shape: Sequence[int], dtype: Any, channel_axis: int | None = None) -> Kind | None:
+    """As what a sample is drawn, told from its shape; None if as nothing.
+
+    Args:
+        shape: The shape of the sample.
+        dtype: Its dtype: integers of one dimension are a text.
+        channel_axis: The axis of its channels, if it is known.
+
+    Example:
+        >>> kind_of_picture((28, 28), np.float32), kind_of_picture((200, 2), np.float32)
+        (<Kind.IMAGE: 'image'>, <Kind.SERIES: 'series'>)
+    """
+    if not all(shape):
+        return None
+    if len(shape) == 1:
+        return Kind.TEXT if np.issubdtype(dtype, np.integer) else Kind.SERIES
+    if len(shape) == 2:
+        return Kind.IMAGE if channel_axis is None and guessed_series_axis(shape) is None else Kind.SERIES
+    is_image = len(shape) == 3 and (channel_axis is not None or guessed_axis(shape) is not None)
+    return Kind.IMAGE if is_image else None
+
+
+def class_names(classes: Classes | None, output: Any) -> list[str] | None:
+    """The name of every class.
+
+    Args:
+        classes: As the user gives them.
+        output: The model's output.
+
+    Raises:
+        ArrayError: If there are not as many as the output has classes.
+
+    Example:
+        >>> class_names({0: "cat", 1: "dog"}, np.zeros((1, 2)))
+        ['cat', 'dog']
+    """
+    if classes is None:
+        return None
+    shape: tuple[int, ...] = getattr(output, "shape", ())
+    if len(shape) != 2:
+        raise ArrayError("classes name the outputs of a model that returns (samples, classes). Leave them out here.")
+    if isinstance(classes, Mapping):
+        classes = [classes[number] for number in range(shape[1]) if number in classes]
+    return as_texts(classes, "classes", shape[1], "outputs")
 
 
 def explanation_as_html(x: Any, relevance: Any, output: Any, hidden: Mapping[str, Any], rules: Sequence[str]) -> str:
@@ -29,25 +92,82 @@ def explanation_as_html(x: Any, relevance: Any, output: Any, hidden: Mapping[str
         rules: The rules in words.
 
     Returns:
-        HTML that needs no other file. What has the shape of an image is a picture if matplotlib is installed.
+        HTML that needs no other file. Integers are words in the colours of their relevance; what has the shape of an
+        image or a series is a picture, if matplotlib is installed.
 
     Example:
         >>> shown = explanation_as_html(np.ones((1, 2)), np.ones((1, 2)), np.array([[2.0]]), {}, ["any_layer: Zero"])
         >>> "Relevance of 1 sample. Rules: any_layer: Zero" in shown
         True
     """
-    parts = (x, relevance, output)
-    is_known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(parts))
-    if is_known and all(hasattr(part, "shape") for part in parts) and len(output.shape) > 0:
+    if _has_samples(x, relevance, output):
         caption, header, rows = _samples(x, relevance, output)
     else:
         caption, header, rows = "Relevance", ["array", "shape", "sum"], _arrays(relevance)
     if rules:
         caption += f". Rules: {'; '.join(rules)}"
-    shown = table_as_html(caption, header, rows)
+    shown = table_as_html(caption, header, _escaped(rows) if header[0] == "array" else rows)
     if hidden:
-        shown += table_as_html("Relevance of hidden values", ["name", "shape", "sum"], _arrays(hidden))
+        shown += table_as_html("Relevance of hidden values", ["name", "shape", "sum"], _escaped(_arrays(hidden)))
     return shown
+
+
+def summary_of(
+    x: Any, relevance: Any, output: Any, hidden: Mapping[str, Any], rules: Sequence[str], classes: Classes | None
+) -> str:
+    """Says in a few lines what was explained.
+
+    Args:
+        x: The input.
+        relevance: Its relevance; of all classes with one dimension for them in front.
+        output: The model's output.
+        hidden: The relevance of hidden values, by name.
+        rules: The rules in words.
+        classes: The names of the classes.
+
+    Example:
+        >>> print(summary_of(np.ones((1, 2)), np.ones((1, 2)), np.array([[2.0, 1.0]]), {}, [], ["cat", "dog"]))
+        Relevance of 1 sample
+        sample  largest outputs  sum of the relevance
+        0       cat: 2, dog: 1   2
+    """
+    names = class_names(classes, output)
+    if _has_samples(x, relevance, output):
+        caption, chosen, of_class = _first_samples(x, relevance, output)
+        header = ["sample", "largest outputs", "sum of the relevance"]
+        rows = [
+            [str(sample), largest(np.asarray(output[sample]), names), number_as_text(of_class[sample].sum())]
+            for sample in chosen
+        ]
+    else:
+        caption, header, rows = "Relevance", ["array", "shape", "sum"], _arrays(relevance)
+    if rules:
+        caption += f". Rules: {'; '.join(rules)}"
+    lines = [caption, *_columns([header, *rows])]
+    if hidden:
+        lines += ["Relevance of hidden values", *_columns([["name", "shape", "sum"], *_arrays(hidden)])]
+    return "\n".join(lines)
+
+
+def described(tree: Any) -> str:
+    """The dtypes and shapes of arrays, in a line.
+
+    Example:
+        >>> described({"left": np.zeros((2, 3)), "right": np.float32([4])})
+        "{'left': float64[2,3], 'right': float32[1]}"
+    """
+    return str(jax.tree.map(_Word, tree))
+
+
+class _Word:
+    """The dtype and the shape of an array, without quotes."""
+
+    def __init__(self, array: Any) -> None:
+        known = hasattr(array, "dtype") and hasattr(array, "shape")
+        self.text = f"{array.dtype}[{','.join(map(str, array.shape))}]" if known else repr(array)
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 def table_as_html(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -69,73 +189,149 @@ def table_as_html(caption: str, header: Sequence[str], rows: Sequence[Sequence[s
     )
 
 
-def _samples(x: Any, relevance: Any, output: Any) -> tuple[str, list[str], list[list[str]]]:
-    """A row for each of the first samples."""
+def largest(values: NDArray[Any], names: Sequence[str] | None = None, number: int = LARGEST) -> str:
+    """The largest values with their places or names, as text.
+
+    Example:
+        >>> largest(np.array([1.0, 3.0, 2.0]), ["ant", "bee", "cow"], number=2)
+        'bee: 3, cow: 2'
+    """
+    if np.ndim(values) == 0:
+        return number_as_text(values)
+    flat = np.ravel(values).astype(np.float64)
+    entries = []
+    for i in np.argsort(-flat, kind="stable")[:number]:
+        place = ", ".join(map(str, np.unravel_index(i, values.shape)))
+        name = (place if names is None else names[i]) if values.ndim == 1 else f"({place})"
+        entries.append(f"{name}: {number_as_text(flat[i])}")
+    return ", ".join(entries)
+
+
+def of_largest_output(relevance: Any, x: Any, output: Any) -> Any:
+    """Relevance in the shape of the input: if it is that of all classes, that of the class with the largest output.
+
+    Args:
+        relevance: The relevance of one array of the input.
+        x: That array.
+        output: The model's output.
+    """
+    if relevance.ndim == x.ndim:
+        return relevance
+    return relevance[output.argmax(-1), np.arange(len(output))]
+
+
+def number_as_text(value: Any) -> str:
+    """A number with four digits, or that it is traced.
+
+    Example:
+        >>> number_as_text(np.float32(1 / 3))
+        '0.3333'
+    """
+    return "traced" if isinstance(value, jax.core.Tracer) else f"{float(value):.4g}"
+
+
+def _has_samples(x: Any, relevance: Any, output: Any) -> bool:
+    """Whether these are known arrays of samples, and no trees of arrays."""
+    parts = (x, relevance, output)
+    is_known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(parts))
+    return is_known and all(hasattr(part, "shape") for part in parts) and len(output.shape) > 0
+
+
+def _first_samples(x: Any, relevance: Any, output: Any) -> tuple[str, range, NDArray[Any]]:
+    """A caption, the samples that are shown, and their relevance."""
     number = len(output)
-    samples = np.arange(min(number, SAMPLES))
-    x, output = np.asarray(x[: len(samples)]), np.asarray(output[: len(samples)])
+    samples = range(min(number, SAMPLES))
     caption = f"Relevance of {number} sample{'s' * (number != 1)}"
     caption += f", of which {len(samples)} are shown" * (number > len(samples))
-    if relevance.ndim > x.ndim:  # of all classes
-        relevance = relevance[output.argmax(-1), samples]
-        caption += ", for the class with the largest output"
-    relevance = np.asarray(relevance[: len(samples)])
+    caption += ", for the class with the largest output" * (relevance.ndim > x.ndim)
+    return caption, samples, np.asarray(of_largest_output(relevance, x, output)[: len(samples)])
+
+
+def _samples(x: Any, relevance: Any, output: Any) -> tuple[str, list[str], list[list[str]]]:
+    """A row for each of the first samples, in HTML."""
+    caption, samples, relevance = _first_samples(x, relevance, output)
+    x, output = np.asarray(x[: len(samples)]), np.asarray(output[: len(samples)])
     rows = [
         [
-            _picture(x[sample], "the input", signed=False) or _largest(x[sample]),
-            _picture(relevance[sample], "the relevance", signed=True) or _largest(relevance[sample]),
-            _largest(output[sample]),
-            _number(relevance[sample].sum()),
+            *_shown(x[sample], relevance[sample]),
+            html.escape(largest(output[sample])),
+            number_as_text(relevance[sample].sum()),
         ]
         for sample in samples
     ]
     return caption, ["input", "relevance", "largest outputs", "sum of the relevance"], rows
 
 
-def _arrays(tree: Any) -> list[list[str]]:
-    """A row for each array of a pytree."""
-    return [
-        [html.escape(jax.tree_util.keystr(path, simple=True, separator=".")), str(leaf.shape), _number(leaf.sum())]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
+def _shown(x: NDArray[Any], relevance: NDArray[Any]) -> tuple[str, str]:
+    """A sample and its relevance in HTML: as pictures, as words or as their largest values."""
+    kind = kind_of_picture(x.shape, x.dtype)
+    is_finite = np.isfinite(relevance.astype(np.float64)).all()
+    if kind is Kind.TEXT and is_finite and relevance.shape == x.shape:
+        words = words_as_html(list(map(str, x[:WORDS])), relevance[:WORDS])
+        return f"{len(x)} integers", words + "…" * (len(x) > WORDS)
+    pictures = "", ""
+    if kind is Kind.IMAGE and min(x.shape[:2]) > 1:
+        pictures = _image(x, "the input", signed=False), _image(relevance, "the relevance", signed=True)
+    if kind is Kind.SERIES and max(x.shape) > FEW:
+        pictures = _strip(x, "the input", signed=False), _strip(relevance, "the relevance", signed=True)
+    return pictures[0] or largest(x), pictures[1] or largest(relevance)
 
 
-def _largest(values: NDArray[Any]) -> str:
-    """The largest values with their places, as text."""
-    if np.ndim(values) == 0:
-        return _number(values)
-    flat = np.ravel(values).astype(np.float64)
-    entries = []
-    for i in np.argsort(-flat, kind="stable")[:LARGEST]:
-        place = ", ".join(map(str, np.unravel_index(i, values.shape)))
-        entries.append(f"{place}: {_number(flat[i])}" if values.ndim == 1 else f"({place}): {_number(flat[i])}")
-    return ", ".join(entries)
-
-
-def _picture(values: NDArray[Any], name: str, *, signed: bool) -> str:
-    """An image of shape (H, W), (H, W, C) or (C, H, W) as inline PNG; nothing if it is none, or without matplotlib."""
-    if values.ndim == 3 and look_first(values.shape):
-        values = np.moveaxis(values, 0, -1)
-    if values.ndim not in (2, 3) or min(values.shape[:2]) < 2:
-        return ""
+def _image(values: NDArray[Any], name: str, *, signed: bool) -> str:
+    """An image of shape (H, W), (H, W, C) or (C, H, W)."""
+    if values.ndim == 3:
+        values = np.moveaxis(values, guessed_axis(values.shape) or 0, -1)
     is_colour = values.ndim == 3 and values.shape[-1] == 3 and not signed
     pixels = values if is_colour or values.ndim == 2 else values.sum(-1)
+    scale = SIDE / max(pixels.shape[:2])
+    width, height = (max(round(size * scale), 8) for size in (pixels.shape[1], pixels.shape[0]))
+    return _png(pixels, f"Picture of {name}", width, height, signed=signed)
+
+
+def _strip(values: NDArray[Any], name: str, *, signed: bool) -> str:
+    """A series of shape (T,), (T, C) or (C, T), a line for each channel, time from left to right."""
+    lines = channels_first(values, name, None)
+    width = -(-lines.shape[1] // COLUMNS)  # steps that are put together
+    if width > 1:
+        lines = np.pad(lines, ((0, 0), (0, -lines.shape[1] % width))).reshape(len(lines), -1, width)
+        peaks = np.abs(lines).argmax(-1, keepdims=True)
+        lines = np.take_along_axis(lines, peaks, -1)[..., 0] if signed else lines.mean(-1)
+    height = min(max(16 * len(lines), 16), SIDE)
+    return _png(lines, f"Picture of {name}, a series", STRIP, height, signed=signed)
+
+
+def _png(pixels: NDArray[Any], text: str, width: int, height: int, *, signed: bool) -> str:
+    """An inline picture of so many pixels on the page; nothing without matplotlib."""
     try:
-        image = import_extra("matplotlib.image", "book")
+        image = import_extra("matplotlib.image", "plot")
     except MissingExtraError:
         return ""
     pixels = np.nan_to_num(pixels.astype(np.float64))
     low, high = pixels.min(), pixels.max()
     if signed:
-        high = np.abs(pixels).max()
+        high = colour_limit(pixels, None, PERCENTILE)
         low = -high
-    scaled = (pixels - low) / ((high - low) or 1)
+    scaled = np.clip((pixels - low) / ((high - low) or 1), 0, 1)
     file = io.BytesIO()
-    image.imsave(file, scaled, vmin=0, vmax=1, cmap="RdBu_r" if signed else "gray", format="png")
+    image.imsave(file, scaled, vmin=0, vmax=1, cmap=COLORMAP if signed else "gray", format="png")
     data = base64.b64encode(file.getvalue()).decode()
-    style = f"width: {WIDTH}px; image-rendering: pixelated"
-    return f'<img src="data:image/png;base64,{data}" alt="Picture of {name}" style="{style}">'
+    style = f"width: {width}px; height: {height}px; max-width: none; image-rendering: pixelated"
+    return f'<img src="data:image/png;base64,{data}" alt="{text}" style="{style}">'
 
 
-def _number(value: Any) -> str:
-    return "traced" if isinstance(value, jax.core.Tracer) else f"{float(value):.4g}"
+def _arrays(tree: Any) -> list[list[str]]:
+    """A row for each array of a pytree."""
+    return [
+        [jax.tree_util.keystr(path, simple=True, separator="."), str(leaf.shape), number_as_text(leaf.sum())]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def _escaped(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [[html.escape(cell) for cell in row] for row in rows]
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines of text, the columns one below the other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

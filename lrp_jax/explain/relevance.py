@@ -17,17 +17,17 @@ from lrp_jax.core.saving import Saved
 from lrp_jax.core.trace import TracedCall, explaining
 from lrp_jax.errors import InputError, import_extra
 from lrp_jax.explain.checks import number_of_samples, report
-from lrp_jax.explain.display import explanation_as_html
 from lrp_jax.explain.growth import report_growth
 from lrp_jax.explain.hidden import Factor, axes_of_samples, factors_of, samples_first
 from lrp_jax.explain.models import trace_model
 from lrp_jax.explain.propagation import Explained, Request, explain_call
+from lrp_jax.explain.shown import Shown
 from lrp_jax.explain.targets import Target, read_target
 
 
 @jax.tree_util.register_pytree_with_keys_class
-@dataclass(frozen=True)
-class Explanation(Saved):
+@dataclass(frozen=True, repr=False)
+class Explanation(Shown, Saved):
     """The relevance of an input for a model's output. A pytree whose leaves are its arrays.
 
     Attributes:
@@ -47,9 +47,9 @@ class Explanation(Saved):
     output: Any
     relevance: Any
     at: dict[str, jax.Array] = field(default_factory=dict)
-    x: Any = field(default=None, repr=False)
+    x: Any = None
     rules: Composite | None = None
-    growth: jax.Array | None = field(default=None, repr=False)
+    growth: jax.Array | None = None
 
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], Any]:
         """The arrays, with those among the rules, and the rules, whose Python numbers stay what they are."""
@@ -67,11 +67,6 @@ class Explanation(Saved):
         values = dict(zip((part.name for part in fields(cls)), parts, strict=True))
         numbers = [value if number is None else number for number, value in zip(known, values["rules"], strict=True)]
         return cls(**values | {"rules": jax.tree.unflatten(structure, numbers)})
-
-    def _repr_html_(self) -> str:
-        pairs = () if self.rules is None else self.rules.rules
-        shown = [f"{selector}: {rule}" for selector, rule in pairs]
-        return explanation_as_html(self.x, self.relevance, self.output, self.at, shown)
 
 
 def relevance(

@@ -285,12 +285,17 @@ def test_other_names_are_refused(tmp_path, damage, message):
 
 
 @pytest.mark.parametrize(
-    ("module", "call"),
-    [("safetensors", efficientnet_lite0), ("PIL.Image", lambda: preprocess(np.zeros((9, 9, 3), np.uint8)))],
+    ("module", "package", "call"),
+    [
+        ("safetensors", "safetensors", efficientnet_lite0),
+        ("PIL.Image", "pillow", lambda: preprocess(np.zeros((9, 9, 3), np.uint8))),
+    ],
 )
-def test_missing_extra_is_named(monkeypatch, module, call):
+def test_missing_package_is_named(monkeypatch, module, package, call):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"{module} is not installed.*pip install 'lrp_jax\[book\]'"):
+    with pytest.raises(
+        ImportError, match=rf"{package} is missing: pip install {package} \(the extra 'book' brings it\)"
+    ):
         call()
 
 

@@ -261,10 +261,21 @@ DOORS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "read_safetensors": (pretrained.read_safetensors, {"path": "no such file", "shapes": {"bias": (3,)}, "sha256": ""}),
     "preprocess": (pretrained.preprocess, {"image": np.zeros((4, 4, 3), np.uint8)}),
     "imagenet_classes": (pretrained.imagenet_classes, {"path": "no such file"}),
-    "heatmap": (plotting.heatmap, {"relevance": MAP, "ax": AXES, "limit": 1.0, "colormap": "RdBu_r", "channels": None}),
+    "heatmap": (
+        plotting.heatmap,
+        {"relevance": MAP, "ax": AXES, "limit": 1.0, "colormap": "RdBu_r", "channel_axis": None},
+    ),
     "overlay": (
         plotting.overlay,
-        {"image": np.ones((2, 2)), "relevance": MAP, "ax": AXES, "limit": 1.0, "colormap": "RdBu_r", "channels": None},
+        {
+            "image": np.ones((2, 2)),
+            "relevance": MAP,
+            "ax": AXES,
+            "limit": 1.0,
+            "colormap": "RdBu_r",
+            "channel_axis": None,
+            "background": "pale",
+        },
     ),
     "grid": (
         plotting.grid,
@@ -275,9 +286,28 @@ DOORS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "scale": "row",
             "colormap": "RdBu_r",
             "colorbar_label": "relevance",
-            "channels": None,
+            "channel_axis": None,
         },
     ),
+    "strips": (
+        plotting.strips,
+        {
+            "series": np.ones((9, 2)),
+            "relevance": np.ones((9, 2)),
+            "names": ["a", "b"],
+            "limit": 1.0,
+            "colormap": "RdBu_r",
+            "channel_axis": None,
+        },
+    ),
+    "words": (plotting.words, {"tokens": ["not", "bad"], "relevance": [1.0, -2.0], "limit": 1.0}),
+    "words_as_html": (plotting.words_as_html, {"tokens": ["not", "bad"], "relevance": [1.0, -2.0], "limit": 1.0}),
+    "plot": (
+        relevance(network, X, 0, rules.Zero()).plot,
+        {"classes": ["a", "b", "c"], "tokens": ["so", "it", "is", "."], "channel_axis": None, "samples": [1]},
+    ),
+    "to_png": (relevance(network, X, 0, rules.Zero()).to_png, {"path": "file.png", "classes": None, "samples": None}),
+    "summary": (relevance(network, X, 0, rules.Zero()).summary, {"classes": ["a", "b", "c"]}),
     "mark.gate": (mark.gate, {"x": X}),
     "mark.piece": (
         lambda function, treatment, x: mark.piece(function, treatment)(x),
@@ -327,7 +357,8 @@ def test_arguments_that_nothing_is_made_for(door, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_the_calls_are_right_otherwise(door):
+def test_the_calls_are_right_otherwise(door, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     function, valid = DOORS[door]
     needs_file = any("no such" in str(value) for value in valid.values())
     with pytest.raises(errors.LRPError, match="no such") if needs_file else contextlib.nullcontext():
@@ -380,13 +411,13 @@ def test_the_calls_are_right_otherwise(door):
         ("grid", "labels", "1.5", "labels must be a list of texts"),
         ("grid", "relevance", "{}", "no maps to draw"),
         ("grid", "scale", "vector", "or a positive number"),
-        ("grid", "channels", "vector", "channels is 'first', 'last' or None"),
+        ("grid", "channel_axis", "vector", "channel_axis is the axis of one sample that holds the channels"),
         ("mark.gate", "x", "text", "mark.gate marks arrays, but this is a str"),
     ],
 )
 def test_what_the_message_says(door, name, key, message):
     function, valid = DOORS[door]
-    if key == "vector" and name == "channels":
+    if key == "vector" and name == "channel_axis":
         valid = valid | {"relevance": MAP[None, ..., None]}
     with pytest.raises(errors.LRPError, match=message):
         run(function, valid | {name: POOL[key]})

@@ -81,7 +81,7 @@ def test_heatmap_refuses_a_limit_that_is_not_positive(ax, limit):
 @pytest.mark.parametrize("channels", [(), (1,), (3,)])
 def test_overlay_hides_the_image_where_relevance_is_large(ax, channels):
     relevance = np.array([[1.0, -2.0, 0.0]])
-    drawn = overlay(np.ones((1, 3, *channels)) / 2, relevance, ax)
+    drawn = overlay(np.ones((1, 3, *channels)) / 2, relevance, ax, channel_axis=-1)
     np.testing.assert_array_equal(drawn.get_array(), relevance)
     np.testing.assert_array_equal(drawn.get_alpha(), [[0.5, 1, 0]])
     np.testing.assert_array_equal(ax.images[0].get_array(), np.full((1, 3), 0.75))
@@ -98,7 +98,11 @@ def test_overlay_of_integers_reaches_to_255_and_takes_a_limit(ax):
 @pytest.mark.parametrize(
     ("image", "relevance", "message"),
     [
-        (np.zeros((2, 3)), np.zeros((3, 2)), r"\(2, 3\) pixels, but the relevance \(3, 2\)"),
+        (
+            np.zeros((2, 3)),
+            np.zeros((3, 2)),
+            r"\(2, 3\) pixels, but the relevance \(3, 2\), whose prop",
+        ),
         (np.zeros((2, 3, 2)), np.zeros((2, 3)), r"image needs the shape \(H, W\).*has \(2, 3, 2\)"),
         (np.zeros((2, 3)), np.full((2, 3), np.nan), "relevance must be finite"),
     ],
@@ -187,28 +191,40 @@ def test_grid_refuses_images_of_other_shapes(shape):
 
 def test_grid_without_matplotlib_names_the_extra(images, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtraError, match=r"lrp_jax\[book\]"):
+    with pytest.raises(
+        MissingExtraError, match=r"matplotlib is missing: pip install matplotlib \(the extra 'plot' brings it\)"
+    ):
         grid(images, images, ["1", "8"])
 
 
-def test_channels_first_are_summed_where_they_are_said_and_refused_where_they_are_not():
+@pytest.mark.parametrize("channel_axis", [None, 0, -3])
+def test_channels_first_are_summed(channel_axis):
     maps, images = RANDOM.normal(size=(2, 3, 5, 6)), RANDOM.random((2, 3, 5, 6))
-    drawn = heatmap(maps[0], Figure().subplots(), channels="first")
+    drawn = heatmap(maps[0], Figure().subplots(), channel_axis=channel_axis)
     np.testing.assert_allclose(drawn.get_array(), maps[0].sum(0))
-    figure = grid(images, {"LRP-0": maps}, ["a", "b"], channels="first")
+    figure = grid(images, {"LRP-0": maps}, ["a", "b"], channel_axis=channel_axis)
     np.testing.assert_allclose(figure.axes[0].images[0].get_array(), np.moveaxis(images[0], 0, -1))
     np.testing.assert_allclose(figure.axes[2].images[0].get_array(), maps[0].sum(0))
-    drawn = overlay(images[0], maps[0], Figure().subplots(), channels="first")
+    drawn = overlay(images[0], maps[0], Figure().subplots(), channel_axis=channel_axis)
     np.testing.assert_allclose(drawn.get_array(), maps[0].sum(0))
-    for draw in (
-        lambda: heatmap(maps[0], Figure().subplots()),
-        lambda: grid(images, maps, ["a", "b"]),
-        lambda: overlay(images[0], maps[0], Figure().subplots()),
-    ):
-        with pytest.raises(ArrayError, match=r"looks as if its channels were first\. Pass channels='first'"):
-            draw()
-    with pytest.raises(ArrayError, match="channels is 'first', 'last' or None, not 'middle'"):
-        heatmap(maps[0], Figure().subplots(), channels="middle")
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 3), (1, 5, 3), (5, 6, 7)])
+def test_channels_that_can_be_in_two_places_or_none_are_asked_for(ax, shape):
+    maps, images = RANDOM.normal(size=(2, *shape)), RANDOM.random((2, 3, 5, 3))
+    with pytest.raises(ArrayError, match=r"Pass channel_axis=-1 if they are last, or channel_axis=0 if .* first"):
+        heatmap(maps[0], ax)
+    with pytest.raises(ArrayError, match=r"array of images has .* cannot be told where the channels are"):
+        grid(images, maps, ["a", "b"])
+    for channel_axis in (0, 2, -1):
+        drawn = heatmap(maps[0], Figure().subplots(), channel_axis=channel_axis)
+        np.testing.assert_allclose(drawn.get_array(), maps[0].sum(channel_axis))
+
+
+@pytest.mark.parametrize("channel_axis", [3, -4, "first", True, 1.0])
+def test_an_axis_that_a_sample_does_not_have_is_refused(ax, channel_axis):
+    with pytest.raises(ArrayError, match=r"channel_axis is the axis of one sample .* from -3 to 2, but it is"):
+        heatmap(np.ones((3, 4, 5)), ax, channel_axis=channel_axis)
 
 
 def test_maps_of_another_size_than_the_images_are_refused():
