@@ -49,24 +49,19 @@ class Architecture:
 
 def of_torch(module: Any, x: Any, read: Callable[[Any], Any] = lambda value: value, **others: Any) -> Model:
     """A module of PyTorch; what is read from the value that it returns, and what else it is called with."""
+    import networks
     import torch
     import torchax
 
-    generator = torch.Generator().manual_seed(0)
-    for name, array in module.state_dict().items():
-        noise = torch.rand(array.shape, generator=generator)
-        if name.endswith("running_var"):
-            array.copy_(0.5 + noise)
-        elif array.ndim == 1 and array.is_floating_point():
-            array.add_(0.2 * (noise - 0.5))
-    module.eval()
+    others = {name: jnp.asarray(other) for name, other in others.items()}
     with torch.no_grad():
+        networks.randomize(module, torch.tensor(x))
         value = read(
             module(torch.tensor(x), **{name: torch.tensor(np.asarray(other)) for name, other in others.items()})
-        ).numpy()
+        )
     weights, apply = torchax.extract_jax(module)
     layers = {name.rpartition(".")[0] for name, array in module.named_parameters() if array.ndim > 1}
-    return Model(lambda x: read(apply(weights, (x,), others)), x, value, frozenset(layers))
+    return Model(lambda x: read(apply(weights, (x,), others)), x, value.numpy(), frozenset(layers))
 
 
 def pictures(size: int = SIZE) -> np.ndarray:

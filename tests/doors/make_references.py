@@ -11,7 +11,6 @@ mobilenet_v2 and efficientnet_b0; here they are replaced by such.
 
 import importlib
 import platform
-import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,18 +30,6 @@ from zennit.torchvision import ResNetBasicBlockCanonizer, ResNetBottleneckCanoni
 from zennit.types import AvgPool, Linear
 
 OUTPUT = Path(__file__).with_name("references.npz")
-
-
-class MergeBatchNorm(SequentialMergeBatchNorm):
-    """Merges batch normalisations exactly: what is left of them is the identity."""
-
-    def register(self, linears: tuple[nn.Module, ...], batch_norm: nn.Module) -> None:
-        super().register(linears, batch_norm)
-        self.epsilon, batch_norm.eps = batch_norm.eps, 0.0
-
-    def remove(self) -> None:
-        super().remove()
-        self.batch_norm.eps = self.epsilon
 
 
 class Gate(torch.autograd.Function):
@@ -77,17 +64,57 @@ class Canonizer(CompositeCanonizer):
 
     def __init__(self) -> None:
         own = AttributeCanonizer(_modules_for_operations)
-        super().__init__((MergeBatchNorm(), ResNetBottleneckCanonizer(), ResNetBasicBlockCanonizer(), own))
+        super().__init__((SequentialMergeBatchNorm(), ResNetBottleneckCanonizer(), ResNetBasicBlockCanonizer(), own))
 
 
 EXACT_SUMS = [(Sum, rules.Norm(1e-12)), (AvgPool, rules.Norm(1e-12))]
+EPSILON = [*EXACT_SUMS, *composites.layer_map_base(), (Linear, rules.Epsilon(1e-6))]
 SAME = {"layer_map": EXACT_SUMS, "canonizers": [Canonizer()]}
 COMPOSITES = {
-    "epsilon": lambda: composites.LayerMapComposite(
-        [(nn.Module, rules.Pass()) for _ in ()] or composites.layer_map_base() + [(Linear, rules.Epsilon(1e-6))],
-        canonizers=[Canonizer()],
-    ),
-    "epsilon_plus": lambda: composites.EpsilonPlus(**SAME),
-    "epsilon_plus_flat": lambda: composites.EpsilonPlusFlat(**SAME),
-    "epsilon_alpha2_beta1": lambda: composites.EpsilonAlpha2Beta1(**SAME),
+    "epsilon": composites.LayerMapComposite(EPSILON, canonizers=[Canonizer()]),
+    "epsilon_plus": composites.EpsilonPlus(**SAME),
 }
+
+
+def by_zennit(name: str) -> dict[str, np.ndarray]:
+    """The output of a network, and every fourth row and column of its maps for the largest logit."""
+    module, image = networks.convolutional(name)
+    x = torch.tensor(image, requires_grad=True)
+    found = {f"{name}/output": module(x).detach().numpy()}
+    for rule, composite in COMPOSITES.items():
+        with composite.context(module) as modified:
+            output = modified(x)
+            seed = torch.zeros_like(output).scatter(1, output.argmax(1, keepdim=True), 1) * output.detach()
+            (relevance,) = torch.autograd.grad(output, x, seed)
+        found[f"{name}/{rule}"] = relevance.numpy()[..., ::4, ::4].astype("float32")
+        print(f"{name:16} {rule:22} sums to {relevance.sum():9.4f} of {output.max():.4f}", flush=True)
+    return found
+
+
+def by_lxt(name: str) -> dict[str, np.ndarray]:
+    """The logits of the next token, and the relevance of every token for the largest of them."""
+    module, tokens = networks.language(name)
+    lxt.efficient.monkey_patch(importlib.import_module(type(module).__module__))
+    embedded = module.get_input_embeddings()(torch.tensor(tokens)).detach().requires_grad_()
+    logits = module(inputs_embeds=embedded, use_cache=False).logits[:, -1]
+    (gradient,) = torch.autograd.grad(logits.max(-1).values.sum(), embedded)
+    relevance = (gradient * embedded).sum(-1)
+    print(f"{name:16} sums to {relevance.sum():9.4f} of {logits.max(-1).values.sum():.4f}")
+    return {f"{name}/output": logits.detach().numpy(), f"{name}/attnlrp": relevance.detach().numpy()}
+
+
+def main() -> None:
+    """Writes the file, and prints what it holds."""
+    packages = ("numpy", "torch", "torchvision", "transformers", "zennit", "lxt")
+    versions = [f"python {platform.python_version()}", *(f"{name} {metadata.version(name)}" for name in packages)]
+    arrays: dict[str, np.ndarray] = {"versions": np.array(versions)}
+    for name in networks.CONVOLUTIONAL:
+        arrays |= by_zennit(name)
+    for name in networks.LANGUAGE:
+        arrays |= by_lxt(name)
+    np.savez_compressed(OUTPUT, **arrays)
+    print(f"{OUTPUT.name}: {OUTPUT.stat().st_size / 1e6:.2f} MB; {', '.join(versions)}")
+
+
+if __name__ == "__main__":
+    main()

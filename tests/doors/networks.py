@@ -8,15 +8,26 @@ CONVOLUTIONAL = ["resnet18", "vgg16_bn", "resnext50_32x4d", "mobilenet_v2", "eff
 LANGUAGE = ["Llama", "Qwen3", "Gemma3"]
 
 
-def randomize(module: torch.nn.Module) -> None:
-    """Draws the scales and shifts of normalisations, their running statistics and all biases."""
+def randomize(module: torch.nn.Module, x: torch.Tensor) -> None:
+    """Draws what begins as one or zero: biases, and scales, shifts and running statistics of normalisations.
+
+    The running statistics are those of an input, times or plus something random, so that no activations vanish.
+    """
+    module.eval()
+    norms = [part for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    if norms:
+        module(x)
+    module.eval()
     generator = torch.Generator().manual_seed(0)
     for name, array in module.state_dict().items():
-        noise = torch.rand(array.shape, generator=generator, dtype=torch.float64)
+        noise = torch.rand(array.shape, generator=generator, dtype=torch.float64) - 0.5
         if name.endswith("running_var"):
-            array.copy_(0.5 + noise)
+            array.mul_(1 + noise)
         elif array.ndim == 1 and array.is_floating_point():
-            array.add_(noise - 0.5)
+            array.add_(0.2 * noise)
 
 
 def convolutional(name: str) -> tuple[torch.nn.Module, np.ndarray]:
@@ -24,8 +35,9 @@ def convolutional(name: str) -> tuple[torch.nn.Module, np.ndarray]:
     import torchvision
 
     torch.manual_seed(0)
-    module = torchvision.models.get_model(name, num_classes=CLASSES).double().eval()
-    randomize(module)
+    module = torchvision.models.get_model(name, num_classes=CLASSES).double()
+    with torch.no_grad():
+        randomize(module, torch.randn((4, 3, SIZE, SIZE), dtype=torch.float64))
     for part in module.modules():
         if hasattr(part, "inplace"):
             part.inplace = False  # zennit's hooks need what a relu has read
@@ -48,6 +60,8 @@ def language(name: str) -> tuple[torch.nn.Module, np.ndarray]:
         initializer_range=0.2,
         attn_implementation="eager",
     )
-    module = getattr(transformers, f"{name}ForCausalLM")(configuration).eval()
-    randomize(module)
-    return module, np.random.default_rng(0).integers(3, VOCABULARY, (2, TOKENS), "int32")
+    module = getattr(transformers, f"{name}ForCausalLM")(configuration)
+    tokens = np.random.default_rng(0).integers(3, VOCABULARY, (2, TOKENS), "int32")
+    with torch.no_grad():
+        randomize(module, torch.tensor(tokens))
+    return module, tokens
