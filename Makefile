@@ -10,7 +10,7 @@ CACHED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MI
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test test-book test-browser test-accessibility test-pdf pdf lab nightly lint bench bench-peers bench-accelerator versions coverage mutation constraints clean
+.PHONY: help book test test-book test-browser test-accessibility test-pdf pdf lab nightly lint test-doors bench bench-peers bench-accelerator versions coverage mutation constraints clean
 
 help:  ## Say what there is (the default)
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
@@ -67,6 +67,17 @@ _build/peers/installed: tests/benchmarks/requirements-peers.txt
 	@_build/peers/bin/pip install --quiet -r $<
 	@touch $@
 
+# What is installed is the wheel of now, as users have it: the doors run in an empty folder, and find no source of ours.
+test-doors: _build/doors/installed  ## Explain models of Keras, PyTorch, Equinox and Haiku, in an environment of their own
+	@_build/doors/bin/pip install --quiet --no-deps --no-build-isolation --force-reinstall .
+	@_build/doors/bin/pytest -rs -m doors tests/doors
+
+_build/doors/installed: constraints-doors.txt
+	@$(PYTHON) -m venv --clear _build/doors
+	@echo 'Installing torch, keras and others into _build/doors, which takes some minutes ...'
+	@_build/doors/bin/pip install --quiet --no-deps --require-hashes -r $<
+	@touch $@
+
 versions: $(VENV)/installed-book,dev  ## Run the core's tests with the oldest and the newest jax and flax
 	@$(BIN)/nox --session oldest newest
 
@@ -84,6 +95,7 @@ mutation: $(VENV)/installed-book,dev  ## Change the code in small ways, and see 
 constraints: $(VENV)/installed-book,dev  ## Pin what pyproject.toml asks for; UPGRADE=--upgrade takes the newest
 	@$(PIN) --group build --extra book --output-file constraints.txt
 	@$(PIN) --group build --all-extras --constraint constraints.txt --output-file constraints-dev.txt
+	@$(PIN) --group doors --output-file constraints-doors.txt
 
 clean:  ## Remove what was built, the environment included
 	rm -rf _build .nox mutants $(VENV)

@@ -8,23 +8,89 @@ from typing import Any
 
 import jax
 
-from lrp_jax.core.arguments import is_array_like, kind_of
+from lrp_jax.core.arguments import check_function, is_array_like, kind_of
 from lrp_jax.core.equations import is_of_user
 from lrp_jax.core.held_arrays import is_floating, name_of_path
 from lrp_jax.core.inference import HOW_TO_SWITCH
+from lrp_jax.core.keras_models import KerasModel, is_keras_model, stateless
 from lrp_jax.errors import InputError, LRPError, ModelError
 
 
-def check_is_no_class(model: Any) -> None:
-    """Refuses a class where an instance of it is meant.
+def check_model(model: Any) -> None:
+    """Refuses what is taken for a model, but is none that JAX can call.
 
     Raises:
-        InputError: If the model is a class.
+        InputError: If the model is a class, a PyTorch module, or the pair of functions that Haiku makes.
     """
     if isinstance(model, type):
         raise InputError(
             f"The model is the class {model.__name__}, and no instance of it. Make one: {model.__name__}(...)."
         )
+    if _derives_from(model, "torch") and not is_keras_model(model):
+        raise InputError(
+            f"The model is the PyTorch module {type(model).__name__}, which JAX cannot trace. Turn it into a function "
+            "with torchax: weights, function = torchax.extract_jax(module.eval()), and pass "
+            "lambda x: function(weights, (x,))."
+        )
+    if not callable(model) and callable(getattr(model, "init", None)) and callable(getattr(model, "apply", None)):
+        raise InputError(f"The model is {kind_of(model)}, with the functions init and apply. {_PASS_PARAMETERS}.")
+
+
+_PASS_PARAMETERS = (
+    "Pass its apply together with its parameters: functools.partial(network.apply, params), with None after params "
+    "where a key comes next, as in Haiku"
+)
+
+
+def check_takes(model: Callable[..., Any], x: Any) -> None:
+    """Refuses a model that cannot be called with x alone.
+
+    Raises:
+        InputError: If it takes fewer or more arguments.
+    """
+    try:
+        check_function(model, "The model", "x")
+    except InputError as error:
+        hint = _hint(model, x) or "Give it the others before, as in lambda x: model(x, ...)."
+        raise InputError(f"{error} {hint}") from error.__cause__
+
+
+def advice(model: Callable[..., Any], x: Any) -> str:
+    """What to look at where a model that was called with x has raised an error, as a sentence."""
+    return _hint(model, x) or "It needs the samples in the first dimension, and to be in inference mode."
+
+
+def _hint(model: Callable[..., Any], x: Any) -> str:
+    """What is likely wrong with how a model is called, as a sentence; empty if nothing is known."""
+    first = next(iter(_signature(model).parameters), "")
+    if first in {"params", "parameters", "variables"}:
+        return f"Its first argument, {first}, stands for its parameters. {_PASS_PARAMETERS}."
+    if isinstance(x, tuple | list) and len(x) > 1 and _takes(model, *x):
+        return f"If the {len(x)} parts of x are arguments of their own, pass lambda x: model(*x)."
+    if isinstance(x, dict) and _takes(model, **x):
+        return "If the entries of x are arguments of their own, pass lambda x: model(**x)."
+    if _derives_from(model, "equinox"):
+        return "An Equinox module takes one sample at a time: pass jax.vmap(model), and the samples first in x."
+    return ""
+
+
+def _derives_from(model: Any, package: str) -> bool:
+    return any(cls.__module__.partition(".")[0] == package for cls in type(model).__mro__)
+
+
+def _signature(model: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(model.model.call if isinstance(model, KerasModel) else model)
+    except (TypeError, ValueError):  # of what is not written in Python
+        return inspect.Signature()
+
+
+def _takes(model: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    try:
+        _signature(model).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 _NEEDS_VALUES = (
@@ -36,6 +102,7 @@ _NEEDS_VALUES = (
 # What Flax says of a Linen module that has no variables.
 _ONLY_BOUND = "only accessible from inside 'init' or 'apply'"
 _UNBOUND = {"CallCompactUnboundModuleError", "CallSetupUnboundModuleError"}
+_LACKS_COLLECTION = {"ScopeCollectionNotFound", "ApplyScopeInvalidVariablesTypeError"}
 # Errors of Flax that say the same: a module writes to its variables, or dropout asks for a key.
 _CHANGES_STATE = {"TraceContextError", "ModifyScopeVariableError", "InvalidRngError"}
 
@@ -49,6 +116,7 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         ModelError: If it needs values in Python that a trace does not have, changes its state, keeps traced values, or
             is a module of Flax Linen without variables.
     """
+    model = stateless(model)
     before, structure = jax.tree.flatten(model)
     copied = jax.tree.unflatten(structure, before)
     kept_before = _traced_values(model)
@@ -71,6 +139,11 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             raise ModelError(
                 f"The model is a Flax Linen module without its variables{_line_of(error)}. Pass "
                 "functools.partial(module.apply, variables), or module.bind(variables)."
+            ) from error
+        if type(error).__name__ in _LACKS_COLLECTION:
+            raise ModelError(
+                f"The variables of a Flax Linen module lack a collection: {error}. They are all that module.init has "
+                'returned: functools.partial(module.apply, {"params": params, ...}).'
             ) from error
         raise
     if changed := _changed_numbers(before, model, copied):

@@ -2,6 +2,7 @@
 
 import enum
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from jax.extend import core
 
 _LIBRARY = Path(__file__).parents[1]
 _MARK = "lrp_jax.mark."
+_TRANSFORMED = re.compile(r"\b(?:vmap|jvp|transpose|jit|pmap|checkpoint|rematted_computation)\(([^()]*)\)")
 
 
 class Mark(enum.Enum):
@@ -84,6 +86,17 @@ def location(equation: Any) -> str:
         if is_of_user(frame.file_name):
             return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
     return ""
+
+
+def module(equation: Any) -> str:
+    """The path of the module that an equation is in, where the program carries it; empty otherwise.
+
+    Names of transformations are left out: within `jax.vmap`, the path of "Dense_0" is written "vmap(Dense_0)".
+    """
+    path, bare = "", str(equation.source_info.name_stack)
+    while path != bare:
+        path, bare = bare, _TRANSFORMED.sub(r"\1", bare)
+    return path.strip("/")
 
 
 @functools.lru_cache(maxsize=1024)

@@ -117,8 +117,8 @@ class Operation:
 
     @property
     def module(self) -> str:
-        """The path of the module, where the program carries it (as Linen does); empty otherwise."""
-        return str(self.equation.source_info.name_stack)
+        """The path of the module, where the program carries it (as Linen and Keras do); empty otherwise."""
+        return equations.module(self.equation)
 
     def run(self, *values: jax.Array) -> list[jax.Array]:
         """Applies the operation to arrays, with JAX's own derivative."""

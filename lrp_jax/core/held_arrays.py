@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax.core.equations import is_of_user
+from lrp_jax.core.keras_models import is_keras_model, variables_of
 
 _AT_MOST = 100_000  # things that are looked at: bounds the time for a function that holds half of the world
 # Packages that hold no arrays of a model.
-_CLOSED = ("jax", "jaxlib", "numpy", "ml_dtypes", "builtins")
+_CLOSED = ("jax", "jaxlib", "numpy", "ml_dtypes", "builtins", "torch")
 _PLAIN = str | bytes | int | float | complex | bool | None | np.dtype | np.generic | types.CodeType
 
 
@@ -131,6 +132,9 @@ def _parts(value: Any) -> _Parts:
         yield (), wrapped
     if isinstance(value, functools.partial):  # or JAX's own; which argument it is adds nothing
         yield from (((), held) for held in (*value.args, *value.keywords.values(), value.func))
+        return
+    if is_keras_model(value):
+        yield from (((name,), variable.value) for name, variable in variables_of(value).items())
         return
     if isinstance(value, Mapping):
         yield from (((key,), held) for key, held in list(value.items()))

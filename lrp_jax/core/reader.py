@@ -23,6 +23,8 @@ from lrp_jax.core.graph import Checkpoint, Code, Graph, Held, Status
 from lrp_jax.core.ranges import FREE, Range
 from lrp_jax.core.statuses import follow_bodies, is_followed
 
+_UNKNOWN = "an unknown line"
+
 
 @dataclass(frozen=True)
 class Input:
@@ -53,7 +55,7 @@ def read(
     *,
     hold: Callable[[Any], Held] = Held,
     then: core.ClosedJaxpr | None = None,
-    caller: str = "an unknown line",
+    caller: str = _UNKNOWN,
     is_of_target: bool = False,
 ) -> Graph:
     """Reads a jaxpr as a flat list of operations.
@@ -97,6 +99,12 @@ def _new_input(graph: Graph, aval: Any, known: Input) -> int:
     return value
 
 
+def _location(equation: Any, place: Place) -> str:
+    """The user's line that an equation comes from; its module where none is known."""
+    module = equations.module(equation) if place.location == _UNKNOWN else ""
+    return equations.location(equation) or module or place.location
+
+
 @dataclass(frozen=True)
 class _Reader:
     builder: Builder
@@ -108,7 +116,7 @@ class _Reader:
             numbers[variable] = self.builder.held(variable.aval, constant)
         for equation in program.jaxpr.eqns:
             inputs = tuple(self._number(atom, numbers) for atom in equation.invars)
-            here = replace(place, location=equations.location(equation) or place.location)
+            here = replace(place, location=_location(equation, place))
             numbers.update(zip(equation.outvars, self._read_equation(equation, inputs, here), strict=True))
         return [self._number(atom, numbers) for atom in program.jaxpr.outvars]
 

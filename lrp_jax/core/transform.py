@@ -7,7 +7,7 @@ import jax
 
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.core.arguments import MOST, as_counts, check_callable, within_memory
-from lrp_jax.core.calling import check_is_no_class
+from lrp_jax.core.calling import check_model
 from lrp_jax.core.forms import guard
 from lrp_jax.core.graph import Graph
 from lrp_jax.core.inference import Inference, check_choice
@@ -32,8 +32,8 @@ def lrp(
     differentiation (of a quantity computed from the relevance, with regard to parameters) apply.
 
     Args:
-        fun: A function of arrays (or pytrees of arrays) that JAX can trace: a bound Flax NNX module, the `apply` of a
-            Linen module, a plain function; in inference mode.
+        fun: A function of arrays (or pytrees of arrays) that JAX can trace: a Flax NNX module, the `apply` of a
+            Linen module, a Keras model, a plain function; in inference mode.
         rules: A rule for every layer, or a composite that says which rule where.
         argnums: The positions of the arguments that are explained.
         inference: "checked" refuses a function in training mode: one with dropout, or with statistics over the first
@@ -63,9 +63,9 @@ def lrp(
         >>> jax.grad(lrp(network, rules.Zero()))(jnp.array([3.0, 1.0]))
         Array([3., 2.], dtype=float32)
     """
+    check_model(fun)
     check_callable(fun, "fun")
     check_choice(inference)
-    check_is_no_class(fun)
     composite = as_composite(rules)
     positions = as_counts(argnums, "argnums", least=-MOST)
 

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 
 from lrp_jax.core import held_arrays
-from lrp_jax.core.arguments import check_callable, check_function
-from lrp_jax.core.calling import call_model, check_is_no_class
+from lrp_jax.core.arguments import check_callable
+from lrp_jax.core.calling import advice, call_model, check_model, check_takes
 from lrp_jax.core.held_arrays import is_array
 from lrp_jax.core.inference import Inference
+from lrp_jax.core.keras_models import stateless
 from lrp_jax.core.trace import TracedCall, explaining, trace_call
 from lrp_jax.errors import LRPError
 
@@ -41,31 +42,28 @@ class StaticModel:
         """Calls the model with its arrays put back."""
         leaves = [arrays[leaf.name] if isinstance(leaf, _Path) else leaf for leaf in self.leaves]
         model = jax.tree.unflatten(self.structure, leaves)
-        check_function(model, "The model", "x")
+        check_takes(model, x)
         try:
             return call_model(model, x)
         except LRPError:
             raise
         except Exception as error:
             shapes = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", x)
-            error.add_note(
-                f"The model raised this when it was called with x: {shapes}. It needs the samples in the first "
-                "dimension, and to be in inference mode."
-            )
+            error.add_note(f"The model raised this when it was called with x: {shapes}. {advice(model, x)}")
             raise
 
 
 def as_pytree(model: Any) -> Any:
-    """Turns a `functools.partial`, which is one leaf, into a pytree with its arguments as leaves."""
+    """Turns what is one leaf, and holds arrays, into a pytree: a `functools.partial` and a Keras model."""
     if isinstance(model, functools.partial):
         return jax.tree_util.Partial(model.func, *model.args, **model.keywords)
-    return model
+    return stateless(model)
 
 
 def split_model(model: Callable[[Any], Any]) -> tuple[dict[str, Any], StaticModel]:
     """Takes a model apart into its arrays, by path, and the rest."""
+    check_model(model)
     check_callable(model, "The model")
-    check_is_no_class(model)
     with_paths, structure = jax.tree_util.tree_flatten_with_path(as_pytree(model))
     arrays: dict[str, Any] = {}
     leaves = []

@@ -54,6 +54,15 @@ def test_contents_lists_every_page():
     assert {f"book/{path.stem}" for path in BOOK.glob("*.md")} == set(PAGES)
 
 
+def test_bring_your_own_model_shows_every_door_with_what_it_prints_and_draws():
+    page = (BOOK / "bring_your_model.md").read_text()
+    included = re.findall(r"^```\{(?:literalinclude|figure)\} \.\./tests/doors/(\S+)$", page, re.MULTILINE)
+    doors = [path.stem for path in (ROOT / "tests" / "doors" / "expected").glob("*.txt")]
+    shown = [file for door in doors for file in (f"{door}.py", f"expected/{door}.txt", f"expected/{door}.png")]
+    assert sorted(included) == sorted(shown)
+    assert all((ROOT / "tests" / "doors" / file).is_file() for file in shown)
+
+
 def test_everything_cited_is_in_the_references_and_nothing_else():
     text = "\n".join(path.read_text() for path in BOOK.glob("*.md"))
     cited = {key.strip() for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text) for key in keys.split(",")}

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from keras_like import Dense
 
 from lrp_jax import baselines, ledger, lrp, plan, relevance, rules, treatments
 from lrp_jax.composites import Composite, Selector, any_layer, conv, first, index, last, name, with_treatment
@@ -150,6 +151,16 @@ def in_variables_of_linen():
     return Held(lambda x: module.apply(variables, x), lambda w: variables.update(params={"kernel": jnp.asarray(w)}))
 
 
+def in_a_model_of_keras():
+    model = Dense("dense", OLD)
+    return Held(model, model.variables[0].assign)
+
+
+def in_a_model_of_keras_in_a_lambda():
+    model, change = in_a_model_of_keras()
+    return Held(lambda x: model(x), change)
+
+
 def in_a_partial():
     weights = {"w": jnp.asarray(OLD)}
     return Held(
@@ -233,6 +244,8 @@ HOLDERS = [
     in_a_module_of_nnx,
     in_a_module_of_nnx_in_a_lambda,
     in_variables_of_linen,
+    in_a_model_of_keras,
+    in_a_model_of_keras_in_a_lambda,
     in_a_partial,
     in_a_module_of_equinox_in_a_box,
     in_a_function_under_jit,

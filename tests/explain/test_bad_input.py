@@ -14,6 +14,7 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import keras_like
 import numpy as np
 import pytest
 from flax import nnx
@@ -129,6 +130,23 @@ def haiku(is_training):
     transformed = hk.transform_with_state(lambda x, train: hk.Linear(3)(hk.BatchNorm(True, True, 0.9)(x, train)))
     parameters, state = transformed.init(jax.random.key(0), X, True)
     return lambda x: transformed.apply(parameters, state, None, x, is_training)[0]
+
+
+class TorchModule:
+    """As a module of PyTorch seems from outside."""
+
+    __module__ = "torch.nn.modules.module"
+
+    def __call__(self, x):
+        raise AssertionError
+
+
+def keras_model(built=True, weight=None):
+    model = keras_like.Dense("dense", WEIGHT)
+    model.built = built
+    if weight is not None:
+        model.variables[0].stored = weight
+    return model
 
 
 class WithCache(nnx.Module):
@@ -329,9 +347,42 @@ CASES = {
         lambda: explain(NNXModule),
         "is the class NNXModule, .* NNXModule\\(...\\)",
     ),
+    "It is a PyTorch module": (lambda: explain(TorchModule()), r"PyTorch module TorchModule.*torchax.extract_jax"),
+    "It is the two functions that Haiku makes": (
+        lambda: explain(hk.without_apply_rng(hk.transform(hk.Linear(3)))),
+        r"is a Transformed, .*functools\.partial\(network\.apply, params\)",
+    ),
+    "It is an `apply` without parameters": (
+        lambda: explain(hk.transform(lambda x: hk.Linear(3)(x)).apply),
+        r"missing.*'rng'\. Its first argument, params, .*functools\.partial\(network\.apply, params\), with None",
+    ),
+    "`x` is a tuple, and the model takes several arguments": (
+        lambda: relevance(lambda x, y: x @ WEIGHT + y, (X, X[:, :3])),
+        r"missing.*'y'\. If the 2 parts of x .*lambda x: model\(\*x\)",
+    ),
+    "`x` is a dictionary, and the model takes its entries as arguments": (
+        lambda: relevance(lambda x, y: x @ WEIGHT + y, {"x": X, "y": X[:, :3]}),
+        r"missing.*'y'\. If the entries of x .*lambda x: model\(\*\*x\)",
+    ),
+    "Keras: a model that has not been built": (
+        lambda: explain(keras_model(built=False)),
+        "no weights yet.*Call it once",
+    ),
+    "Keras: a model that does not run on JAX": (
+        lambda: explain(keras_model(weight=[1.0])),
+        r"does not run on JAX: its weight dense\.kernel is a list, .*KERAS_BACKEND to jax",
+    ),
+    "Keras: a layer that changes its state without `training`": (
+        lambda: explain(keras_like.Model("network", keras_like.BatchNorm("norm", np.zeros(4), asks=False))),
+        r"network changes its state .*training=False: norm\.moving_mean",
+    ),
     "Flax Linen: a module without its variables": (
         lambda: explain(nn.Dense(3)),
         r"Linen module without its variables\. Pass functools\.partial\(module\.apply, variables\)",
+    ),
+    "Flax Linen: parameters without their collection": (
+        lambda: explain(functools.partial(nn.Dense(3).apply, {"kernel": WEIGHT, "bias": WEIGHT[0]})),
+        r'lack a collection.*\{"params": params',
     ),
     "It takes another number of arguments than one": (
         lambda: explain(with_parameters),

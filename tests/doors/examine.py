@@ -1,0 +1,117 @@
+"""Asks of whole architectures what must hold of their explanations, and writes the table on "Bring your own model".
+
+python -P examine.py [NAME ...]      # those that are named, or all: writes book/measured/architectures.json and .md
+python -P examine.py --print NAME    # one, whose answers are printed as JSON
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.append(str(Path(__file__).parent))  # last, so that no door hides a package
+
+import architectures
+import jax
+import numpy as np
+
+from lrp_jax import ledger, plan, relevance
+
+MEASURED = Path(__file__).parents[2] / "book" / "measured"
+PACKAGES = ["jax", "torch", "torchax", *dict.fromkeys(one.library for one in architectures.ARCHITECTURES)]
+QUESTIONS = {
+    "value": "same output",
+    "finite": "finite map",
+    "ledger": "ledger closes",
+    "names": "own names",
+    "units": "any unit",
+    "jit": "under jit",
+}
+
+
+def examine(name: str) -> dict[str, Any]:
+    """The answers for one architecture; or why there are none."""
+    (architecture,) = (one for one in architectures.ARCHITECTURES if one.name == name)
+    try:
+        return _answers(architecture.make())
+    except Exception as error:
+        return {"refused": f"{type(error).__name__}: {error}".split("\n")[0]}
+
+
+def _answers(model: architectures.Model) -> dict[str, Any]:
+    target = np.argmax(model.value, -1)
+    explanation = relevance(model.function, model.x, target)
+    base = np.asarray(explanation.relevance)
+    book = ledger(model.function, model.x, target)
+    names = [row[0] for row in plan(model.function, model.x).rows if row[1] in {"dense", "conv"}]
+
+    def same(function: Callable[[Any], Any], x: Any) -> bool:
+        again = np.asarray(relevance(function, x, target).relevance)
+        return bool(abs(again - base).max() <= 1e-3 * abs(base).max())
+
+    found = {
+        "value": bool(abs(explanation.output - model.value).max() <= 1e-4 * abs(model.value).max()),
+        "finite": bool(np.isfinite(base).all() and base.any()),
+        "ledger": bool(abs(book.unaccounted) <= 1e-4 * max(abs(row.arrived) for row in book.rows)),
+        "names": all(name.rstrip("'") in model.layers for name in names),
+        "jit": same(jax.jit(model.function), model.x),
+    }
+    if model.x.dtype.kind == "f":
+        found["units"] = same(lambda x: model.function(x / 255), 255 * model.x)
+    return found | {"layers": len(names), "arrived": float(book.inputs / book.explained)}
+
+
+def examine_apart(name: str) -> dict[str, Any]:
+    """As `examine`, in a process of its own."""
+    command = [sys.executable, "-P", "-W", "ignore", __file__, "--print", name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return {"refused": done.stderr.strip().splitlines()[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _write(rows: dict[str, dict[str, Any]]) -> None:
+    listed = [one for one in architectures.ARCHITECTURES if one.name in rows]
+    versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    record = {
+        "versions": versions,
+        "rows": [{"name": one.name, "library": one.library, **rows[one.name]} for one in listed],
+    }
+    (MEASURED / "architectures.json").write_text(json.dumps(record, indent=1) + "\n")
+    lines = [
+        "| library | architecture | layers | " + " | ".join(QUESTIONS.values()) + " | reaches the input |",
+        "| --- | --- | ---: |" + " :---: |" * len(QUESTIONS) + " ---: |",
+    ]
+    for row in record["rows"]:
+        start = f"| {row['library']} | {row['name']} "
+        if "refused" in row:
+            lines.append(start + "| |" + " |" * len(QUESTIONS) + " refused |")
+            continue
+        marks = (("yes" if row[question] else "no") if question in row else "" for question in QUESTIONS)
+        lines.append(start + f"| {row['layers']} | " + " | ".join(marks) + f" | {100 * row['arrived']:.0f} % |")
+    lines += ["", ", ".join(f"{package} {number}" for package, number in versions.items()) + "."]
+    (MEASURED / "architectures.md").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Examines what is named on the command line."""
+    if sys.argv[1:2] == ["--print"]:
+        print(json.dumps(examine(sys.argv[2])))
+        return
+    path = MEASURED / "architectures.json"
+    rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    for name in sys.argv[1:] or [one.name for one in architectures.ARCHITECTURES]:
+        rows[name] = examine_apart(name)
+        print(name, rows[name], flush=True)
+        _write(rows)
+
+
+if __name__ == "__main__":
+    main()
