@@ -10,7 +10,7 @@ CACHED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MI
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test test-book test-browser test-accessibility test-pdf pdf lab nightly lint test-doors bench bench-peers bench-accelerator versions coverage mutation constraints clean
+.PHONY: help book test test-book test-browser test-accessibility test-pdf test-notebooks test-doors pdf lab nightly lint bench bench-peers bench-accelerator versions coverage mutation constraints clean
 
 help:  ## Say what there is (the default)
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
@@ -32,6 +32,9 @@ test-accessibility: $(VENV)/installed-book,dev book  ## Check every page of the 
 
 test-pdf: $(VENV)/installed-book,dev pdf  ## Print the book and test the PDF
 	@$(BIN)/pytest -rs -m browser tests/book/test_pdf.py
+
+test-notebooks: $(VENV)/installed-book,dev book  ## Run every notebook of the book from top to bottom, outside of the repository
+	@$(BIN)/pytest -rs -m notebooks tests/book/test_notebooks.py
 
 nightly: $(VENV)/installed-book,dev  ## Run all cases of all tests, with 2000 random programs and networks
 	@FUZZ_PROGRAMS=$${FUZZ_PROGRAMS:-2000} $(CACHED) $(BIN)/pytest --numprocesses auto --dist loadfile

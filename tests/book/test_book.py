@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jupytext
-import nbformat
 import pytest
 import yaml
 from jupyter_cache import get_cache
@@ -239,38 +238,6 @@ def test_pages_find_the_data_from_any_folder():
     assert [page for page in EXECUTED if re.search(r"""["'](\./)?data/""", (ROOT / f"{page}.md").read_text())] == []
     command = [sys.executable, "-c", "import lrp_book; assert (lrp_book.DATA / 'mnist').is_dir()"]
     subprocess.run(command, check=True, cwd="/", env=os.environ | {"PYTHONPATH": str(BOOK)})
-
-
-@pytest.fixture
-def chapter(tmp_path):
-    """A chapter as myst-nb writes it when its outputs are in the cache."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# One"), nbformat.v4.new_code_cell("1")])
-    nbformat.write(notebook, tmp_path / "one.ipynb")
-    notebook.cells[1].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "1"}, execution_count=1)]
-    cache = get_cache(tmp_path / "cache")
-    cache.cache_notebook_bundle(CacheBundleIn(notebook, "one.md"), check_validity=False)
-    return tmp_path / "one.ipynb"
-
-
-def test_downloaded_chapter_has_the_outputs_that_the_cache_holds(chapter):
-    published = extension("notebook_download").published_notebook(chapter, str(chapter.parent / "cache"))
-    nbformat.validate(published)
-    assert published.cells[-1].outputs[0].data["text/plain"] == "1"
-
-
-def test_downloaded_chapter_installs_the_package_from_where_it_is_published(chapter, monkeypatch):
-    monkeypatch.setenv("LRP_JAX_URL", "https://git.example/someone/book")
-    published = extension("notebook_download").published_notebook(chapter, str(chapter.parent / "cache"))
-    first = published.cells[0].source
-    assert "git clone --quiet --depth 1 https://git.example/someone/book " in first
-    assert first.index("import lrp_book") < first.index("except ImportError") < first.index("%pip install")
-    assert first.index("%pip install") < first.index('os.path.join(repository, "book")')
-
-
-def test_downloaded_chapter_of_an_unpublished_book_says_where_it_runs(chapter, monkeypatch):
-    monkeypatch.delenv("LRP_JAX_URL", raising=False)
-    published = extension("notebook_download").published_notebook(chapter, str(chapter.parent / "cache"))
-    assert "make lab" in published.cells[0].source
 
 
 def test_architecture_page_names_every_class_of_the_core():

@@ -53,16 +53,70 @@ def test_page_states_its_run_time(page):
     assert int("".join(filter(str.isdigit, sentence))) > 0
 
 
+@functools.cache
+def notebook(page):
+    """The notebook that the page offers."""
+    (link,) = html(page).select("a[href$='.ipynb']")
+    assert link.has_attr("download")
+    return nbformat.read((HTML / page).parent / link["href"], as_version=4)
+
+
+CODE_AND_FORMULAS = r"^```.*?^```|\$\$.*?\$\$|(`+)(?!`).*?(?<!`)\1(?!`)|\$[^$\n]+\$"
+
+
+def prose(page):
+    """The text of a notebook, without code and formulas."""
+    texts = "\n\n".join(cell.source for cell in notebook(page).cells if cell.cell_type == "markdown")
+    return re.sub(CODE_AND_FORMULAS, "", texts, flags=re.DOTALL | re.MULTILINE)
+
+
 @pytest.mark.parametrize("page", EXECUTED)
 def test_notebook_of_a_page_can_be_downloaded_with_its_figures(page):
-    (link,) = {link["href"] for link in html(page).select("a[href$='.ipynb']")}
-    notebook = nbformat.read((HTML / page).parent / link, as_version=4)
-    assert "import lrp_book" in notebook.cells[0].source
-    cells = [cell for cell in notebook.cells if "figure" in cell.metadata.get("mystnb", {})]
+    nbformat.validate(notebook(page))
+    cells = [cell for cell in notebook(page).cells if "figure" in cell.metadata.get("mystnb", {})]
     assert len(cells) == len(figure_cells(jupytext.read(ROOT / f"{page}.md").cells))
     for cell in cells:
         assert any("image/png" in output.get("data", {}) for output in cell.outputs)
-    assert any(cell.get("outputs") for cell in notebook.cells)
+    for caption in content(page).select("figure .caption-number"):
+        assert f"**{caption.text.strip()}.**" in prose(page)
+
+
+@pytest.mark.parametrize("page", EXECUTED)
+def test_text_of_a_notebook_is_whole(page):
+    text = "\n".join(cell.source for cell in notebook(page).cells if cell.cell_type == "markdown")
+    assert re.findall(r"\{[\w:.-]+\}`|^ *[`:]{3,}\{.*|<!--|\[\]\(|\]\(\)|scrapbook", text, re.MULTILINE) == []
+    addresses = re.findall(r"\]\(([^)]*)\)", prose(page))
+    assert [address for address in addresses if not address.startswith(("https://", "http://", "attachment:"))] == []
+    for cell in notebook(page).cells:
+        shown = {address.removeprefix("attachment:") for address in re.findall(r"\((attachment:[^)]*)\)", cell.source)}
+        assert shown == set(cell.get("attachments", {}))
+
+
+@pytest.mark.parametrize("page", EXECUTED)
+def test_notebook_says_what_the_page_says(page):
+    """Every word and number of the paragraphs of a page stands in its notebook, in the same order."""
+
+    def words(text):
+        return re.findall(r"\w+", text)
+
+    text = BeautifulSoup(str(content(page)), "html.parser")
+    for left_out in text.select(".math, .definition, .cell, .bibtex-citation, form, noscript, script, code, .sd-card"):
+        left_out.decompose()
+    have = iter(words(re.sub(r"\]\([^)]*\)|\\(?=\W)|_(?=\W)", " ", prose(page))))
+    for paragraph in text.select("section > p:not(.admonition-title)"):
+        assert [word for word in words(paragraph.text.replace("_", " ")) if word not in have] == []
+
+
+@pytest.mark.parametrize("page", EXECUTED)
+def test_numbers_of_the_text_are_computed_in_the_notebook(page):
+    assert [cell for cell in notebook(page).cells if cell.cell_type == "code" and "glue" in cell.source] == []
+    source = (ROOT / f"{page}.md").read_text()
+    named = set(re.findall(r"\{glue:text\}`([^`:]+):?([^`]*)`", source))
+    cells = [cell for cell in notebook(page).cells if "numbers" in cell.metadata.get("tags", [])]
+    shown = "\n".join(cell.source for cell in cells)
+    assert set(re.findall(r'^    \("(.*)", "(.*)"\),$', shown, re.MULTILINE)) == named
+    for line in "".join(cell.outputs[0].text for cell in cells).splitlines():
+        assert line.rpartition("  ")[2].strip() in prose(page)
 
 
 @pytest.mark.parametrize("page", PAGES)
