@@ -10,7 +10,8 @@ CACHED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MI
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test test-book test-browser test-accessibility test-pdf test-notebooks test-doors pdf lab nightly lint bench bench-peers bench-accelerator versions coverage mutation constraints clean
+.PHONY: help book test test-book test-browser test-accessibility test-pdf test-notebooks test-doors pdf lab nightly lint \
+	bench bench-peers bench-accelerator measure-composites versions coverage mutation constraints clean
 
 help:  ## Say what there is (the default)
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
@@ -56,6 +57,9 @@ lint: $(VENV)/installed-book,dev  ## Check style, format, types and the directio
 
 bench: $(VENV)/installed-book,dev  ## Time relevance as a ratio to the input gradient
 	@cd tests/benchmarks && for program in relevance accuracy devices tasks; do ../../$(BIN)/python $$program.py || exit; done
+
+measure-composites: $(VENV)/installed-book,dev  ## Measure what each composite keeps, how steady it is, and pixel flipping
+	@cd tests/benchmarks && ../../$(BIN)/python composites.py
 
 bench-peers: $(VENV)/installed-book,dev _build/peers/installed  ## Time relevance beside zennit, captum, autolrp and Quantus
 	@cd tests/benchmarks && ../../$(BIN)/python peers.py --python ../../_build/peers/bin/python

@@ -282,8 +282,7 @@ def first(code):
 
 
 def test_notebook_installs_what_it_needs_from_where_it_is_published(monkeypatch):
-    monkeypatch.setenv("GITHUB_SERVER_URL", "https://git.example")
-    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/book")
+    monkeypatch.setenv("LRP_JAX_URL", "https://git.example/someone/book")
     book = first("from lrp_book import datasets")
     assert "git clone --quiet --depth 1 https://git.example/someone/book " in book
     assert book.index("import lrp_book") < book.index("except ImportError") < book.index("%pip install")
@@ -294,7 +293,7 @@ def test_notebook_installs_what_it_needs_from_where_it_is_published(monkeypatch)
 
 
 def test_notebook_of_an_unpublished_book_says_what_it_needs(monkeypatch):
-    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    monkeypatch.delenv("LRP_JAX_URL", raising=False)
     assert "make lab" in first("import lrp_book")
     assert "pip install" in first("import lrp_jax")
     assert "lrp_book" not in first("import lrp_jax")
