@@ -1,38 +1,47 @@
 """Compilation for tests, most of whose time it takes.
 
-The default run has XLA optimise little, which takes half of the time; the nightly run compiles as users do. At level 0
-the gradient of a largest value among others may come out as not a number, without the library: `quick_jit`, which has
-that level, is for relevance that is compared with something else.
+The default run has XLA optimise nothing, which takes a third of the time; the nightly run compiles as users do. Without
+optimisation, a value that is computed twice may be fused into one multiply-add in one place and rounded in the other: a
+largest value is then equal to none of the values among which it was found, and its gradient is zero or not a number.
+So the default run keeps to AVX, which has no such instruction. Machines of other makers cannot, and optimise little.
+`quick_jit` optimises nothing by day and by night, and is for relevance that is compared with something else.
 `jit_by_day` is for what may be compiled or not: it is compiled in the default run, and computed operation by operation,
 which takes longer, in the nightly one.
 """
 
 import functools
 import os
+import platform
 
 import jax
 from nightly import NIGHTLY
 
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 QUICK = {
-    "xla_backend_optimization_level": 1,
+    "xla_backend_optimization_level": 0 if IS_X86 else 1,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+    **({"xla_cpu_max_isa": "AVX"} if IS_X86 else {}),
 }
 AS_USUAL = {
     "xla_backend_optimization_level": 3,
     "xla_llvm_disable_expensive_passes": False,
     "xla_cpu_use_fusion_emitters": True,
+    "xla_cpu_parallel_codegen_split_count": 32,
+    "xla_cpu_max_isa": "",
 }
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 jit_by_day = (lambda function: function) if NIGHTLY else jax.jit
 
 
-def as_flags(options: dict[str, int | bool]) -> str:
+def as_flags(options: dict[str, int | bool | str]) -> str:
     """Options of the compiler as flags of XLA."""
-    return " ".join(f"--{name}={str(value).lower()}" for name, value in options.items())
+    as_text = lambda value: str(value).lower() if isinstance(value, bool) else str(value)
+    return " ".join(f"--{name}={as_text(value)}" for name, value in options.items())
 
 
 def compile_quickly() -> None:
-    """Lets XLA optimise little in this process and those that it starts, unless flags of XLA are given."""
+    """Lets XLA optimise nothing in this process and those that it starts, unless flags of XLA are given."""
     os.environ.setdefault("XLA_FLAGS", as_flags(QUICK))

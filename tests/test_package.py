@@ -2,6 +2,7 @@
 
 import ast
 import email
+import os
 import re
 import subprocess
 import sys
@@ -125,7 +126,8 @@ np.testing.assert_allclose(maps, explain(x), rtol=1e-5, atol=1e-6)
 np.testing.assert_allclose(relevance(network, jax.device_put(x, sharding), 1).relevance,
                            relevance(network, x, 1).relevance, rtol=1e-5, atol=1e-6)
 """
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PATH": "", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    environment = {"XLA_FLAGS": flags, "PATH": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 

@@ -293,7 +293,7 @@ def test_iterable_that_has_grown(store):
 
 def environment(devices=1, cache=None):
     keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     cached = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
