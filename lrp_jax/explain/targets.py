@@ -88,8 +88,8 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[str, Any]:
     is_of_shape = isinstance(target, np.ndarray | jax.Array) and target.shape == shape
     if shape and shape[0] != samples and not (is_of_shape and len(shape) != 2):
         raise InputError(
-            f"The model returns {shape[0]} outputs for {samples} samples, of shape {shape}, but needs one for each, in the "
-            "first dimension. If x is one sample, pass x[None]; of anything else pass as target a function of the output."
+            f"The model returns {shape[0]} outputs for {samples} samples, of shape {shape}, but needs one for each, in "
+            "the first dimension. If x is one sample, pass x[None]; of anything else pass a function of the output."
         )
     if isinstance(target, ClassName):
         target = _index_of_class(target, shape)
