@@ -91,8 +91,8 @@ class Entries(Choice):
         Raises:
             InputError: If there are more places than dimensions, or a place is not in its dimension.
         """
+        super().check(shape)
         chosen: Any = np.ones(shape, bool)
-        self.check(shape)
         for axis, row in enumerate(self._rows(shape), 1):
             chosen = chosen & row.reshape(-1, *(1,) * (axis - 1), shape[axis], *(1,) * (len(shape) - axis - 1))
         return chosen
@@ -108,7 +108,7 @@ class Entries(Choice):
     def _places_of(self, shape: tuple[int, ...]) -> list[Place]:
         """A place for each dimension of a sample's output."""
         given = list(self.places)
-        if Ellipsis not in given:
+        if not any(place is Ellipsis for place in given):
             given.append(Ellipsis)
         missing = len(shape) - len(given)  # the samples have none
         if missing < 0:
@@ -116,7 +116,7 @@ class Entries(Choice):
                 f"{self} has {len(given) - 1} places, but the output has the shape {shape}: there is one for each "
                 f"dimension after the samples, {len(shape) - 1}."
             )
-        cut = given.index(Ellipsis)
+        cut = [place is Ellipsis for place in given].index(True)
         return [*given[:cut], *[slice(None)] * missing, *given[cut + 1 :]]
 
     def _row(self, place: Any, axis: int, shape: tuple[int, ...]) -> Any:
@@ -135,7 +135,7 @@ class Entries(Choice):
                 raise InputError(
                     f"{where}: an index in dimension {axis} is from 0 to {size - 1}, or negative from the end."
                 )
-        return np.arange(size) == (place % size).reshape(-1, 1)
+        return np.arange(size) == (place + size * (place < 0)).reshape(-1, 1)
 
 
 @dataclass(frozen=True, eq=False)

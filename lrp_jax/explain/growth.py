@@ -92,8 +92,8 @@ def account_line(explained: Any, relevance: Any) -> str:
         A sentence; empty if there is nothing to say, or the values are traced.
 
     Example:
-        >>> account_line(jnp.array([7.0]), jnp.array([[2.0, 3.0]]))
-        'Of 7 that are explained, 5 arrived at the input; lrp_jax.ledger says what kept the other 2.'
+        >>> account_line(jnp.array([5.0]), jnp.array([[2.0, 3.0]]))
+        'Of 5 that are explained, 5 arrived at the input.'
     """
     leaves = jax.tree.leaves((explained, relevance))
     if explained is None or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
@@ -103,7 +103,8 @@ def account_line(explained: Any, relevance: Any) -> str:
     line = f"Of {start:.4g} that are explained, {end:.4g} arrived at the input"
     missing = start - end
     is_there = abs(missing) > 1e-3 * max(abs(start), abs(end))
-    return line + (f"; lrp_jax.ledger says what kept the other {missing:.4g}." if is_there else ".")
+    rest = f"; lrp_jax.ledger says how much of the other {missing:.4g} biases, constants and epsilon kept"
+    return f"{line}{rest if is_there else ''}."
 
 
 def report_flow(

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 from jax.extend.core import Primitive
 
-from lrp_jax.composites import Rules, as_composite
+from lrp_jax.composites import Composite, Rules, as_composite
 from lrp_jax.core.forms import Form
 from lrp_jax.core.inference import Inference
 from lrp_jax.core.kinds import KINDS
-from lrp_jax.core.plan import Piece, Plan
+from lrp_jax.core.plan import Piece, Plan, names_of
 from lrp_jax.core.planner import make_plan
 from lrp_jax.core.primitives import summary_of
 from lrp_jax.core.trace import explaining
@@ -146,10 +146,14 @@ def plan(
     title = f"Plan: {layers} layer{'s' * (layers != 1)}"
     if shared:
         title += f", {shared} product{'s' * (shared != 1)} of which each factor gets a part"
-    chosen = {id(treatment) for treatment in composite.treatments.values()}
-    chosen.add(id(looked_up))
-    decisions = (piece.layer is not None or _is_shared(piece) or id(piece.treatment) in chosen for piece in pieces)
+    decisions = (_is_decision(piece, composite) for piece in pieces)
     return PlanTable(title, ("path", "kind", "shape", "rule", "form", "input"), rows, tuple(decisions))
+
+
+def _is_decision(piece: Piece, composite: Composite) -> bool:
+    """Whether a plan shows it at first: see `PlanTable`."""
+    is_named = any(composite.treatments.get(name) is piece.treatment for name in names_of(piece))
+    return piece.layer is not None or piece.treatment is looked_up or _is_shared(piece) or is_named
 
 
 def _is_shared(piece: Piece) -> bool:

@@ -81,14 +81,15 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[str, Any]:
     shape = getattr(output, "shape", None)
     if shape is None:
         raise InputError(
-            f"The model returns {jax.tree.map(lambda leaf: leaf.shape, output)}, and no single array. Pass as target a "
-            "function of the output that returns what is to be explained, such as lambda output: output['logits']."
+            "A target of this kind needs one array as output, such as (samples, classes), but the model returns "
+            f"{jax.tree.map(lambda leaf: leaf.shape, output)}. Pass a function of the output that returns what is to "
+            "be explained, such as lambda output: output['logits']."
         )
     is_of_shape = isinstance(target, np.ndarray | jax.Array) and target.shape == shape
     if shape and shape[0] != samples and not (is_of_shape and len(shape) != 2):
         raise InputError(
-            f"The model returns {shape[0]} outputs for {samples} samples, but needs one for each, in the first "
-            "dimension. If x is one sample, pass x[None]; of anything else pass as target a function of the output."
+            f"The model returns {shape[0]} outputs for {samples} samples, of shape {shape}, but needs one for each, in "
+            "the first dimension. If x is one sample, pass x[None]; of anything else pass a function of the output."
         )
     if isinstance(target, ClassName):
         target = _index_of_class(target, shape)

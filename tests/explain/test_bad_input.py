@@ -34,6 +34,7 @@ from lrp_jax import (
     plotting,
     relevance,
     rules,
+    target,
     treatments,
 )
 from lrp_jax.core.forms import Form
@@ -297,6 +298,31 @@ CASES = {
     "A mask has another shape than the output": (
         lambda: explain(network, target=jnp.ones((5, 4))),
         r"\(5, 3\), but it has \(5, 4\)",
+    ),
+    "A rule or a composite is in the place of the target": (
+        lambda: explain(network, target=rules.Zero()),
+        r"Did you mean rules=Zero\(bias='absorb'\)\?",
+    ),
+    "A class is in the place of the rules": (lambda: relevance(network, X, None, 2), r"Did you mean target=2\?"),
+    "No class, or more than one, has the name in `target.name`": (
+        lambda: explain(network, target=target.name("tabbi", ["tabby", "lynx"])),
+        r"No class has the name 'tabbi'. Did you mean 'tabby'\?",
+    ),
+    "`target.name` has another number of classes than the output": (
+        lambda: explain(network, target=target.name("lynx", ["tabby", "lynx"])),
+        "There are 2 names, but the model returns 3 classes",
+    ),
+    "`target.at` has more places than the output has dimensions, or an index that there is not": (
+        lambda: explain(network, target=target.at[3]),
+        r"target.at\[3\] does not fit .*\(5, 3\): an index in dimension 1 is from 0 to 2",
+    ),
+    "The array in `target.mask` does not broadcast to the output": (
+        lambda: explain(network, target=target.mask(jnp.ones(4))),
+        r"\(4,\), and broadcasts neither to the output's, \(5, 3\), nor to that of one sample's output, \(3,\)",
+    ),
+    "The output has more dimensions, and the target is a class": (
+        lambda: explain(lambda x: network(x)[..., None], target=2),
+        r"choose an entry with target.at\[2, 0\]",
     ),
     "A hidden layer does not exist": (
         lambda: explain(network, at=["head"]),
@@ -581,6 +607,10 @@ CASES = {
     "Relevance grows more than 1,000-fold on its way": (
         lambda: explain(lambda x: x @ CANCELLING, jnp.ones((1, 4)), 0, rules.Zero()),
         r"sample 0 has .* times .*dense_0 \(dense\), where it grows",
+    ),
+    "Less than 5 % of what is explained arrives at the input": (
+        lambda: explain(lambda x: network(x) + 1e4, X, 0, rules.Zero()),
+        "Relevance vanishes: .* that are explained arrive at the input, .*lrp_jax.ledger",
     ),
     "A ledger that does not close": (
         lambda: ledger(jnp.tanh, X, 0, composites.with_treatment(rules.Zero(), "tanh", NOT_FINITE)),
@@ -1281,9 +1311,9 @@ def test_what_is_no_batch_norm_is_not_refused(name):
 
 def test_what_a_target_picks_does_not_hide_batch_statistics():
     labels = jnp.array([0, 2, 1, 0, 1])
-    for target in (lambda out: out[jnp.arange(5), labels], lambda out: ADJACENCY[:5, :5] @ out):
+    for picked in (lambda out: out[jnp.arange(5), labels], lambda out: ADJACENCY[:5, :5] @ out):
         with pytest.raises(ModelError, match="statistics of this batch"):
-            relevance(lambda x: batch_norm(x) @ WEIGHT, X, target)
+            relevance(lambda x: batch_norm(x) @ WEIGHT, X, picked)
 
 
 @pytest.mark.sampled(3)

@@ -152,7 +152,10 @@ def test_line_agrees_with_the_ledger():
     network = biased(3.0)
     explanation, book = relevance(network, X, 0, rules.Zero()), ledger(network, X, 0, rules.Zero())
     line = account_line(explanation.explained, explanation.relevance)
-    assert line == "Of 16 that are explained, 10 arrived at the input; lrp_jax.ledger says what kept the other 6."
+    assert line == (
+        "Of 16 that are explained, 10 arrived at the input; lrp_jax.ledger says how much of the other 6 biases, "
+        "constants and epsilon kept."
+    )
     assert (book.explained, book.inputs, book.bias) == (16.0, 10.0, 6.0)
     assert line in explanation._repr_html_()
     whole = relevance(biased(0.0), X, 0, rules.Zero())

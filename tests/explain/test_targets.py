@@ -255,6 +255,9 @@ def test_place_may_be_traced():
     found = jax.vmap(lambda i: relevance(classes_last, X, target.at[i, 2, 1], rules.Zero()).relevance)(places)
     for i, row in enumerate(places.tolist()):
         np.testing.assert_allclose(found[i], by_hand(box(slice(None), row, 2, 1)), rtol=1e-5, atol=1e-6)
+    each = jnp.array([0, 3, -1])
+    of_each = jax.jit(lambda i: relevance(classes_last, X, target.at[i, ..., 1], rules.Zero()).relevance)(each)
+    np.testing.assert_allclose(of_each, by_hand(box(EACH, [0, 3, 4], slice(None), 1)), rtol=1e-5, atol=1e-6)
 
 
 def dense(x):
