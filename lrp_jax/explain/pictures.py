@@ -16,7 +16,7 @@ from lrp_jax.errors import ArrayError
 from lrp_jax.explain.display import Classes, Picture, class_names, largest, of_largest_output, picture_for
 from lrp_jax.plotting.arrays import NUMBERS_OF_CHANNELS, PERCENTILE, as_texts, channels_last, colour_limit, finite
 from lrp_jax.plotting.figures import new_figure
-from lrp_jax.plotting.images import draw_grid, sizes_of
+from lrp_jax.plotting.images import LARGEST_NUMBER, draw_grid, sizes_of
 from lrp_jax.plotting.series import channels_first, draw_strips
 from lrp_jax.plotting.series import height_of as height_of_strips
 from lrp_jax.plotting.text import as_shown, draw_words, sum_of_embedding
@@ -25,7 +25,6 @@ from lrp_jax.plotting.text import height_of as height_of_words
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_SAMPLES = 8
 _WIDTH = 7.0  # of series and texts, in inches
 _TITLE = 0.25  # the height of a title, in inches
 
@@ -89,7 +88,7 @@ def _chosen(samples: Sequence[int] | None, number: int) -> list[int]:
     if not number:
         raise ArrayError("The explanation has no samples: there is nothing to draw.")
     if samples is None:
-        return list(range(min(number, MOST_SAMPLES)))
+        return list(range(min(number, LARGEST_NUMBER)))
     if not isinstance(samples, Sequence | np.ndarray | jax.Array) or isinstance(samples, str) or not len(samples):
         raise ArrayError(f"samples must be a list of indices, such as [0], but it is {kind_of(samples)}.")
     chosen = [as_count(sample, "A sample", least=0, error=ArrayError) for sample in samples]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lrp_jax.core.arguments import kind_of
 from lrp_jax.errors import InputError, import_extra
@@ -62,6 +66,23 @@ def check_colormap(colormap: Any) -> None:
         import_extra("matplotlib", "plot").colormaps.get_cmap(colormap)
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(f"colormap must be the name of a colour map of matplotlib: {error}.") from error
+
+
+def add_bar(
+    figure: Any, drawn: Any, axes: Sequence[Axes], values: NDArray[Any], label: str = "relevance", aspect: float = 20
+) -> None:
+    """Adds a colour bar beside some axes, which ends in points if there are values beyond its colours.
+
+    Args:
+        figure: The figure, or a part of one.
+        drawn: A map in the colours of the bar.
+        axes: The axes.
+        values: All that is drawn in them.
+        label: The text beside the bar.
+        aspect: The ratio of its height and width.
+    """
+    is_cut = np.abs(values).max() > drawn.get_clim()[1]
+    figure.colorbar(drawn, ax=axes, label=label, pad=0.02, aspect=aspect, extend="both" if is_cut else "neither")
 
 
 def only_a_frame(ax: Axes) -> None:

@@ -22,7 +22,7 @@ from lrp_jax.plotting.arrays import (
     sum_of_channels,
     white_of,
 )
-from lrp_jax.plotting.figures import check_axes, check_colormap, new_figure, only_a_frame
+from lrp_jax.plotting.figures import add_bar, check_axes, check_colormap, new_figure, only_a_frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +68,8 @@ def heatmap(
         relevance: Relevance of shape (H, W), (H, W, C) or (C, H, W), of which the sum over the channels is drawn, in
             the unit of the explained output. Or an explanation of images, of which the first eight maps are drawn.
         ax: The axes to draw one map into. If None, a new figure with a colour bar.
-        limit: The absolute relevance that gets the strongest colour, positive. The largest absolute value if None.
+        limit: The absolute relevance that gets the strongest colour, positive. If None, the largest absolute value in
+            axes, and in a new figure that below which are 99 % of the pixels, as in `overlay`.
         colormap: Name of a diverging matplotlib colour map.
         channel_axis: Which axis of a map holds the channels, as NumPy counts: -1 for (H, W, C), 0 for (C, H, W). If
             None, the first or the last, if one alone of them has 1 or 3 entries.
@@ -90,7 +91,7 @@ def heatmap(
         (-2.0, 2.0)
     """
     maps = _maps_of(relevance, channel_axis)
-    limit = colour_limit(maps, limit)
+    limit = colour_limit(maps, limit, PERCENTILE if ax is None else 100)
     check_colormap(colormap)
     if ax is not None:
         return _draw_map(_one(maps), ax, limit, colormap)
@@ -100,7 +101,7 @@ def heatmap(
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
     for one, place in zip(maps, axes, strict=True):
         drawn = _draw_map(one, place, limit, colormap)
-    figure.colorbar(drawn, ax=list(axes), label="relevance", pad=0.02)
+    add_bar(figure, drawn, list(axes), maps)
     return figure
 
 
@@ -193,7 +194,7 @@ def overlay(
     drawn.set(alpha=np.clip(np.abs(values) / limit, 0, 1), extent=extent)
     if figure is None:
         return drawn
-    figure.colorbar(drawn, ax=ax, label="relevance", pad=0.02)
+    add_bar(figure, drawn, [ax], values)
     return figure
 
 
@@ -289,7 +290,7 @@ def draw_grid(
         for ax, one in zip(row_axes, maps, strict=True):
             drawn = _draw_map(one, ax, limits[name], colormap)
         row_axes[0].set_ylabel(name)
-        figure.colorbar(drawn, ax=list(row_axes), label=colorbar_label, aspect=aspect, pad=0.02)
+        add_bar(figure, drawn, list(row_axes), maps, colorbar_label, aspect)
 
 
 _Rows: TypeAlias = dict[str, NDArray[Any]]  # the maps, by the name of their row

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lrp_jax.errors import ArrayError
 from lrp_jax.plotting.arrays import COLORMAP, PERCENTILE, as_axis, as_texts, colour_limit, finite
-from lrp_jax.plotting.figures import check_colormap, new_figure, only_a_frame
+from lrp_jax.plotting.figures import add_bar, check_colormap, new_figure, only_a_frame
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,4 +147,4 @@ def draw_strips(
             ax.set_xlim(-0.5, steps - 0.5)
         if names is not None and are_few:
             ax.set_ylabel(names[i], rotation=0, ha="right", va="center", parse_math=False)
-    figure.colorbar(drawn, ax=list(axes), label="relevance", pad=0.01, aspect=8)
+    add_bar(figure, drawn, list(axes), maps, aspect=8)

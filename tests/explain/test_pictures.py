@@ -417,3 +417,22 @@ def test_hint_names_the_package(monkeypatch, module, package):
 def test_colormap_that_there_is_not_is_refused(draw):
     with pytest.raises(InputError, match="colormap must be the name of a colour map"):
         draw(np.ones(9), np.ones(9), colormap="rainbows")
+
+
+def test_colour_bar_ends_in_points_where_relevance_is_cut_off():
+    images = np.ones((1, 4, 5))
+    for scale, extend in ((2.0, "both"), ("row", "neither")):
+        figure = grid(images, 3 * images, ["a"], scale=scale)
+        assert figure.axes[1].images[0].colorbar.extend == extend
+
+
+def test_limit_of_a_new_figure_is_a_percentile_and_that_in_axes_the_largest_value():
+    values = np.arange(1000.0).reshape(20, 50)
+    assert heatmap(values).axes[0].images[0].get_clim()[1] == 990
+    assert heatmap(values, Figure().subplots()).get_clim()[1] == 999
+
+
+def test_ipython_shows_a_figure_as_a_picture():
+    formatter = pytest.importorskip("IPython.core.formatters").DisplayFormatter()
+    data, _ = formatter.format(grid(np.ones((1, 4, 5)), np.ones((1, 4, 5)), ["a"]))
+    assert data["image/png"][:4] == b"\x89PNG"
