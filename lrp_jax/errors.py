@@ -3,6 +3,19 @@
 import importlib
 from types import ModuleType
 
+__all__ = [
+    "ArrayError",
+    "InputError",
+    "LRPError",
+    "LRPWarning",
+    "MissingExtraError",
+    "ModelError",
+    "RuleError",
+    "SelectorError",
+    "StoreError",
+    "UnsupportedOperationError",
+]
+
 
 class LRPError(Exception):
     """Base of every error that lrp_jax raises."""

@@ -99,12 +99,28 @@ def test_jax_and_flax_are_reached_through_their_public_modules(path):
     assert unstable <= {"jax.core", "jax.core.Tracer"} | (OF_A_PRIMITIVE if path.stem == "forms" else set())
 
 
-def test_code_of_the_readme_runs_as_it_stands():
+def test_code_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
     names = {}
     exec(code, names)
     np.testing.assert_allclose(names["explained"](names["x"]), names["model"](names["x"]), rtol=1e-6)
     assert names["explanation"].relevance.shape == names["x"].shape
+    assert (tmp_path / "explained.png").stat().st_size > 1000
+
+
+def test_readme_names_the_oldest_versions():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {"Python": project["requires-python"]}
+    for requirement in [*project["dependencies"], *project["optional-dependencies"]["book"]]:
+        name, *oldest = re.split(r"(?=>=)", requirement)
+        required[name] = oldest[0] if oldest else ""
+    rows = re.findall(
+        r"^\| (Python|jax|flax)\b[^|]*\| (\S+) or newer \|", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    assert {name: f">={oldest}" for name, oldest in rows} == {
+        name: required[name] for name in ("Python", "jax", "flax")
+    }
 
 
 def test_sharded_input_gives_the_same_maps():

@@ -5,8 +5,10 @@ import base64
 import gzip
 import hashlib
 import importlib.util
+import inspect
 import itertools
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -20,6 +22,8 @@ from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from myst_nb.core.read import read_myst_markdown_notebook
 from pybtex.database import parse_file
+
+import lrp_jax
 
 ROOT = Path(__file__).parents[2]
 BOOK = ROOT / "book"
@@ -245,3 +249,82 @@ def test_architecture_page_names_every_class_of_the_core():
     trees = [ast.parse(path.read_text()) for path in (ROOT / "lrp_jax" / "core").glob("*.py")]
     classes = {node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     assert {name for name in classes if not name.startswith("_") and f"`{name}`" not in text} == set()
+
+
+def test_every_public_name_has_a_page():
+    """Whatever the modules of the library offer, and whoever adds to them."""
+    reference = extension("reference_pages")
+    pages = reference.pages((BOOK / "api.md").read_text())
+    documented = {entry.home for on_it in pages.values() for _, entry in on_it}
+    modules = ["lrp_jax", *(f"lrp_jax.{module.name}" for module in pkgutil.iter_modules(lrp_jax.__path__))]
+    public = [module for module in modules if module not in {"lrp_jax.core", "lrp_jax.explain"}]
+    assert len(public) > 8
+    for module in map(importlib.import_module, public):
+        names = getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")])
+        for name in names:
+            value = getattr(module, name)
+            own = getattr(module, "__all__", None) or getattr(value, "__module__", None) == module.__name__
+            if (inspect.isclass(value) or inspect.isfunction(value)) and own:
+                assert f"{value.__module__}.{value.__qualname__}" in documented, f"{module.__name__}.{name}"
+
+
+MODULE = """
+class Ledger:
+    'Where it went.'
+def ledger():
+    'Accounts for it. And more.'
+def _private(): ...
+limit = 3
+'The largest | of all.'
+"""
+
+
+@pytest.fixture
+def reference(tmp_path, monkeypatch):
+    """The extension that makes the pages of the reference, for a small package."""
+    (tmp_path / "lrp_small.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "lrp_small", raising=False)
+    yield extension("reference_pages")
+    sys.modules.pop("lrp_small", None)
+
+
+INDEX = "# The library\n\n## Small things\n\n```{names} lrp_small\n```\n"
+
+
+def test_a_public_name_gets_a_page_by_itself_and_what_differs_in_its_case_shares_one(reference):
+    pages = reference.pages(INDEX)
+    names = {title: [entry.name for _, entry in on_it] for title, on_it in pages.items()}
+    assert names == {
+        "lrp_small.ledger": ["lrp_small.ledger", "lrp_small.Ledger"],
+        "lrp_small.limit": ["lrp_small.limit"],
+    }
+    page = reference.written("lrp_small.ledger", pages["lrp_small.ledger"])
+    assert "# lrp_small.ledger\n\n[The library](../api.md) / Small things\n" in page
+    assert page.index(".. autofunction:: lrp_small.ledger") < page.index(
+        ".. autoclass:: lrp_small.Ledger\n   :members:"
+    )
+
+
+def test_the_page_of_the_library_has_a_line_for_each_name(reference):
+    source = [INDEX]
+    reference.list_names(None, "book/api", source)
+    assert "| [`ledger`](api/lrp_small.ledger.md) | Accounts for it. |" in re.sub("<[^>]*>", "", source[0])
+    assert "| [`Ledger`](api/lrp_small.ledger.md) | Where it went. |" in re.sub("<[^>]*>", "", source[0])
+    assert (
+        '<span id="lrp_small.limit"></span>[`limit`](api/lrp_small.limit.md) | The largest \\| of all. |' in source[0]
+    )
+
+
+@pytest.fixture(scope="module")
+def page_weight():
+    return extension("page_weight")
+
+
+def test_icons_that_no_page_shows_are_taken_out(page_weight):
+    bars, bolt = 'bars:[448,512,[],"f0c9","M0 96"],', '"bolt-alt":[448,512,[9889,"zap"],"f0e7","M1"],'
+    script = f'i={{{bars}{bolt}cat:[5,6,[],"f6be",["a","b"]]}};'
+    assert page_weight.script_with(script, {"bars"}) == f"i={{{bars}}};"
+    assert page_weight.script_with(script, {"zap"}) == f"i={{{bolt}}};"
+    sheet = '.fa-bars:before,.fa-navicon:before{content:"x"}.fa-cat:before{content:"y"}a{b:c}'
+    assert page_weight.sheet_with(sheet, {"navicon"}) == '.fa-bars:before,.fa-navicon:before{content:"x"}a{b:c}'

@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import itertools
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -12,7 +14,8 @@ from test_built_book import HTML
 
 pytestmark = pytest.mark.browser
 
-FILES = [*PAGES, "genindex", "prf-prf", "py-modindex", "search"]
+OF_THE_REFERENCE = ["book/api/lrp_jax.relevance", "book/api/lrp_jax.Explanation", "book/api/lrp_jax.ledger"]
+FILES = [*PAGES, *OF_THE_REFERENCE, "genindex", "prf-prf", "py-modindex", "search"]
 MODES = ["light", "dark"]
 HEIGHTS = {1280: 900, 390: 844}
 PAPER = 703  # CSS pixels: the width of A4 between margins of 12 mm
@@ -199,4 +202,52 @@ def test_first_page_leads_into_the_book(browser):
     with opened(browser, "search") as (page, complaints, _):
         page.goto((HTML / "index.html").as_uri())
         page.wait_for_url("**/book/index.html")
+    assert complaints == []
+
+
+def test_front_page_loads_less_than_a_megabyte(browser):
+    with opened(browser, "book/index") as (page, _, requests):
+        page.wait_for_load_state("networkidle")
+        files = {Path(unquote(urlsplit(url).path)) for url in requests if url.startswith("file:")}
+    assert any(file.suffix in {".jpg", ".png"} for file in files)
+    assert sum(file.stat().st_size for file in files) < 1_000_000
+
+
+FORMER = {
+    "lrp_jax.relevance": "lrp_jax.relevance.html#lrp_jax.relevance",
+    "lrp_jax.explain.relevance.relevance": "lrp_jax.relevance.html#lrp_jax.relevance",
+    "lrp_jax.explain.ledger.Ledger.verdict": "lrp_jax.ledger.html#lrp_jax.Ledger.verdict",
+    "lrp_jax.core.forms.Form": "lrp_jax.rules.Form.html#lrp_jax.rules.Form",
+}
+
+
+@pytest.mark.parametrize("anchor", FORMER)
+def test_former_links_into_the_reference_lead_to_the_page_of_the_name(browser, anchor):
+    with opened(browser, "book/api") as (page, complaints, _):
+        page.goto("about:blank")
+        page.goto(f"{(HTML / 'book' / 'api.html').as_uri()}#{anchor}")
+        page.wait_for_url(f"**/api/{FORMER[anchor]}")
+        assert page.evaluate("document.getElementById(decodeURIComponent(location.hash.slice(1))) !== null")
+    assert complaints == []
+
+
+SEARCHED = {
+    "BatchNorm": "Recipes",
+    "segmentation": "Recipes",
+    "install": "Recipes",
+    "save": "Recipes",
+    "photograph": "Recipes",
+    "LSTM": "Recipes",
+    "zennit": "Coming from",
+    "pixel_flipping": "pixel_flipping",
+}
+
+
+@pytest.mark.parametrize("word", SEARCHED)
+def test_search_finds_what_a_user_looks_for(browser, word):
+    with opened(browser, "search") as (page, complaints, _):
+        page.goto(f"{(HTML / 'search.html').as_uri()}?q={word}")
+        expect(page.locator("#search-results")).to_contain_text("Search finished")
+        first = page.locator("#search-results li a").all_inner_texts()[:6]
+    assert any(SEARCHED[word] in title for title in first), first
     assert complaints == []

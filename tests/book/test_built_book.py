@@ -9,7 +9,7 @@ import jupytext
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from test_book import CHAPTERS, EXECUTED, GUIDES, PAGES, ROOT, figure_cells
+from test_book import CHAPTERS, EXECUTED, GUIDES, PAGES, ROOT, extension, figure_cells
 
 pytestmark = pytest.mark.book
 
@@ -61,6 +61,7 @@ def notebook(page):
     return nbformat.read((HTML / page).parent / link["href"], as_version=4)
 
 
+PICTURES = {"image/svg+xml", "image/png", "image/jpeg", "text/html"}
 CODE_AND_FORMULAS = r"^```.*?^```|\$\$.*?\$\$|(`+)(?!`).*?(?<!`)\1(?!`)|\$[^$\n]+\$"
 
 
@@ -76,7 +77,7 @@ def test_notebook_of_a_page_can_be_downloaded_with_its_figures(page):
     cells = [cell for cell in notebook(page).cells if "figure" in cell.metadata.get("mystnb", {})]
     assert len(cells) == len(figure_cells(jupytext.read(ROOT / f"{page}.md").cells))
     for cell in cells:
-        assert any("image/png" in output.get("data", {}) for output in cell.outputs)
+        assert any(PICTURES & set(output.get("data", {})) for output in cell.outputs)
     for caption in content(page).select("figure .caption-number"):
         assert f"**{caption.text.strip()}.**" in prose(page)
 
@@ -249,14 +250,50 @@ def test_terms_show_their_definition():
         assert shown.text.split() == entries[urlsplit(link["href"]).fragment].split()
 
 
+REFERENCE = [
+    f"book/api/{title}" for title in extension("reference_pages").pages((ROOT / "book" / "api.md").read_text())
+]
+
+
 def test_reference_links_every_function_and_class_to_its_source():
-    signatures = content("book/api").select("dl.py.function > dt, dl.py.class > dt")
-    assert len(signatures) > 50
-    for signature in signatures:
-        link = signature.select_one("a:has(.viewcode-link)")
-        path, _, name = link["href"].partition("#")
-        assert signature["id"].endswith(f".{name}")
-        assert name in anchors((HTML / "book" / path).resolve())
+    for page in REFERENCE:
+        signatures = content(page).select("dl.py > dt.sig:first-child")
+        described = [signature for signature in signatures if signature.find_parent("dl").find_parent("dl") is None]
+        assert described, page
+        for signature in described:
+            if "data" not in signature.find_parent("dl")["class"]:
+                path, _, name = signature.select_one("a:has(.viewcode-link)")["href"].partition("#")
+                assert signature["id"].endswith(f".{name}")
+                assert name in anchors((HTML / "book" / "api" / path).resolve())
+
+
+@pytest.mark.parametrize("page", REFERENCE)
+def test_page_of_the_reference_holds_together(page):
+    test_every_link_into_the_book_leads_somewhere(page)
+    test_every_reference_is_resolved(page)
+
+
+def test_library_page_leads_to_every_public_name_and_keeps_its_former_anchors():
+    rows = content("book/api").select(".names tbody tr")
+    assert len(rows) > 100
+    for row in rows:
+        page = (HTML / "book" / row.select_one("a")["href"]).resolve()
+        marks = [mark["id"] for mark in row.select("span[id]")]  # none where the name stands above, too
+        assert marks == [] or marks[0] in anchors(page)
+    former = {"lrp_jax.explain.relevance.relevance", "lrp_jax.core.transform.lrp", "lrp_jax.rules.Epsilon"}
+    assert former <= anchors(HTML / "book" / "api.html")
+
+
+def test_ledger_and_the_class_that_it_returns_share_a_page():
+    names = [path.name.lower() for path in (HTML / "book" / "api").glob("*.html")]
+    assert len(names) == len(set(names)) == len(REFERENCE)
+    assert {"lrp_jax.ledger", "lrp_jax.Ledger"} <= anchors(HTML / "book" / "api" / "lrp_jax.ledger.html")
+
+
+def test_formulas_are_typeset_where_there_are_some_and_mathjax_is_loaded_nowhere_else():
+    for path in everything("*.html"):
+        loads = any("mathjax" in script["src"] for script in parsed(path).select("script[src]"))
+        assert loads == bool(parsed(path).select(".math")), path
 
 
 def test_landing_page_has_three_doors():

@@ -1,3 +1,3 @@
-"""Keeps pytest from importing the script that needs zennit's own environment."""
+"""Keeps pytest from importing the scripts that need zennit's or Captum's own environment."""
 
-collect_ignore = ["make_zennit.py"]
+collect_ignore = ["make_conventions.py", "make_zennit.py"]
