@@ -102,6 +102,7 @@ _NEEDS_VALUES = (
 # What Flax says of a Linen module that has no variables.
 _ONLY_BOUND = "only accessible from inside 'init' or 'apply'"
 _UNBOUND = {"CallCompactUnboundModuleError", "CallSetupUnboundModuleError"}
+_NO_HASH = "__hash__ on modules that hold variables"
 _LACKS_COLLECTION = {"ScopeCollectionNotFound", "ApplyScopeInvalidVariablesTypeError"}
 # Errors of Flax that say the same: a module writes to its variables, or dropout asks for a key.
 _CHANGES_STATE = {"TraceContextError", "ModifyScopeVariableError", "InvalidRngError"}
@@ -124,28 +125,11 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         value = copied(*args, **kwargs)
     except LRPError:
         raise
-    except _NEEDS_VALUES as error:
-        raise ModelError(
-            f"The model needs the value of an array in Python{_line_of(error)}: in an if, a loop, float(), numpy or "
-            "a mask as an index. Relevance is propagated through the operations of JAX alone. Write it with jnp.where, "
-            "jax.lax.cond, jax.lax.scan or jnp."
-        ) from error
     except Exception as error:
-        if type(error).__name__ in _CHANGES_STATE:
-            raise ModelError(
-                f"The model is in training mode, or changes its state{_line_of(error)}: {error}. {HOW_TO_SWITCH}."
-            ) from error
-        if type(error).__name__ in _UNBOUND or _ONLY_BOUND in str(error) or _is_unbound(model):
-            raise ModelError(
-                f"The model is a Flax Linen module without its variables{_line_of(error)}. Pass "
-                "functools.partial(module.apply, variables), or module.bind(variables)."
-            ) from error
-        if type(error).__name__ in _LACKS_COLLECTION:
-            raise ModelError(
-                f"The variables of a Flax Linen module lack a collection: {error}. They are all that module.init has "
-                'returned: functools.partial(module.apply, {"params": params, ...}).'
-            ) from error
-        raise
+        refusal = _refusal(model, error)
+        if refusal is None:
+            raise
+        raise refusal from error
     if changed := _changed_numbers(before, model, copied):
         raise ModelError(
             f"The model changes its state while it runs: {', '.join(changed)}. It is in training mode, or keeps a "
@@ -161,6 +145,37 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             "return what you need; jax.debug.print shows values on the way."
         )
     return value
+
+
+def _refusal(model: Callable[..., Any], error: Exception) -> ModelError | None:
+    """What an error that a model has raised means, and what to do; None if nothing is known of it."""
+    if isinstance(error, _NEEDS_VALUES):
+        return ModelError(
+            f"The model needs the value of an array in Python{_line_of(error)}: in an if, a loop, float(), numpy or "
+            "a mask as an index. Relevance is propagated through the operations of JAX alone. Write it with jnp.where, "
+            "jax.lax.cond, jax.lax.scan or jnp."
+        )
+    kind = type(error).__name__
+    if kind in _CHANGES_STATE:
+        return ModelError(
+            f"The model is in training mode, or changes its state{_line_of(error)}: {error}. {HOW_TO_SWITCH}."
+        )
+    if kind in _UNBOUND or _ONLY_BOUND in str(error) or _is_unbound(model):
+        return ModelError(
+            f"The model is a Flax Linen module without its variables{_line_of(error)}. Pass "
+            "functools.partial(module.apply, variables), or module.bind(variables)."
+        )
+    if kind in _LACKS_COLLECTION:
+        return ModelError(
+            f"The variables of a Flax Linen module lack a collection: {error}. They are all that module.init has "
+            'returned: functools.partial(module.apply, {"params": params, ...}).'
+        )
+    if _NO_HASH in str(error):
+        return ModelError(
+            "The model is a Flax Linen module that is bound to its variables, under jax.jit, which takes no such "
+            "module. Leave jax.jit out, or pass jax.jit(lambda x: module.apply(variables, x))."
+        )
+    return None
 
 
 def _is_unbound(model: Any) -> bool:

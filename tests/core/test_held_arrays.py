@@ -75,6 +75,17 @@ def test_search_ends_where_things_hold_each_other():
     assert [name for name, _ in held_arrays.arrays_of(lambda: first)] == ["second.array"]
 
 
+def test_search_does_not_lose_itself_in_a_module_of_torch():
+    module = type("Module", (), {"__module__": "torch.nn"})()
+    module.registry = [object() for _ in range(held_arrays._AT_MOST)]
+    weights = {"layer1.0.conv1": {"weight": jnp.ones((2, 3))}}
+
+    def function(x):
+        return x @ weights["layer1.0.conv1"]["weight"] if module else x
+
+    assert found(function) == [((2, 3), ("layer1.0.conv1.weight", True))]
+
+
 def test_array_that_is_held_twice_is_taken_out_once():
     weight = jnp.ones((2, 2))
     inner = jax.jit(lambda x: x @ weight)

@@ -75,18 +75,36 @@ def tokens(vocabulary: int = 100) -> np.ndarray:
 
 
 def torchvision(
-    name: str, size: int = SIZE, read: Callable[[Any], Any] = lambda value: value, **options: Any
+    name: str, build: Callable[[Any], Any], size: int = SIZE, read: Callable[[Any], Any] = lambda value: value
 ) -> Architecture:
-    """A network of torchvision."""
+    """A network of torchvision, built from its module `models`."""
 
     def make() -> Model:
         import torch
         import torchvision
 
         torch.manual_seed(0)
-        return of_torch(torchvision.models.get_model(name, num_classes=CLASSES, **options), pictures(size), read)
+        return of_torch(build(torchvision.models), pictures(size), read)
 
     return Architecture(name, "torchvision", make)
+
+
+def small_convnext(models: Any) -> Any:
+    """ConvNeXt with a block in each of three stages."""
+    stage = models.convnext.CNBlockConfig
+    return models.ConvNeXt([stage(24, 48, 1), stage(48, 96, 1), stage(96, None, 1)], num_classes=CLASSES)
+
+
+def small_swin(models: Any) -> Any:
+    """A Swin transformer with two stages, the second block with shifted windows."""
+    options = {"embed_dim": 32, "depths": [2, 1], "num_heads": [2, 4], "window_size": [4, 4]}
+    return models.SwinTransformer(patch_size=[4, 4], num_classes=CLASSES, **options)
+
+
+def small_vit(models: Any) -> Any:
+    """A vision transformer with two blocks."""
+    options = {"num_layers": 2, "num_heads": 4, "hidden_dim": 64, "mlp_dim": 128}
+    return models.VisionTransformer(image_size=SIZE, patch_size=16, num_classes=CLASSES, **options)
 
 
 def timm(name: str, size: int = SIZE, **options: Any) -> Architecture:
@@ -257,31 +275,46 @@ def haiku(name: str) -> Architecture:
     return Architecture(name, "dm-haiku", make)
 
 
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100, "attn_implementation": "eager"}
 ARCHITECTURES = [
-    torchvision("alexnet"),
-    torchvision("vgg16_bn"),
-    torchvision("googlenet", size=96, aux_logits=False, init_weights=False),
-    torchvision("inception_v3", size=96, aux_logits=False, init_weights=False),
-    torchvision("resnet18"),
-    torchvision("resnext50_32x4d"),
-    torchvision("densenet121"),
-    torchvision("squeezenet1_1"),
-    torchvision("mobilenet_v2"),
-    torchvision("mobilenet_v3_small"),
-    torchvision("shufflenet_v2_x1_0"),
-    torchvision("efficientnet_b0"),
-    torchvision("regnet_y_400mf"),
-    torchvision("convnext_tiny"),
-    torchvision("vit_b_16", image_size=SIZE),
-    torchvision("swin_t"),
-    torchvision("fcn_resnet50", read=logits_of, weights_backbone=None),
-    torchvision("fasterrcnn_mobilenet_v3_large_320_fpn", read=lambda found: found[0]["scores"], weights_backbone=None),
-    timm("vit_tiny_patch16_224", img_size=SIZE),
-    timm("mixer_s32_224", img_size=SIZE),
-    timm("resmlp_12_224", img_size=SIZE),
-    timm("repvgg_a0"),
-    timm("mobilevit_xxs"),
-    timm("nf_resnet50"),
+    torchvision("AlexNet", lambda models: models.alexnet(num_classes=CLASSES)),
+    torchvision("VGG11-bn", lambda models: models.vgg11_bn(num_classes=CLASSES)),
+    torchvision("GoogLeNet", lambda models: models.googlenet(None, num_classes=CLASSES, aux_logits=False), 96),
+    torchvision("Inception v3", lambda models: models.inception_v3(num_classes=CLASSES, aux_logits=False), 96),
+    torchvision("ResNet18", lambda models: models.resnet18(num_classes=CLASSES)),
+    torchvision(
+        "ResNeXt",
+        lambda models: models.ResNet(models.resnet.Bottleneck, [1, 1, 1, 1], CLASSES, groups=32, width_per_group=4),
+    ),
+    torchvision("DenseNet", lambda models: models.DenseNet(8, (2, 2), 16, num_classes=CLASSES)),
+    torchvision("SqueezeNet 1.1", lambda models: models.squeezenet1_1(num_classes=CLASSES)),
+    torchvision("MobileNetV2", lambda models: models.mobilenet_v2(num_classes=CLASSES)),
+    torchvision("MobileNetV3 small", lambda models: models.mobilenet_v3_small(num_classes=CLASSES)),
+    torchvision("ShuffleNetV2", lambda models: models.ShuffleNetV2([1, 2, 1], [24, 48, 96, 192, 256], CLASSES)),
+    torchvision("EfficientNet-B0", lambda models: models.efficientnet_b0(num_classes=CLASSES)),
+    torchvision("RegNetY-400MF", lambda models: models.regnet_y_400mf(num_classes=CLASSES)),
+    torchvision("ConvNeXt", small_convnext),
+    torchvision("ViT", small_vit),
+    torchvision("Swin", small_swin),
+    torchvision(
+        "FCN-ResNet50",
+        lambda models: models.segmentation.fcn_resnet50(num_classes=CLASSES, weights_backbone=None),
+        read=logits_of,
+    ),
+    torchvision(
+        "Faster R-CNN",
+        lambda models: models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights_backbone=None),
+        read=lambda found: found[0]["scores"],
+    ),
+    timm("vit_tiny_patch16_224", img_size=SIZE, depth=2),
+    timm("mixer_s32_224", img_size=SIZE, num_blocks=2),
+    timm("resmlp_12_224", img_size=SIZE, num_blocks=2),
+    timm("test_byobnet"),
+    timm("test_efficientnet"),
+    timm("test_nfnet"),
+    timm("test_resnet"),
+    timm("test_convnext"),
+    timm("test_mambaout"),
     transformers("BERT", "BertConfig", "BertForSequenceClassification", **SMALL),
     transformers(
         "DistilBERT",
@@ -289,13 +322,13 @@ ARCHITECTURES = [
         "DistilBertForSequenceClassification",
         **{"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 100, "attn_implementation": "eager"},
     ),
-    transformers("GPT-2", "GPT2Config", "GPT2LMHeadModel", n_embd=32, n_layer=2, n_head=4, vocab_size=100),
+    transformers("GPT-2", "GPT2Config", "GPT2LMHeadModel", **GPT2),
     transformers("Llama", "LlamaConfig", "LlamaForCausalLM", **DECODER),
     transformers("Mistral", "MistralConfig", "MistralForCausalLM", **DECODER),
     transformers("Mixtral", "MixtralConfig", "MixtralForCausalLM", **DECODER),
     transformers("Qwen3", "Qwen3Config", "Qwen3ForCausalLM", **DECODER),
     transformers("Gemma3", "Gemma3TextConfig", "Gemma3ForCausalLM", **DECODER),
-    transformers("ViT", "ViTConfig", "ViTForImageClassification", pictures, image_size=SIZE, **SMALL),
+    transformers("ViT (transformers)", "ViTConfig", "ViTForImageClassification", pictures, image_size=SIZE, **SMALL),
     transformers("SegFormer", "SegformerConfig", "SegformerForSemanticSegmentation", pictures),
     keras("VGG16"),
     keras("ResNet50V2"),

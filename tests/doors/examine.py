@@ -22,7 +22,7 @@ import architectures
 import jax
 import numpy as np
 
-from lrp_jax import ledger, plan, relevance
+from lrp_jax import ledger, relevance
 
 MEASURED = Path(__file__).parents[2] / "book" / "measured"
 PACKAGES = ["jax", "torch", "torchax", *dict.fromkeys(one.library for one in architectures.ARCHITECTURES)]
@@ -50,21 +50,25 @@ def _answers(model: architectures.Model) -> dict[str, Any]:
     explanation = relevance(model.function, model.x, target)
     base = np.asarray(explanation.relevance)
     book = ledger(model.function, model.x, target)
-    names = [row[0] for row in plan(model.function, model.x).rows if row[1] in {"dense", "conv"}]
+    names = [row.path for row in book.rows if row.kind in {"dense", "conv"}]
 
     def same(function: Callable[[Any], Any], x: Any) -> bool:
         again = np.asarray(relevance(function, x, target).relevance)
         return bool(abs(again - base).max() <= 1e-3 * abs(base).max())
 
-    found = {
+    in_other_units = lambda x: model.function(x / 255)
+    if model.x.dtype.kind != "f":
+        answers = {"jit": same(jax.jit(model.function), model.x)}
+    elif same(jax.jit(in_other_units), 255 * model.x):
+        answers = {"units": True, "jit": True}
+    else:
+        answers = {"units": same(in_other_units, 255 * model.x), "jit": same(jax.jit(model.function), model.x)}
+    found = answers | {
         "value": bool(abs(explanation.output - model.value).max() <= 1e-4 * abs(model.value).max()),
         "finite": bool(np.isfinite(base).all() and base.any()),
         "ledger": bool(abs(book.unaccounted) <= 1e-4 * max(abs(row.arrived) for row in book.rows)),
         "names": all(name.rstrip("'") in model.layers for name in names),
-        "jit": same(jax.jit(model.function), model.x),
     }
-    if model.x.dtype.kind == "f":
-        found["units"] = same(lambda x: model.function(x / 255), 255 * model.x)
     return found | {"layers": len(names), "arrived": float(book.inputs / book.explained)}
 
 

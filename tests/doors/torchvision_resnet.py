@@ -14,5 +14,6 @@ x = about.transforms()(photograph)[None].numpy()
 
 weights, apply = torchax.extract_jax(model)
 explanation = relevance(lambda x: apply(weights, (x,)), x, at=["layer4.0.conv1"])
-print(explanation.summary(classes=about.meta["categories"]))
-explanation.to_png("relevance.png", channel_axis=0)
+names = about.meta["categories"]
+print(explanation.summary(classes=names))
+explanation.to_png("relevance.png", classes=names, channel_axis=0)

@@ -6,8 +6,9 @@ from transformers import BertConfig, BertForSequenceClassification
 from lrp_jax import composites, relevance
 
 torch.manual_seed(0)
-small = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
-model = BertForSequenceClassification(small).eval()  # or .from_pretrained(...)
+small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+config = BertConfig(**small, attn_implementation="eager")
+model = BertForSequenceClassification(config).eval()  # or .from_pretrained(...)
 words = ["[CLS]", "what", "a", "lovely", "film", "[SEP]"]
 ids = jnp.array([[101, 2054, 1037, 8403, 2143, 102]])  # by your tokenizer
 mask = jnp.ones_like(ids)
@@ -15,5 +16,6 @@ mask = jnp.ones_like(ids)
 weights, apply = torchax.extract_jax(model)
 network = lambda ids: apply(weights, (ids, mask))["logits"]
 explanation = relevance(network, ids, rules=composites.AttnLRP())
-print(explanation.summary(classes=["negative", "positive"]))
-explanation.to_png("relevance.png", tokens=words)
+names = ["negative", "positive"]
+print(explanation.summary(classes=names))
+explanation.to_png("relevance.png", classes=names, tokens=words)

@@ -406,6 +406,10 @@ CASES = {
         lambda: explain(nn.Dense(3)),
         r"Linen module without its variables\. Pass functools\.partial\(module\.apply, variables\)",
     ),
+    "Flax Linen: a bound module under `jax.jit`": (
+        lambda: explain(jax.jit(nn.Dense(3).bind({"params": {"kernel": WEIGHT, "bias": WEIGHT[0]}}))),
+        r"bound to its variables, under jax\.jit.*jax\.jit\(lambda x: module\.apply",
+    ),
     "Flax Linen: parameters without their collection": (
         lambda: explain(functools.partial(nn.Dense(3).apply, {"kernel": WEIGHT, "bias": WEIGHT[0]})),
         r'lack a collection.*\{"params": params',

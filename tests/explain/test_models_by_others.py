@@ -10,7 +10,7 @@ import pytest
 from compiling import quick_jit
 from flax import nnx
 
-from lrp_jax import lrp, rules
+from lrp_jax import lrp, plan, relevance, rules
 from lrp_jax.core.layers import find_layers
 from lrp_jax.core.trace import trace
 
@@ -155,6 +155,18 @@ def test_equinox_linear_layer_under_vmap_by_formula(float64):
     np.testing.assert_allclose(relevance[0], np.full(4, layer(x[0])[1] / 4), rtol=1e-5)
 
 
+def test_operation_has_the_name_of_its_equinox_module_without_that_of_vmap():
+    mlp = eqx.nn.MLP(4, 3, 8, 1, key=jax.random.key(1))
+    assert [row[0] for row in plan(jax.vmap(mlp), normal(0, 2, 4)).rows] == ["layers.0", "eqx.nn.MLP", "layers.1"]
+
+
+def test_equinox_module_that_lacks_vmap_is_refused_with_a_hint():
+    mlp = eqx.nn.MLP(4, 3, 8, 1, key=jax.random.key(1))
+    with pytest.raises(TypeError, match="dot_general") as raised:
+        relevance(mlp, normal(0, 2, 4))
+    assert any("takes one sample at a time: pass jax.vmap(model)" in note for note in raised.value.__notes__)
+
+
 class EquinoxTransformer(eqx.Module):
     norm: eqx.nn.LayerNorm
     attention: eqx.nn.MultiheadAttention
@@ -228,6 +240,14 @@ def as_trained(variables):
         return 0.3 + noise**2 if name == "var" else 0.25 + noise
 
     return jax.tree_util.tree_map_with_path(draw, variables)
+
+
+def test_bound_linen_module_is_its_apply(float64):
+    x, module = normal(0, 2, 8, 8, 2), LinenConvolutional()
+    variables = jax.jit(module.init)(jax.random.key(1), x)
+    bound = module.bind(variables)
+    assert names_of_layers(bound, x) == ["Conv_0", "Conv_1", "Dense_0"]
+    assert_close_to(explain(lambda x: module.apply(variables, x), x, IGNORE_BIAS)[1], explain(bound, x, IGNORE_BIAS)[1])
 
 
 def test_linen_convolutional_network(float64):
