@@ -156,7 +156,7 @@ def test_workflow_reads_by_default_and_runs_actions_by_their_commit(path):
     assert [action for action in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action)] == []
 
 
-@pytest.mark.parametrize("name", ["constraints.txt", "constraints-dev.txt"])
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-dev.txt", "constraints-doors.txt"])
 def test_every_dependency_is_pinned_with_hashes_and_names_no_index(name):
     text = (ROOT / name).read_text()
     for requirement in text.replace("\\\n", "").splitlines():

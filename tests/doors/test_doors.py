@@ -1,6 +1,8 @@
 """The doors run from nothing to a picture, and say what the page "Bring your own model" says of them."""
 
 import re
+import sys
+from pathlib import Path
 
 import doors
 import numpy as np
@@ -17,6 +19,15 @@ def pixels(path):
 def test_no_door_has_the_name_of_a_package_that_it_would_hide():
     hidden = {package for name in doors.DOORS for package in doors.imported(name)} & set(doors.DOORS)
     assert hidden == set()
+
+
+def test_every_package_that_a_door_imports_is_pinned():
+    text = (Path(__file__).parents[2] / "constraints-doors.txt").read_text()
+    pinned = set(re.findall(r"^([a-z0-9._-]+)==", text, re.MULTILINE))
+    imported = {package for name in doors.DOORS for package in doors.imported(name)} - {"lrp_jax"}
+    of_modules = {"PIL": "pillow", "haiku": "dm-haiku"}
+    assert imported
+    assert {of_modules.get(name, name) for name in imported - sys.stdlib_module_names} <= pinned
 
 
 @pytest.mark.doors
