@@ -118,7 +118,7 @@ def _count(plan: Plan, values: Mapping[int, jax.Array]) -> dict[str, Outside]:
         (operation, *_) = piece.operations
         if _is_box(piece):
             assert piece.layer is not None
-            found |= _outside_of_box(piece, values[piece.layer.input])
+            found |= _outside_of_box(piece, jnp.asarray(values[piece.layer.input]))
         elif any(map(_has_box, piece.bodies)):
             found |= _count_in_bodies(piece, [values[i] for i in operation.inputs])
     return found

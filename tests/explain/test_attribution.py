@@ -666,6 +666,12 @@ def test_checkpointed_layers_have_the_relevance_of_plain_ones(float64):
     np.testing.assert_allclose(on_the_way.at["features"], plain.at["features"], rtol=1e-12)
 
 
+def test_ledger_of_numpy_arrays_within_the_bounds_of_a_box():
+    weights, x = np.array([[1.0, -2.0], [3.0, 1.0]], np.float32), np.array([[0.25, 0.5]], np.float32)
+    account = ledger(lambda x: x @ weights, x, 0, [(composites.first, rules.ZBox(0.0, 1.0))])
+    assert account.inputs == pytest.approx(0.25 + 3 * 0.5, rel=1e-5)
+
+
 def cancelling(x):
     """The difference of two inputs, and a millionth of one: nearly all cancels."""
     return x @ jnp.array(WEIGHT_THAT_CANCELS)

@@ -1,0 +1,41 @@
+"""The code of a guide is a script that runs anywhere: it needs what is installed, and nothing of the book."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from myst_nb.core.read import read_myst_markdown_notebook
+from test_book import GUIDES, ROOT
+
+BLOCKED = """\
+import importlib.abc, sys
+
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"lrp_book", "myst_nb", "IPython"}:
+            raise ModuleNotFoundError(f"a script has no {name}")
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def visible_code(page):
+    """What a reader can copy from a page, cell after cell."""
+    cells = read_myst_markdown_notebook((ROOT / f"{page}.md").read_text()).cells
+    shown = [cell for cell in cells if cell.cell_type == "code" and "remove-cell" not in cell.metadata.get("tags", [])]
+    return "\n\n".join(cell.source for cell in shown)
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_guide_shows_no_bookkeeping(page):
+    assert "glue" not in visible_code(page)
+    assert "lrp_book" not in visible_code(page)
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_guide_pastes_into_a_script(page, tmp_path):
+    (tmp_path / "guide.py").write_text(BLOCKED + visible_code(page))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    ran = subprocess.run([sys.executable, "guide.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
