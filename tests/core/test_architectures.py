@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import jit_by_day
 from flax import nnx
 from nightly import NIGHTLY
 
@@ -47,13 +48,13 @@ def haiku(network, shape, *args):
     """A network in inference mode; one training step makes its statistics."""
     transformed = hk.without_apply_rng(hk.transform_with_state(lambda x, *args: network()(x, *args)))
     x = jax.random.normal(jax.random.key(5), shape)
-    parameters, state = transformed.init(jax.random.key(0), x, *(not arg for arg in args))
+    parameters, state = jax.jit(lambda x: transformed.init(jax.random.key(0), x, *(not arg for arg in args)))(x)
     parameters, state = disturbed(parameters), disturbed(state)
     return lambda x: transformed.apply(parameters, state, x, *args)[0]
 
 
 def linen(module, shape, **options):
-    variables = disturbed(module.init(jax.random.key(0), jnp.ones(shape), **options))
+    variables = disturbed(jax.jit(lambda x: module.init(jax.random.key(0), x, **options))(jnp.ones(shape)))
     return lambda x: module.apply(variables, x, **options)
 
 
@@ -189,7 +190,7 @@ def check_map(make, shape, rules):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LRPWarning)  # relevance may grow: the weights are random
         explanation = relevance(model, x, 1, rules)
-        np.testing.assert_allclose(explanation.output, model(x), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(explanation.output, jit_by_day(lambda x: model(x))(x), rtol=1e-5, atol=1e-5)
         assert jnp.isfinite(explanation.relevance).all()
         assert jnp.abs(explanation.relevance).max() > 0
         book = ledger(model, x, 1, rules)  # it is refused where it does not close

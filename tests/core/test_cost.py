@@ -7,6 +7,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from compiling import AS_USUAL
 from flax import nnx
@@ -125,9 +126,9 @@ def test_equations_grow_in_proportion_to_the_layers():
         jaxpr = jax.make_jaxpr(jax.grad(lambda x: explained(x).sum()))(jnp.ones((1, 4)))
         return len(jaxpr.eqns)
 
-    ten, hundred, thousand = equations(10), equations(100), equations(1000)
-    assert hundred <= 10.5 * ten
-    assert thousand <= 10.5 * hundred
+    few, more, many = equations(10), equations(50), equations(250)
+    assert more <= 5.25 * few
+    assert many <= 5.25 * more
 
 
 def test_relevance_through_checkpointed_layers_needs_the_memory_of_their_gradient():
@@ -145,11 +146,8 @@ def test_relevance_through_checkpointed_layers_needs_the_memory_of_their_gradien
 
     shapes = dict.fromkeys(("query", "key", "value", "out"), (width, width))
     shapes |= {"up": (width, 4 * width), "down": (4 * width, width)}
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    weights = {
-        name: jax.random.normal(key, (depth, *shape)) / shape[0] ** 0.5
-        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
-    }
+    random = np.random.default_rng(0)
+    weights = {name: jnp.asarray(random.normal(size=(depth, *shape)), jnp.float32) for name, shape in shapes.items()}
 
     def network(layer):
         return lambda x: jax.lax.scan(layer, x, weights)[0].mean(0)

@@ -15,6 +15,7 @@ from comparison import assert_close
 from compiling import jit_by_day, quick_jit
 from flax import nnx
 from jax import lax
+from nightly import NIGHTLY
 
 from lrp_jax import composites, ledger, lrp, plan, relevance, rules, treatments
 
@@ -712,11 +713,12 @@ def test_max_pooling_behind_a_norm_is_decided_once(size):
         return (nnx.max_pool(y, size, size) @ jnp.float32(w)[:, None]).sum((1, 2))
 
     explain = jax.grad(lambda x: lrp(model, rules.Zero())(x).sum())
-    for samples in (1, 2, 7):
+    compiled = jax.jit(explain)
+    for samples in (1, 2, 7) if NIGHTLY else (3,):
         x = jnp.asarray(rng.normal(size=(samples, 6, 6, 4)), jnp.float32)
         plain = explain(x)
-        assert_close(jax.jit(explain)(x), plain, 1e-4)
-        assert_close(jax.jit(explain)(x[:1]), plain[:1], 1e-4)
+        assert_close(compiled(x), plain, 1e-4)
+        assert_close(compiled(x[:1]), plain[:1], 1e-4)
 
 
 # One sample

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from apart import run_apart
+from compiling import jit_by_day
 from flax import nnx
 from jax import lax
 
@@ -141,11 +142,11 @@ def test_input_normalisation_keeps_the_relevance_of_black_pixels_where_a_rule_gi
 def test_linen_apply_with_static_keyword():
     module = LinenNetwork()
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 2))
-    variables = module.init(jax.random.key(1), x, train=False)
+    variables = jax.jit(module.init, static_argnames="train")(jax.random.key(1), x, train=False)
     explained = lrp(module.apply, rules.Zero(), argnums=1)
-    logits, relevance = jax.value_and_grad(lambda x: explained(variables, x, train=False)[0, 1])(x)
-    gradient = jax.grad(lambda x: module.apply(variables, x, train=False)[0, 1])(x)
-    np.testing.assert_allclose(logits, module.apply(variables, x, train=False)[0, 1], rtol=1e-6)
+    of = lambda apply: jit_by_day(jax.value_and_grad(lambda x: apply(variables, x, train=False)[0, 1]))(x)
+    (logits, relevance), (expected, gradient) = of(explained), of(module.apply)
+    np.testing.assert_allclose(logits, expected, rtol=1e-6)
     np.testing.assert_allclose(relevance, gradient * x, atol=1e-5)
 
 
@@ -165,15 +166,16 @@ def test_jit_vmap_and_checkpoint_agree(float64, rule):
     x = jax.random.normal(jax.random.key(0), (3, 8, 8, 2))
     explained = lrp(Residual(use_bias=True, rngs=nnx.Rngs(0)), rule)
     one = lambda image: explained(image[None])[0, 1]
-    maps = jax.grad(lambda x: explained(x)[:, 1].sum())(x)
-    for variant in (
-        jax.vmap(jax.grad(one)),
+    maps = jit_by_day(jax.grad(lambda x: explained(x)[:, 1].sum()))(x)
+    variants = (
         jax.jit(jax.vmap(jax.grad(one))),
+        jax.vmap(jax.grad(one)),
         jax.vmap(jax.jit(jax.grad(one))),
         jax.vmap(jax.grad(jax.checkpoint(one))),
         lambda x: lax.map(jax.grad(one), x),
-    ):
-        np.testing.assert_allclose(variant(x), maps, rtol=1e-9, atol=1e-12)
+    )
+    for found in jit_by_day(lambda x: [variant(x) for variant in variants])(x):
+        np.testing.assert_allclose(found, maps, rtol=1e-9, atol=1e-12)
 
 
 def test_gradient_of_a_loss_on_the_map_matches_finite_differences(float64):
@@ -181,12 +183,13 @@ def test_gradient_of_a_loss_on_the_map_matches_finite_differences(float64):
     definition, state = nnx.split(Residual(use_bias=True, rngs=nnx.Rngs(0)))
     explained = lrp(lambda state, x: nnx.merge(definition, state)(x), rules.Epsilon(1e-2), argnums=1)
 
+    @jit_by_day
     def loss(state):
         return (jax.grad(lambda x: explained(state, x)[0, 1])(x) ** 2).sum()
 
     leaves, tree = jax.tree.flatten(state)
-    keys = jax.random.split(jax.random.key(5), len(leaves))
-    direction = [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    random = np.random.default_rng(5)
+    direction = [random.normal(size=leaf.shape) for leaf in leaves]
     step = 1e-6
     shifted = [
         tree.unflatten([leaf + sign * step * d for leaf, d in zip(leaves, direction, strict=True)]) for sign in (1, -1)
@@ -240,9 +243,10 @@ def test_forward_mode_says_what_to_do(door):
 def test_second_derivatives_agree_in_every_mode(float64, door):
     x = jnp.array([[1.0, 3.0], [-1.0, 3.0], [0.5, -4.0]])
     total = lambda x: DOORS[door](x).sum()
-    again, forward = jax.jacrev(jax.jacrev(total))(x), jax.jacfwd(jax.jacrev(total))(x)
-    step = 1e-6 * jnp.eye(6).reshape(6, 3, 2)
-    numeric = jax.vmap(lambda d: (jax.grad(total)(x + d) - jax.grad(total)(x - d)) / 2e-6)(step)
+    once = jit_by_day(jax.jacrev(total))
+    again, forward = jit_by_day(lambda x: (jax.jacrev(once)(x), jax.jacfwd(once)(x)))(x)
+    step = 1e-6 * np.eye(6).reshape(6, 3, 2)
+    numeric = jit_by_day(jax.vmap(lambda d: (once(x + d) - once(x - d)) / 2e-6))(step)
     assert abs(again).max() > 0.1
     np.testing.assert_allclose(again, forward, atol=1e-12)
     np.testing.assert_allclose(again, jnp.moveaxis(numeric, 0, -1).reshape(again.shape), atol=1e-6)
@@ -275,8 +279,7 @@ def shares(mesh, is_checked):
 
 
 def in_shares(devices):
-    """Prints how much the maps differ from those without a shard_map, and what is refused."""
-    jax.config.update("jax_enable_x64", True)
+    """How much the maps differ from those without a shard_map, and what is refused."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), "axis")
     x = jax.random.normal(jax.random.key(1), (4, 6))
     plain = lambda p, x: jax.nn.relu((x @ p["first"] - 0.1) * p["scale"]) @ p["second"]
@@ -309,15 +312,23 @@ def in_shares(devices):
     differences.append(float(abs(found - expected).max() / abs(expected).max()))
     counted = int(re.search(r"(\d+) values are outside", " ".join(str(warning.message) for warning in caught))[1])
     rows = [row[1] for row in plan(bound, x, first).rows]
-    print(json.dumps([differences, refused, counted, int((abs(x) > 1).sum()), rows]))
+    return differences, refused, counted, int((abs(x) > 1).sum()), rows
+
+
+def print_in_shares():
+    jax.config.update("jax_enable_x64", True)
+    print(json.dumps({devices: in_shares(devices) for devices in (1, 2)}))
+
+
+@functools.cache
+def found_in_shares():
+    call = "import test_transform; test_transform.print_in_shares()"
+    return json.loads(run_apart(call, "--xla_force_host_platform_device_count=2"))
 
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_shard_map_within_the_model(devices):
-    call = f"import test_transform; test_transform.in_shares({devices})"
-    differences, refused, counted, outside, rows = json.loads(
-        run_apart(call, "--xla_force_host_platform_device_count=2")
-    )
+    differences, refused, counted, outside, rows = found_in_shares()[str(devices)]
     assert max(differences) < 1e-9
     assert counted == outside > 0
     assert rows[0] == "shard_map"

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import jit_by_day
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -53,7 +54,7 @@ def images():
 
 def test_index_for_all_samples_and_one_for_each(network, images):
     explained = lrp(network, rules.Epsilon())
-    expected = jax.grad(lambda x: explained(x)[:, 2].sum())(images)
+    expected = jit_by_day(jax.grad(lambda x: explained(x)[:, 2].sum()))(images)
     explanation = relevance(network, images, 2, rules.Epsilon())
     np.testing.assert_allclose(explanation.output, network(images), rtol=1e-5)
     np.testing.assert_allclose(explanation.relevance, expected, atol=1e-6)
