@@ -47,6 +47,7 @@ LIBRARY_HERE = """\
 import lrp_jax
 """
 IMPORT = "from myst_nb import glue"
+STYLE = "from lrp_book import figures\n\nfigures.use()"
 NUMBERS = "in_text = {}  # the numbers in the text, as this run computes them"
 NUMBERED = re.compile(r"\{glue:text\}`([^`:]+):?([^`]*)`")
 WITHIN_QUOTATION = re.compile(r"\n\n(?=> (?!\*\*|\*Proof))")  # but for where another theorem begins
@@ -63,6 +64,14 @@ def executed_notebook(executed: Path, cache: str) -> nbformat.NotebookNode:
     notebook = nbformat.read(executed, as_version=4)
     with contextlib.suppress(KeyError):  # myst-nb writes a page that it took from the cache without its outputs
         _, notebook = get_cache(cache).merge_match_into_notebook(notebook)
+    return without_style(notebook)
+
+
+def without_style(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Returns the notebook with the usual style of figures, if that of the book is all that it needs of `lrp_book`."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and "lrp_book" in cell.source]
+    if len(cells) == 1 and STYLE in cells[0].source and cells[0].source.count("lrp_book") == 1:
+        cells[0].source = cells[0].source.replace(STYLE, "%matplotlib inline")
     return notebook
 
 

@@ -277,6 +277,16 @@ def test_notebook_carries_the_outputs_that_the_cache_holds(tmp_path):
     assert found.cells[1].outputs[0].data["text/plain"] == "1"
 
 
+@pytest.mark.parametrize(("more", "has_style"), [("import lrp_jax", False), ("import lrp_book.models", True)])
+def test_notebook_that_needs_the_library_alone_leaves_out_the_style_of_the_book(tmp_path, more, has_style):
+    style = "from lrp_book import figures\n\nfigures.use()"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in (style, more)])
+    nbformat.write(notebook, tmp_path / "one.ipynb")
+    get_cache(tmp_path / "cache")
+    found = executed_notebook(tmp_path / "one.ipynb", str(tmp_path / "cache"))
+    assert (found.cells[0].source == style) is has_style
+
+
 def first(code):
     return first_cell(SimpleNamespace(cells=[nbformat.v4.new_code_cell(code)])).source
 
