@@ -152,8 +152,7 @@ def summary_of(
         ]
     else:
         caption, header, rows = "Relevance", ["array", "shape", "sum"], _arrays(relevance)
-    caption = _with_sentences(caption, rules, account)
-    lines = [caption, *_columns([header, *rows])]
+    lines = [*filter(None, (_with_sentences(caption, rules), account)), *_columns([header, *rows])]
     if hidden:
         lines += ["Relevance of hidden values", *_columns([["name", "shape", "sum"], *_arrays(hidden)])]
     return "\n".join(lines)
@@ -250,7 +249,7 @@ def _is_known(*trees: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
-def _with_sentences(caption: str, rules: Sequence[str], account: str) -> str:
+def _with_sentences(caption: str, rules: Sequence[str], account: str = "") -> str:
     """A caption with the rules and the account after it."""
     sentences = [caption, f"Rules: {'; '.join(rules)}" if rules else "", account]
     return ". ".join(filter(None, sentences))

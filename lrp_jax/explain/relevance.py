@@ -17,8 +17,7 @@ from lrp_jax.core.saving import Saved
 from lrp_jax.core.trace import TracedCall, explaining
 from lrp_jax.errors import InputError, import_extra
 from lrp_jax.explain.checks import number_of_samples, report
-from lrp_jax.explain.display import explanation_as_html
-from lrp_jax.explain.growth import account_line, report_flow
+from lrp_jax.explain.growth import report_flow
 from lrp_jax.explain.hidden import Factor, axes_of_samples, factors_of, samples_first
 from lrp_jax.explain.models import trace_model
 from lrp_jax.explain.propagation import Explained, Request, explain_call
@@ -72,10 +71,6 @@ class Explanation(Shown, Saved):
         values = dict(zip((part.name for part in fields(cls)), parts, strict=True))
         numbers = [value if number is None else number for number, value in zip(known, values["rules"], strict=True)]
         return cls(**values | {"rules": jax.tree.unflatten(structure, numbers)})
-
-    def _repr_html_(self) -> str:
-        account = account_line(self.explained, self.relevance)
-        return explanation_as_html(self.x, self.relevance, self.output, self.at, self._rules_in_words(), account)
 
 
 def relevance(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lrp_jax.core.arguments import as_path
 from lrp_jax.errors import StoreError
 from lrp_jax.explain.display import described, explanation_as_html, summary_of
+from lrp_jax.explain.growth import account_line
 from lrp_jax.explain.pictures import draw_explanation
 from lrp_jax.plotting.figures import as_png
 
@@ -24,6 +25,7 @@ class Shown:
     output: Any
     at: Mapping[str, Any]
     rules: Any
+    explained: Any
 
     def plot(
         self,
@@ -97,6 +99,8 @@ class Shown:
     def summary(self, classes: Sequence[str] | None = None) -> str:
         """Says in a few lines what was explained: the samples, their largest outputs, and the sums of their relevance.
 
+        They say by which rules, too, and how much of the explained output arrived at the input.
+
         Args:
             classes: The names of all classes.
 
@@ -112,10 +116,11 @@ class Shown:
             >>> explanation = relevance(lambda x: x @ jnp.eye(2), jnp.array([[1.0, 3.0]]), 1, rules.Zero())
             >>> print(explanation.summary(["cat", "dog"]))
             Relevance of 1 sample. Rules: any_layer: Zero(bias='absorb')
+            Of 3 that are explained, 3 arrived at the input.
             sample  largest outputs  sum of the relevance
             0       dog: 3, cat: 1   3
         """
-        return summary_of(self.x, self.relevance, self.output, self.at, self._rules_in_words(), classes=classes)
+        return summary_of(*self._parts(), classes)
 
     def __repr__(self) -> str:
         parts = {"output": self.output, "relevance": self.relevance} | ({"at": self.at} if self.at else {})
@@ -123,11 +128,13 @@ class Shown:
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def _repr_html_(self) -> str:
-        return explanation_as_html(self.x, self.relevance, self.output, self.at, self._rules_in_words())
+        return explanation_as_html(*self._parts())
 
-    def _rules_in_words(self) -> list[str]:
+    def _parts(self) -> tuple[Any, Any, Any, Mapping[str, Any], list[str], str]:
+        """What is shown: input, relevance, output and hidden relevance; in words the rules, and what arrived."""
         pairs = () if self.rules is None else self.rules.rules
-        return [f"{selector}: {rule}" for selector, rule in pairs]
+        rules = [f"{selector}: {rule}" for selector, rule in pairs]
+        return self.x, self.relevance, self.output, self.at, rules, account_line(self.explained, self.relevance)
 
 
 def write_png(figure: Figure, path: str | os.PathLike[str]) -> None:

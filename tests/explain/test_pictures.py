@@ -326,16 +326,17 @@ def test_summary_names_classes_and_sums(classes):
     explanation = relevance(lambda x: x @ jnp.diag(jnp.array([1.0, 2.0, 3.0])), jnp.ones((6, 3)), 2, rules.Zero())
     lines = explanation.summary(classes).splitlines()
     assert lines[0].startswith("Relevance of 6 samples, of which 4 are shown. Rules: any_layer: Zero")
-    assert lines[2].split("  ")[-1].split() == ["3"]
-    assert "fox: 3, German shepherd: 2, tabby: 1" in lines[2]
-    assert len(lines) == 6
+    assert lines[1] == "Of 18 that are explained, 18 arrived at the input."
+    assert lines[3].split("  ")[-1].split() == ["3"]
+    assert "fox: 3, German shepherd: 2, tabby: 1" in lines[3]
+    assert len(lines) == 7
 
 
 def test_summary_of_several_inputs_sums_over_them():
     x = (jnp.ones((2, 3)), jnp.ones((2, 4)))
     weight = jnp.ones((2, 2))
     summary = relevance(lambda x: jnp.stack([x[0].sum(1), x[1].sum(1)], 1) @ weight, x, 0).summary()
-    assert [line.split()[-1] for line in summary.splitlines()[2:]] == ["7", "7"]
+    assert [line.split()[-1] for line in summary.splitlines()[3:]] == ["7", "7"]
 
 
 @pytest.mark.parametrize("classes", [CLASSES[:2], [*CLASSES, "cow"], {0: "tabby"}])
