@@ -153,6 +153,7 @@ def test_figures_of_a_cell_are_captions_and_others_are_attached(page):
         ('for n in m:\n    glue(f"a {n}", 1)', 'for n in m:\n    in_text[f"a {n}"] = 1'),
         ('glue(\n    "a",\n    x\n    + y,\n    display=False,\n)', 'in_text["a"] = (x\n    + y)'),
         ("%matplotlib inline", "%matplotlib inline"),
+        ("%matplotlib inline\n\nfrom myst_nb import glue", "%matplotlib inline\n\n\nin_text = {}  #"),
     ],
 )
 def test_numbers_are_noted_in_a_dictionary(source, expected):
