@@ -173,7 +173,7 @@ def keras(name: str) -> Architecture:
         layers = frozenset(layer.name for layer in model._flatten_layers(include_self=False))
         return Model(model, x, np.asarray(model.predict(x, verbose=0)), layers)
 
-    return Architecture(name, "keras", make)
+    return Architecture(f"{name} (Keras)", "keras", make)
 
 
 def flax_convolutions() -> Model:
@@ -272,7 +272,7 @@ def haiku(name: str) -> Architecture:
         function = lambda x: functools.partial(network.apply, params, state, None)(x)[0]
         return Model(function, x, np.asarray(value), frozenset(params))
 
-    return Architecture(name, "dm-haiku", make)
+    return Architecture(f"{name} (Haiku)", "dm-haiku", make)
 
 
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100, "attn_implementation": "eager"}

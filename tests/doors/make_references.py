@@ -5,8 +5,8 @@
 
 zennit needs a newer Python by its word, not in fact. The weights are not kept: they follow from the seed.
 
-zennit splits relevance where a module is called. Additions, and the gates of squeeze-and-excitation, are no modules in
-mobilenet_v2 and efficientnet_b0; here they are replaced by such.
+zennit splits relevance where a module is called. In mobilenet_v2 and efficientnet_b0 additions, the gates of
+squeeze-and-excitation, and the last pooling of mobilenet_v2 are no modules. Here they are replaced by such.
 """
 
 import importlib
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 from torchvision.models.efficientnet import MBConv
-from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 from torchvision.ops.misc import SqueezeExcitation
 from zennit import composites, rules
 from zennit.canonizers import AttributeCanonizer, CompositeCanonizer, SequentialMergeBatchNorm
@@ -53,9 +53,15 @@ def _gated(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return Gate.apply(x, self._scale(x).detach())
 
 
+def _pooled(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return self.classifier(self.canonizer_pool(self.features(x)).flatten(1))
+
+
 def _modules_for_operations(name: str, module: nn.Module) -> dict[str, Any] | None:
     if isinstance(module, InvertedResidual | MBConv):
         return {"forward": _residual.__get__(module), "canonizer_sum": Sum()}
+    if isinstance(module, MobileNetV2):
+        return {"forward": _pooled.__get__(module), "canonizer_pool": nn.AdaptiveAvgPool2d(1)}
     return {"forward": _gated.__get__(module)} if isinstance(module, SqueezeExcitation) else None
 
 

@@ -9,7 +9,7 @@ LANGUAGE = ["Llama", "Qwen3", "Gemma3"]
 
 
 def randomize(module: torch.nn.Module, x: torch.Tensor) -> None:
-    """Draws what begins as one or zero: biases, and scales, shifts and running statistics of normalisations.
+    """Draws what begins as one or zero: biases, heads, and scales, shifts and running statistics of normalisations.
 
     The running statistics are those of an input, times or plus something random, so that no activations vanish.
     """
@@ -28,6 +28,10 @@ def randomize(module: torch.nn.Module, x: torch.Tensor) -> None:
             array.mul_(1 + noise)
         elif array.ndim == 1 and array.is_floating_point():
             array.add_(0.2 * noise)
+        elif (
+            array.is_floating_point() and not array.any()
+        ):  # a weight that begins as zero, so that nothing is to explain
+            array.add_(noise)
 
 
 def convolutional(name: str) -> tuple[torch.nn.Module, np.ndarray]:

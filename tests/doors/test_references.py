@@ -40,13 +40,13 @@ def of_torch(module):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
-def test_maps_are_those_of_zennit(networks, name, rule):
+def test_maps_are_those_of_zennit(float64, networks, name, rule):
     module, image = networks.convolutional(name)
-    explanation = relevance(of_torch(module.float()), image.astype("float32"), None, RULES[rule])
-    np.testing.assert_allclose(explanation.output, REFERENCES[f"{name}/output"], rtol=1e-4, atol=1e-4)
+    explanation = relevance(of_torch(module), image, None, RULES[rule])
+    np.testing.assert_allclose(explanation.output, REFERENCES[f"{name}/output"], rtol=1e-9)
     expected = REFERENCES[f"{name}/{rule}"]
     found = np.asarray(explanation.relevance)[..., ::4, ::4]
-    assert abs(found - expected).max() < 1e-4 * abs(expected).max()
+    assert abs(found - expected).max() < 1e-6 * abs(expected).max()
 
 
 @pytest.mark.parametrize("name", LANGUAGE)
