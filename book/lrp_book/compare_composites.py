@@ -100,21 +100,21 @@ def candidates(low: float, high: float) -> dict[str, Rules]:
     return {
         "EpsilonPlus": composites.EpsilonPlus(),
         "EpsilonPlus, bias ignored": on_convolutions(rules.ZPlus(bias="ignore")),
-        "EpsilonGammaBox": composites.EpsilonGammaBox(low, high),
+        "EpsilonPlus, bias distributed": on_convolutions(rules.ZPlus(bias="distribute")),
         "EpsilonPlusFlat": composites.EpsilonPlusFlat(),
-        "DeepTaylor": composites.DeepTaylor(low, high),
-        "AttnLRP": composites.AttnLRP(),
+        "EpsilonGammaBox": composites.EpsilonGammaBox(low, high),
         "EpsilonGamma, bias ignored": on_convolutions(rules.Gamma(0.25, bias="ignore")),
+        "DeepTaylor": composites.DeepTaylor(low, high),
         "EpsilonAlpha2Beta1": composites.EpsilonAlpha2Beta1(),
+        "AttnLRP": composites.AttnLRP(),
         "Epsilon 0.25": rules.Epsilon(0.25, relative=True),
         "Gamma 0.25": rules.Gamma(0.25),
         "ExcitationBackprop": composites.ExcitationBackprop(),
         "GuidedBackprop": composites.GuidedBackprop(),
-        "EpsilonPlus, bias distributed": on_convolutions(rules.ZPlus(bias="distribute")),
+        "Deconvnet": composites.Deconvnet(),
+        "EpsilonAlpha2Beta1Flat": composites.EpsilonAlpha2Beta1Flat(),
         "EpsilonGammaBox, gamma 0.1": composites.EpsilonGammaBox(low, high, gamma=0.1),
         "EpsilonGammaBox, gamma 1": composites.EpsilonGammaBox(low, high, gamma=1.0),
-        "EpsilonAlpha2Beta1Flat": composites.EpsilonAlpha2Beta1Flat(),
-        "Deconvnet": composites.Deconvnet(),
     }
 
 
@@ -206,8 +206,8 @@ def flipping(subject: Subject, maps: jax.Array) -> dict[str, float]:
         maps: The relevance of the pixels, of shape `(samples, height, width)`.
 
     Returns:
-        The fall, as a share of the mean output of the whole images, by the names "logit, black" and "margin, black" for
-        a replacement that is called "black".
+        The falls, both as a share of the mean logit of the whole images, by the names "logit, black" and "margin,
+        black" for a replacement that is called "black".
 
     Raises:
         InputError: If the tiles do not fit the images, or as for `lrp_jax.evaluation.pixel_flipping`.
@@ -218,13 +218,14 @@ def flipping(subject: Subject, maps: jax.Array) -> dict[str, float]:
         >>> x = jnp.array([[[[2.0], [1.0]]]])  # logits 5 and 2, then 2 and 0, then 0 and 0; margins 3, 2, 0
         >>> subject = Subject(model, x, jnp.array([0]), x, {"black": 0.0}, x[..., 0], steps=2, fraction=1.0)
         >>> {name: round(fall, 3) for name, fall in flipping(subject, jnp.array([[[2.0, 3.0]]])).items()}
-        {'logit, black': 0.533, 'margin, black': 0.444}
+        {'logit, black': 0.533, 'margin, black': 0.267}
     """
     falls = {}
     for name, replacement in subject.replacements.items():
-        for followed, curve in zip(("logit", "margin"), curves_of(subject, maps, replacement), strict=True):
-            areas = evaluation.area_over_perturbation_curve(curve)
-            falls[f"{followed}, {name}"] = float(areas.mean() / curve[:, 0].mean())
+        curves = curves_of(subject, maps, replacement)
+        for followed, curve in zip(("logit", "margin"), curves, strict=True):
+            area = evaluation.area_over_perturbation_curve(curve).mean()
+            falls[f"{followed}, {name}"] = float(area / curves[0, :, 0].mean())
     return falls
 
 

@@ -88,7 +88,7 @@ NETWORKS: dict[str, tuple[Callable[[], Iterator[compare_composites.Subject]], tu
 
 
 # What the guide recommends: the model, the code, its name among the candidates, and on which networks it was measured.
-BEGIN = (
+BEGIN: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     (
         "Convolutional, input in known bounds (pixels)",
         "`composites.EpsilonGammaBox(low, high)`",
@@ -101,12 +101,14 @@ BEGIN = (
         "EpsilonPlusFlat",
         ("LeNet", "ResNet", "EfficientNet"),
     ),
-    ("Dense layers and rectifiers alone", "`rules.Epsilon(0.25, relative=True)`", "Epsilon 0.25", ("dense",)),
+    ("Dense layers and rectifiers alone", "`rules.Gamma(0.25)`", "Gamma 0.25", ("dense",)),
+    ("Transformer", "`composites.AttnLRP()`, see [](transformers.md)", "AttnLRP", ()),
+    ("Recurrent", "`rules.Epsilon()`", "AttnLRP", ()),
 )
 
 
 def main() -> None:
-    """Measures, and writes what was measured after each composite."""
+    """Measures and writes: the numbers after each composite, the tables and the figure at the end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", choices=[[], *NETWORKS])
     parser.add_argument("--resume", action="store_true")
@@ -118,7 +120,9 @@ def main() -> None:
         done = [composite for its, composite in rows if its == network] if arguments.resume else []
         for name, bands in measured(network, done):
             rows[network, name] = {"network": network, "composite": name} | bands
-            write(file, list(rows.values()))
+            about = {"machine": machine(), "versions": versions("lrp_jax", "jax", "flax")}
+            file.write_text(json.dumps(about | {"rows": list(rows.values())}, indent=1) + "\n")
+    show(list(rows.values()))
 
 
 def measured(network: str, done: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -132,10 +136,8 @@ def measured(network: str, done: Sequence[str]) -> Iterator[tuple[str, dict[str,
         yield name, {key: asdict(band) for key, band in compare_composites.over_trainings(of_all).items()}
 
 
-def write(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes the file of all that was measured, its tables and its figure."""
-    about = {"machine": machine(), "versions": versions("lrp_jax", "jax", "flax")}
-    file.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+def show(rows: list[dict[str, Any]]) -> None:
+    """Writes the tables and the figure."""
     for name, table in tables(rows).items():
         (FOLDER / f"{name}.md").write_text(table)
     draw(rows, FOLDER / "composites.svg")
@@ -145,7 +147,9 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     """The tables, in Markdown: what to begin with, what arrives, and what a little noise changes."""
     found = {(row["network"], row["composite"]): row for row in rows}
     networks = [network for network in NETWORKS if any(row["network"] == network for row in rows)]
-    composites = list(dict.fromkeys(row["composite"] for row in rows))
+    composites = [
+        name for name in compare_composites.candidates(0.0, 1.0) if any(row["composite"] == name for row in rows)
+    ]
 
     def of_each(key: str, form: Callable[[dict[str, float]], str]) -> str:
         cells = [
@@ -155,12 +159,12 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         return markdown(["Composite", *networks], [row for row in cells if any(row[1:])])
 
     begin = [
-        [model, code, "; ".join(f"{network} {percent(found[network, name]['arrived'])}" for network in its)]
+        [model, code, "; ".join(f"{of} {percent(found[of, name]['arrived'])}" for of in its) or "not measured"]
         for model, code, name, its in BEGIN
         if all((network, name) in found for network in its)
     ]
     return {
-        "composites-begin": markdown(["Your model", "Begin with", "Arrives at the input, of 100 %"], begin),
+        "composites-begin": markdown(["Your model", "Begin with", "Arrives at the input (%)"], begin),
         "composites-arrived": of_each("arrived", percent),
         "composites-change": of_each("change", percent),
     }
@@ -189,9 +193,13 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """Draws how much further the output falls than in a random order, a panel for each network."""
     networks = [network for network in NETWORKS if any(row["network"] == network for row in rows)]
-    composites = list(dict.fromkeys(row["composite"] for row in rows))
+    composites = [
+        name for name in compare_composites.candidates(0.0, 1.0) if any(row["composite"] == name for row in rows)
+    ]
     shape = -(-len(networks) // 2), 2
-    figure, panels = plt.subplots(*shape, figsize=(5.2, 0.4 + 3.2 * shape[0]), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(
+        *shape, figsize=(4.8, 0.4 + 3.6 * shape[0]), sharey=True, squeeze=False, layout="constrained"
+    )
     for panel, network in zip(panels.flat, networks, strict=False):
         of_it = [row for row in rows if row["network"] == network]
         at = np.array([composites.index(row["composite"]) for row in of_it])
