@@ -20,7 +20,7 @@ book: $(VENV)/installed-book  ## Execute the chapters and write the book to _bui
 	@$(BIN)/jupyter-book build . -W --keep-going || { rm -rf _build/.doctrees; exit 1; }
 
 test: $(VENV)/installed-book,dev  ## Run the tests
-	@$(CACHED) $(BIN)/pytest --numprocesses auto --dist loadfile
+	@$(CACHED) $(BIN)/pytest --numprocesses auto --dist loadfile --durations=15
 
 test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built
 	@$(BIN)/pytest -rs -m book tests/book/test_built_book.py tests/book/test_draw.py tests/book/test_explore.py

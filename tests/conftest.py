@@ -18,6 +18,16 @@ if not NIGHTLY:
     compile_quickly()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Looks for no garbage while the tests are collected, nor later among what they and what they import consist of."""
+    gc.disable()
+    result = yield
+    gc.freeze()
+    gc.enable()
+    return result
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     """Leaves all but a part of the cases of tests that are marked with `sampled` to the nightly run.
@@ -47,8 +57,7 @@ def collected():
     """Collects what is no longer used, of what is made from now on: all else is frozen, and not looked at."""
     gc.collect()
     gc.freeze()
-    yield gc.collect
-    gc.unfreeze()
+    return gc.collect
 
 
 @pytest.fixture

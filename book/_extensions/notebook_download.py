@@ -47,8 +47,10 @@ LIBRARY_HERE = """\
 import lrp_jax
 """
 IMPORT = "from myst_nb import glue"
+STYLE = "from lrp_book import figures\n\nfigures.use()"
 NUMBERS = "in_text = {}  # the numbers in the text, as this run computes them"
 NUMBERED = re.compile(r"\{glue:text\}`([^`:]+):?([^`]*)`")
+COMMAND = re.compile(r"^[%!].*", re.MULTILINE)
 WITHIN_QUOTATION = re.compile(r"\n\n(?=> (?!\*\*|\*Proof))")  # but for where another theorem begins
 HIDDEN = {"hide-input", "hide-cell", "remove-cell", "remove-input"}
 
@@ -63,6 +65,14 @@ def executed_notebook(executed: Path, cache: str) -> nbformat.NotebookNode:
     notebook = nbformat.read(executed, as_version=4)
     with contextlib.suppress(KeyError):  # myst-nb writes a page that it took from the cache without its outputs
         _, notebook = get_cache(cache).merge_match_into_notebook(notebook)
+    return without_style(notebook)
+
+
+def without_style(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Returns the notebook with the usual style of figures, if that of the book is all that it needs of `lrp_book`."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and "lrp_book" in cell.source]
+    if len(cells) == 1 and STYLE in cells[0].source and cells[0].source.count("lrp_book") == 1:
+        cells[0].source = cells[0].source.replace(STYLE, "%matplotlib inline")
     return notebook
 
 
@@ -213,9 +223,12 @@ def code_cells(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 def only_checks(source: str) -> bool:
     """Whether a cell asserts, and does nothing else."""
-    with contextlib.suppress(SyntaxError):  # of Jupyter's commands
-        return all(isinstance(statement, ast.Assert) for statement in ast.parse(source).body)
-    return False
+    return all(isinstance(statement, ast.Assert) for statement in parsed(source).body)
+
+
+def parsed(source: str) -> ast.Module:
+    """Returns the syntax tree of a cell, without the commands of Jupyter in it."""
+    return ast.parse(COMMAND.sub("pass", source))
 
 
 def without_glue(source: str) -> str:
@@ -224,7 +237,7 @@ def without_glue(source: str) -> str:
         return source
     source = with_dictionary(source) if IMPORT in source else source
     lines = source.splitlines()
-    calls = [(node, node.value) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr)]
+    calls = [(node, node.value) for node in ast.walk(parsed(source)) if isinstance(node, ast.Expr)]
     for statement, call in sorted(calls, key=lambda call: call[0].lineno, reverse=True):
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "glue":
             name, value = (str(ast.get_source_segment(source, argument)) for argument in call.args)
@@ -236,7 +249,7 @@ def without_glue(source: str) -> str:
 def with_dictionary(source: str) -> str:
     """Returns the source of a cell with a dictionary for the numbers below its imports, in place of that of `glue`."""
     lines = source.splitlines()
-    imports = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports = [node for node in parsed(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
     lines.insert(imports[-1].end_lineno or 0, f"\n{NUMBERS}")
     lines.remove(IMPORT)
     return "\n".join(lines).strip()

@@ -109,7 +109,7 @@ def path_of(piece: Piece) -> str:
     if piece.layer is not None:
         return piece.layer.name
     operation = piece.operations[0]
-    return operation.module or re.split(r"[/\\\\]", operation.location)[-1]
+    return operation.module or re.sub(r"^.*[/\\](?=.*:\d+ \()", "", operation.location)  # a file without its folder
 
 
 def keep_account(

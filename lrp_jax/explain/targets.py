@@ -73,18 +73,7 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[str, Any]:
     check_places(target, None)
     if callable(target):
         return "function", None
-    if hasattr(output, "dtype") and not jnp.issubdtype(output.dtype, jnp.inexact):
-        raise ModelError(
-            f"The model's output, {output.dtype}{list(output.shape)}, is not differentiable: nothing is to explain. "
-            "Explain what comes before an argmax or a comparison, such as the logits."
-        )
-    shape = getattr(output, "shape", None)
-    if shape is None:
-        raise InputError(
-            "A target of this kind needs one array as output, such as (samples, classes), but the model returns "
-            f"{jax.tree.map(lambda leaf: leaf.shape, output)}. Pass a function of the output that returns what is to "
-            "be explained, such as lambda output: output['logits']."
-        )
+    shape = _shape_of(output)
     is_of_shape = isinstance(target, np.ndarray | jax.Array) and target.shape == shape
     if shape and shape[0] != samples and not (is_of_shape and len(shape) != 2):
         raise InputError(
@@ -112,6 +101,22 @@ def read_target(target: Any, output: Any, samples: int) -> tuple[str, Any]:
             )
         return "all", None
     return _indices_or_mask(target, shape)
+
+
+def _shape_of(output: Any) -> tuple[int, ...]:
+    """The shape of an output, which is one array of differentiable numbers."""
+    if hasattr(output, "dtype") and not jnp.issubdtype(output.dtype, jnp.inexact):
+        raise ModelError(
+            f"The model's output, {output.dtype}{list(output.shape)}, is not differentiable: nothing is to explain. "
+            "Explain what comes before an argmax or a comparison, such as the logits."
+        )
+    if not hasattr(output, "shape"):
+        raise InputError(
+            "A target of this kind needs one array as output, such as (samples, classes), but the model returns "
+            f"{jax.tree.map(lambda leaf: leaf.shape, output)}. Pass a function of the output that returns what is to "
+            "be explained, such as lambda output: output['logits']."
+        )
+    return output.shape
 
 
 def _index_of_class(target: ClassName, shape: tuple[int, ...]) -> int | tuple[int, ...]:

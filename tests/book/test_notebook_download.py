@@ -153,6 +153,7 @@ def test_figures_of_a_cell_are_captions_and_others_are_attached(page):
         ('for n in m:\n    glue(f"a {n}", 1)', 'for n in m:\n    in_text[f"a {n}"] = 1'),
         ('glue(\n    "a",\n    x\n    + y,\n    display=False,\n)', 'in_text["a"] = (x\n    + y)'),
         ("%matplotlib inline", "%matplotlib inline"),
+        ("%matplotlib inline\n\nfrom myst_nb import glue", "%matplotlib inline\n\n\nin_text = {}  #"),
     ],
 )
 def test_numbers_are_noted_in_a_dictionary(source, expected):
@@ -275,6 +276,16 @@ def test_notebook_carries_the_outputs_that_the_cache_holds(tmp_path):
     cache.cache_notebook_bundle(CacheBundleIn(notebook, "one.md"), check_validity=False)
     found = executed_notebook(tmp_path / "one.ipynb", str(tmp_path / "cache"))
     assert found.cells[1].outputs[0].data["text/plain"] == "1"
+
+
+@pytest.mark.parametrize(("more", "has_style"), [("import lrp_jax", False), ("import lrp_book.models", True)])
+def test_notebook_that_needs_the_library_alone_leaves_out_the_style_of_the_book(tmp_path, more, has_style):
+    style = "from lrp_book import figures\n\nfigures.use()"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in (style, more)])
+    nbformat.write(notebook, tmp_path / "one.ipynb")
+    get_cache(tmp_path / "cache")
+    found = executed_notebook(tmp_path / "one.ipynb", str(tmp_path / "cache"))
+    assert (found.cells[0].source == style) is has_style
 
 
 def first(code):

@@ -266,6 +266,7 @@ def two_layers(weights, x):
     return jax.nn.relu(x @ weights["low"]["w"]) @ weights["high"]["w"]
 
 
+@functools.cache
 def spellings():
     weights = {"low": {"w": LOW}, "high": {"w": HIGH}}
     module, of_nnx, of_equinox, instance = Two(), TwoOfNNX(), TwoOfEquinox(), Typed("float32")

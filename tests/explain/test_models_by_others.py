@@ -157,7 +157,10 @@ def test_equinox_linear_layer_under_vmap_by_formula(float64):
 
 def test_operation_has_the_name_of_its_equinox_module_without_that_of_vmap():
     mlp = eqx.nn.MLP(4, 3, 8, 1, key=jax.random.key(1))
-    assert [row[0] for row in plan(jax.vmap(mlp), normal(0, 2, 4)).rows] == ["layers.0", "eqx.nn.MLP", "layers.1"]
+    names = lambda model: [row[0] for row in plan(jax.vmap(model), normal(0, 2, 4)).rows]
+    assert names(mlp) == ["layers.0", "eqx.nn.MLP", "layers.1"]
+    inside = "eqx.nn.Sequential/eqx.nn.MLP"
+    assert names(eqx.nn.Sequential([mlp])) == ["layers.0.layers.0", inside, "layers.0.layers.1"]
 
 
 def test_equinox_module_that_lacks_vmap_is_refused_with_a_hint():
