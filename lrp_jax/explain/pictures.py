@@ -179,10 +179,10 @@ def _images(
 
 def _between_0_and_1(image: NDArray[Any]) -> NDArray[Any]:
     """An image as it is, or from black to white if it reaches beyond, as standardised ones do."""
-    low, high = image.min(initial=0), image.max(initial=0)
     if image.dtype == np.uint8:
         return image / 255
     values = np.asarray(image, np.float64)
+    low, high = values.min(), values.max()
     return values if low >= 0 and high <= 1 else (values - low) / ((high - low) or 1)
 
 

@@ -141,13 +141,16 @@ def as_pictures(images: ArrayLike, name: str, shape: str, channel_axis: int | No
         images: The images.
         name: What they are, for the error.
         shape: As in `sum_of_channels`.
-        channel_axis: As in `channels_last`.
+        channel_axis: As in `channels_last`, where it cannot be told: a photograph may have its channels last, and the
+            relevance of the model's input first.
     """
     array = finite(images, name)
     dimensions = shape.count(",") + 1
     is_coloured = array.ndim == dimensions + 1
     if is_coloured and (channel_axis is not None or {array.shape[-3], array.shape[-1]} & set(NUMBERS_OF_CHANNELS)):
-        array = channels_last(array, name, channel_axis)
+        asked = None if channel_axis is None else as_axis(channel_axis, 3)
+        fits = guessed_axis(array.shape[-3:])
+        array = channels_last(array, name, asked if fits is None else fits)
     if not (array.ndim == dimensions or (is_coloured and array.shape[-1] in NUMBERS_OF_CHANNELS)):
         wanted = f"{shape}, or with 1 or 3 channels C {shape[:-1]}, C) or {shape[:-5]}C, H, W)"
         raise ArrayError(f"{name} needs the shape {wanted}, but has {array.shape}.")

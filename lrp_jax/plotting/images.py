@@ -152,8 +152,8 @@ def overlay(
         limit: The absolute relevance that gets the strongest colour, and hides the image, positive. If None, that below
             which are 99 % of the pixels.
         colormap: Name of a diverging matplotlib colour map.
-        channel_axis: Which axis holds the channels of the image and of the relevance, as NumPy counts: -1 or 0. If
-            None, in each of them the first or the last, if one alone of them has 1 or 3 entries.
+        channel_axis: Which axis holds the channels of the relevance, and of an image of which it cannot be told, as
+            NumPy counts: -1 or 0. If None, in each of them the first or the last, if one alone has 1 or 3 entries.
         background: "pale" draws the image in pale grey, so that the colours are those of the relevance alone; "colour"
             as it is.
 
@@ -224,8 +224,8 @@ def grid(
         colormap: Name of a diverging matplotlib colour map.
         colorbar_label: Text beside the colour bars. If None, "relevance", or, where each map has
             its own scale, "relative".
-        channel_axis: Which axis of one image and of one map holds the channels, as NumPy counts: -1 or 0. If None, the
-            first or the last, if one alone of them has 1 or 3 entries.
+        channel_axis: Which axis of one map holds the channels, and of one image of which it cannot be told, as NumPy
+            counts: -1 or 0. If None, the first or the last, if one alone of them has 1 or 3 entries.
 
     Returns:
         A figure that shows itself in a notebook, and belongs to no pyplot session.

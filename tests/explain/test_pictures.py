@@ -109,6 +109,16 @@ def test_map_of_another_size_is_stretched_over_its_image(size):
     assert drawn.get_extent() == ax.images[0].get_extent() == [-0.5, 59.5, 39.5, -0.5]
 
 
+@pytest.mark.parametrize("channel_axis", [None, 0])
+def test_photograph_has_channels_last_and_relevance_first(channel_axis):
+    photograph, values = RANDOM.integers(0, 256, (40, 60, 3), np.uint8), RANDOM.normal(size=(3, 40, 60))
+    drawn = overlay(photograph, values, ax := Figure().subplots(), channel_axis=channel_axis, background="colour")
+    np.testing.assert_array_equal(ax.images[0].get_array(), photograph)
+    np.testing.assert_allclose(drawn.get_array(), values.sum(0))
+    with pytest.raises(ArrayError, match="channel_axis is the axis"):
+        overlay(photograph, values.sum(0), channel_axis="last")
+
+
 def test_map_of_other_proportions_is_refused_and_what_helps_is_named():
     image, values = np.ones((40, 60, 3)), RANDOM.normal(size=(20, 20))
     with pytest.raises(ArrayError, match=r"\(40, 60\) pixels, .*jax\.image\.resize\(map, \(40, 60\), 'nearest'\)"):
