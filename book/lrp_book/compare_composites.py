@@ -167,7 +167,7 @@ def measure(subject: Subject, method: Rules, at_random: Mapping[str, float]) -> 
     return Measured(
         arrived=float(before.relevance.sum() / explained) if is_relevance else None,
         absolute=float(jnp.abs(before.relevance).sum() / explained) if is_relevance else None,
-        growth=float(before.growth.max()) if is_relevance else None,
+        growth=None if before.growth is None else float(before.growth.max()),
         change=change_of(before.relevance, after.relevance),
         flipping={name: fall - at_random[name] for name, fall in fallen.items()},
     )
