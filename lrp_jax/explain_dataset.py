@@ -1,4 +1,4 @@
-"""Explaining a whole data set, on all devices and in several processes, into a store that an interrupted run resumes."""
+"""Explaining a whole data set, on all devices and in several processes, into a store; an interrupted run resumes."""
 
 import contextlib
 import functools
