@@ -162,12 +162,12 @@ def measure(subject: Subject, method: Rules, at_random: Mapping[str, float]) -> 
         warnings.simplefilter("ignore", LRPWarning)  # growth is one of the numbers here
         before, after = explain(subject.images), explain(subject.noisy_images)
     explained = jnp.take_along_axis(before.output, subject.classes[:, None], 1).sum()
-    growth = before.growth  # None of what is no relevance
+    is_relevance = before.growth is not None
     fallen = flipping(subject, before.relevance.sum(-1))
     return Measured(
-        arrived=float(before.relevance.sum() / explained) if growth is not None else None,
-        absolute=float(jnp.abs(before.relevance).sum() / explained) if growth is not None else None,
-        growth=float(growth.max()) if growth is not None else None,
+        arrived=float(before.relevance.sum() / explained) if is_relevance else None,
+        absolute=float(jnp.abs(before.relevance).sum() / explained) if is_relevance else None,
+        growth=None if before.growth is None else float(before.growth.max()),
         change=change_of(before.relevance, after.relevance),
         flipping={name: fall - at_random[name] for name, fall in fallen.items()},
     )

@@ -47,10 +47,11 @@ def test_figures_have_name_caption_and_alternative_text(page):
     cells = figure_cells(jupytext.read(ROOT / f"{page}.md").cells)
     assert cells or page not in [*CHAPTERS, *GUIDES]
     for cell in cells:
-        figure, image = cell.metadata["mystnb"]["figure"], cell.metadata["mystnb"]["image"]
+        figure = cell.metadata["mystnb"]["figure"]
         assert figure["name"].startswith("fig-")
         assert len(figure["caption"].split()) > 5
-        assert len(image["alt"].split()) > 5
+        if not re.search(r"^(Drawing|under_rules)\(", cell.source, re.MULTILINE):  # drawings describe themselves
+            assert len(cell.metadata["mystnb"]["image"]["alt"].split()) > 5
 
 
 def test_contents_lists_every_page():

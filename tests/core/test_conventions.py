@@ -1255,6 +1255,7 @@ def maps_of_functions(way):
     return explain(x)
 
 
+@pytest.mark.sampled(2, "way")
 @pytest.mark.parametrize("way", MAPS)
 @pytest.mark.parametrize("name", MAPPED)
 def test_function_under_vmap_is_the_same_function(name, way):

@@ -156,7 +156,7 @@ def transformers(
     return Architecture(name, "transformers", make)
 
 
-def keras(name: str) -> Architecture:
+def keras(name: str, size: int = SIZE) -> Architecture:
     """A network of `keras.applications`."""
 
     def make() -> Model:
@@ -164,12 +164,12 @@ def keras(name: str) -> Architecture:
 
         keras.utils.set_random_seed(0)
         model = getattr(keras.applications, name)(
-            weights=None, input_shape=(SIZE, SIZE, 3), classes=CLASSES, classifier_activation=None
+            weights=None, input_shape=(size, size, 3), classes=CLASSES, classifier_activation=None
         )
         for weight in model.weights:
             if len(weight.shape) == 1:
                 weight.assign(weight + np.random.default_rng(0).uniform(-0.1, 0.1, weight.shape))
-        x = np.moveaxis(pictures(), 1, -1)
+        x = np.moveaxis(pictures(size), 1, -1)
         layers = frozenset(layer.name for layer in model._flatten_layers(include_self=False))
         return Model(model, x, np.asarray(model.predict(x, verbose=0)), layers)
 
@@ -261,15 +261,15 @@ def haiku(name: str) -> Architecture:
     """A network of `haiku.nets`."""
 
     def make() -> Model:
-        import functools
-
         import haiku
 
-        network = haiku.transform_with_state(lambda x: getattr(haiku.nets, name)(CLASSES)(x, is_training=False))
+        network = haiku.transform_with_state(
+            lambda x, training: getattr(haiku.nets, name)(num_classes=CLASSES)(x, training)
+        )
         x = np.moveaxis(pictures(), 1, -1)
-        params, state = network.init(jax.random.key(0), x)
-        value, _ = network.apply(params, state, None, x)
-        function = lambda x: functools.partial(network.apply, params, state, None)(x)[0]
+        params, state = network.init(jax.random.key(0), x, True)
+        value, _ = network.apply(params, state, None, x, False)
+        function = lambda x: network.apply(params, state, None, x, False)[0]
         return Model(function, x, np.asarray(value), frozenset(params))
 
     return Architecture(f"{name} (Haiku)", "dm-haiku", make)
@@ -307,8 +307,8 @@ ARCHITECTURES = [
         read=lambda found: found[0]["scores"],
     ),
     timm("vit_tiny_patch16_224", img_size=SIZE, depth=2),
-    timm("mixer_s32_224", img_size=SIZE, num_blocks=2),
-    timm("resmlp_12_224", img_size=SIZE, num_blocks=2),
+    timm("mixer_s32_224", img_size=SIZE),
+    timm("resmlp_12_224", img_size=SIZE),
     timm("test_byobnet"),
     timm("test_efficientnet"),
     timm("test_nfnet"),
@@ -334,7 +334,7 @@ ARCHITECTURES = [
     keras("ResNet50V2"),
     keras("MobileNet"),
     keras("EfficientNetB0"),
-    keras("Xception"),
+    keras("Xception", 80),
     Architecture("convolutions (NNX)", "flax", flax_convolutions),
     Architecture("transformer (NNX)", "flax", flax_transformer),
     Architecture("LSTM (Linen)", "flax", linen_recurrent),

@@ -7,6 +7,7 @@ python -P examine.py --print NAME    # one, whose answers are printed as JSON
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,7 +43,8 @@ def examine(name: str) -> dict[str, Any]:
     try:
         return _answers(architecture.make())
     except Exception as error:
-        return {"refused": f"{type(error).__name__}: {error}".split("\n")[0]}
+        without_place = re.sub(r" at \S+:\d+ \(\S+\)", "", str(error))
+        return {"refused": f"{type(error).__name__}: {without_place}".split("\n")[0]}
 
 
 def _answers(model: architectures.Model) -> dict[str, Any]:
@@ -100,6 +102,7 @@ def _write(rows: dict[str, dict[str, Any]]) -> None:
             continue
         marks = (("yes" if row[question] else "no") if question in row else "" for question in QUESTIONS)
         lines.append(start + f"| {row['layers']} | " + " | ".join(marks) + f" | {100 * row['arrived']:.0f} % |")
+    lines += ["", *(f"- **{row['name']}**: {row['refused']}" for row in record["rows"] if "refused" in row)]
     lines += ["", ", ".join(f"{package} {number}" for package, number in versions.items()) + "."]
     (MEASURED / "architectures.md").write_text("\n".join(lines) + "\n")
 
