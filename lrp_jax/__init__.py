@@ -1,6 +1,6 @@
 """Layer-wise relevance propagation as a JAX function transformation.
 
-`lrp(fun, rules)` has the value of `fun`, and its vector-Jacobian product is relevance propagation.
+`lrp(fun, rules)` has the same value as `fun`, but its vector-Jacobian product is relevance propagation.
 """
 
 from importlib import metadata

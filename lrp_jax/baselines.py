@@ -1,7 +1,7 @@
-"""Explanations to compare relevance with: gradients and their averages, and what happens when a part is replaced.
+"""Explanations to compare relevance with: gradients, averages of gradients, and what happens if a part is replaced.
 
-All are called alike, `method(model, x, target)`, and return an array in the shape of `x`. To explain a hidden layer,
-pass its values as `x` and the rest of the network, from that layer on, as `model`.
+All of them are called in the same way, `method(model, x, target)`, and return an array in the shape of `x`. To explain
+a hidden layer, pass its values as `x` and the rest of the network, from that layer on, as `model`.
 """
 
 import functools
@@ -39,10 +39,10 @@ def gradient(model: Model, x: jax.Array, target: ClassTarget = None, *, inferenc
         x: Its input, floating-point numbers of shape (samples, ...).
         target: What is explained: a class index for all samples or one for each; what `lrp_jax.target` makes, such as
             `target.at[2, 5, 7]`; an array in the shape of the output whose entries multiply it (1 and -1 for the
-            difference of two classes); None for the class with the largest output, or for the output itself where there
-            is one for each sample.
+            difference of two classes); None for the class with the largest output, or for the output itself if there is
+            one for each sample.
         inference: "checked" refuses a model in training mode: one with dropout, or with statistics of the batch.
-            "assumed" leaves that check out, for a model in which something is meant that looks alike.
+            "assumed" leaves this check out, for a model that only looks as if it were.
 
     Returns:
         An array in the shape and dtype of `x`, in units of the explained output per unit of `x`.
@@ -65,10 +65,10 @@ def gradient(model: Model, x: jax.Array, target: ClassTarget = None, *, inferenc
 def gradient_times_input(
     model: Model, x: jax.Array, target: ClassTarget = None, *, inference: Inference = "checked"
 ) -> jax.Array:
-    """The gradient times the input: each input's part of the output, if the model were linear.
+    """The gradient times the input: what each input would contribute if the model were linear.
 
-    For a network of relus without biases it equals LRP-0. Source: Shrikumar, Greenside, Shcherbina and Kundaje 2016,
-    Not just a black box.
+    For networks of layers with ReLUs between them it equals LRP-0. Source: Shrikumar, Greenside, Shcherbina and Kundaje
+    2016, Not just a black box.
 
     Args:
         model: As for `gradient`.
@@ -102,9 +102,10 @@ def integrated_gradients(
 ) -> jax.Array:
     """The mean gradient on the straight line from a baseline to the input, times the difference of the two.
 
-    The integral is approximated by the midpoint rule. It is complete: its sum over a sample tends to the difference
-    between the explained output at the input and at the baseline as the number of steps grows. Source: Sundararajan,
-    Taly and Yan 2017, Axiomatic attribution for deep networks, section 3.
+    The integral is approximated by the midpoint rule. It is complete: as the number of steps grows, its sum over a
+    sample approaches the difference between the explained output at the input and at the baseline. Check how close it
+    is, and take more steps if it is not. Source: Sundararajan, Taly and Yan 2017, Axiomatic attribution for deep
+    networks, section 3.
 
     Args:
         model: As for `gradient`.
@@ -189,7 +190,7 @@ def occlusion(
     value: float | jax.Array | np.ndarray = 0.0,
     inference: Inference = "checked",
 ) -> jax.Array:
-    """How far the explained output drops when a window of the input is replaced by a value.
+    """How much the explained output drops if a window of the input is replaced by a value.
 
     The window moves from edge to edge; the last one in each dimension ends at the edge. What an input receives is the
     mean drop over the windows that cover it. All windows are evaluated in one compiled program, which needs memory for
@@ -201,8 +202,8 @@ def occlusion(
         x: As for `gradient`.
         target: As for `gradient`. None is the class with the largest output at the whole input.
         window: Size of the window in the first dimensions of a sample; in the others it covers everything. (4, 4) hides
-            all channels of 4 x 4 pixels. A number stands for both dimensions of an image, or the one of a vector.
-        stride: How far the window moves at a time, at most as far as it is long: a number, or one for each of its
+            all channels of 4 x 4 pixels. A single number means both dimensions of an image, or the one of a vector.
+        stride: How far the window moves at a time, at most by its own size: a number, or one for each of its
             dimensions.
         value: What the window shows: a number, or an array that broadcasts to `x`.
         inference: As for `gradient`.
@@ -245,11 +246,11 @@ def occlusion(
 def mean_replacement(
     model: Model, x: jax.Array, target: ClassTarget = None, *, inference: Inference = "checked"
 ) -> jax.Array:
-    """How far the explained output drops when one neuron takes the mean of its layer, for each neuron on its own.
+    """How much the explained output drops if one neuron is replaced by the mean of its layer, for each neuron.
 
     The mean is that of the sample's own layer: for an image, of all its values. For a linear model the drop is
-    w_i (x_i - mean): gradient times input, and thus LRP-0, for an input whose mean is zero. To replace every neuron by
-    another value, for example its mean over a data set, use `occlusion` with a window of one neuron.
+    w_i (x_i - mean): for an input whose mean is zero this is gradient times input, and thus LRP-0. To replace every
+    neuron by another value, for example its mean over a data set, use `occlusion` with a window of one neuron.
 
     Args:
         model: As for `gradient`. To see a hidden layer, the part of the network from that layer on.
@@ -258,7 +259,7 @@ def mean_replacement(
         inference: As for `gradient`.
 
     Returns:
-        An array in the shape and dtype of `x`, in units of the explained output: positive where the neuron's difference
+        An array in the shape and dtype of `x`, in units of the explained output: positive if the neuron's difference
         from the mean raises the output.
 
     Raises:

@@ -4,7 +4,7 @@ A composite is a list of (selector, rule) pairs; each layer gets the rule of the
 
     composite = Composite([(first, ZBox(0.0, 1.0)), (name(r"head"), Zero()), (conv, Gamma()), (any_layer, Epsilon())])
 
-A bare rule stands for the composite that gives it to every layer.
+A single rule is short for the composite that gives it to every layer.
 """
 
 import copy
@@ -145,16 +145,16 @@ index = _Index()
 
 
 def name(pattern: str) -> Selector:
-    r"""Selects the layers in whose name (the path of their parameters) a regular expression is found.
+    r"""Selects the layers whose name (the path of their parameters) matches a regular expression.
 
     Args:
-        pattern: The regular expression; `re.search` applies it.
+        pattern: The regular expression, which `re.search` looks for in the name.
 
     Returns:
         The selector.
 
     Raises:
-        SelectorError: If the pattern is no regular expression.
+        SelectorError: If the pattern is not a regular expression.
 
     Example:
         >>> name(r"blocks.[0-3]") & conv
@@ -173,17 +173,18 @@ class Composite(Saved):
     """Which rule where. A pytree whose leaves are the numbers of its rules that may be traced.
 
     Attributes:
-        rules: Pairs of a selector and a rule; the first that matches a layer wins. In place of a selector may stand any
-            function of a `Layer` that says whether it is meant.
-        treatments: What happens at other operations, by the name of the primitive or of a function that is known by its
-            values ("relu", "gelu"), however it is spelled, where it differs from what `lrp_jax.treatments` says.
-        holds_attention: Whether the value of a softmax is held constant where it multiplies another value.
-        input_form: What arrives at the input: relevance, or for methods that are modified gradients the gradient.
+        rules: Pairs of a selector and a rule, of which the first that matches a layer wins. Instead of a selector you
+            can pass any function of a `Layer` that returns whether it is selected.
+        treatments: What happens at other operations, if it is not what `lrp_jax.treatments` says. The keys are names of
+            primitives, or of functions that are recognised by their values, however they are spelled ("relu", "gelu").
+        holds_attention: Whether a softmax is held constant where it multiplies another value.
+        input_form: What arrives at the input: relevance, or the gradient for methods that are modified gradients.
         strict: Whether a selector that matches no layer, or a treatment that matches no operation, is an error.
         constants: What happens to the share of constants outside of layers, such as the shift of a normalisation or the
-            value of a sigmoid at zero: "absorb", they keep it; "pass", all relevance is passed on one to one, as
-            zennit's Pass does, and explodes where a value is near zero.
-        marks: Pairs of a regular expression and a mark, which is put at the values with such names; see `with_mark`.
+            value of a sigmoid at zero. With "absorb" they keep it. With "pass" all relevance is passed on one to one,
+            as zennit's Pass does, and explodes where a value is close to zero.
+        marks: Pairs of a regular expression and a mark, which is put at the values with a matching name; see
+            `with_mark`.
 
     Raises:
         SelectorError: (when applied) if a selector matches no layer, a layer has no rule, or a treatment matches no
@@ -304,29 +305,29 @@ def as_composite(rules: Rules | None) -> Composite:
 
 
 def with_treatment(rules: Rules, key: str, treatment: Treatment) -> Composite:
-    """Says what happens to relevance at an operation: at one that has no treatment, or instead of the usual one.
+    """Says what happens to relevance at an operation that has no treatment, or replaces the usual treatment.
 
     Args:
         rules: The rules of the layers.
-        key: What it is for, also within a scan or a branch:
+        key: The operation, also inside of a scan or a branch:
 
             - A function of one value by its name: "relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish",
               "softplus", "sigmoid", "tanh", "hard_sigmoid", "hard_swish", "abs", "exp", "log", "sqrt" or "square". It
-              matches by value, however it is written, also as a part of another function, such as the relu in
-              2 relu(x).
-            - "softmax", "log_softmax" or "logsumexp": all of its operations as one.
-            - "max": maxima along axes, and of two values, but neither a relu nor a pooling, which is
+              is recognised by its values, however it is written, also as a part of another function, such as the ReLU
+              in 2 relu(x).
+            - "softmax", "log_softmax" or "logsumexp": all of its operations together.
+            - "max": maxima along axes, and of two values, but not a ReLU, and not a pooling, which is
               "reduce_window_max".
-            - "scan": a whole `jax.lax.scan`, which then is not looked into.
+            - "scan": a whole `jax.lax.scan`, which is then not looked into.
             - "gate": a product of which one factor is held.
-            - The name of a primitive, as an error message or `plan` gives it.
+            - The name of a primitive, as an error message or `plan` shows it.
         treatment: One of those in `lrp_jax.treatments`, or your own.
 
     Returns:
         A composite with the same rules.
 
     Raises:
-        SelectorError: (when applied) if the key matches nothing; it lists what there is.
+        SelectorError: (when applied) if the key matches nothing; the message lists the possible names.
 
     Example:
         Max pooling that splits relevance in proportion:
@@ -346,16 +347,17 @@ def with_mark(rules: Rules, place: str, mark: Callable[[Any], Any]) -> Composite
 
     Args:
         rules: The rules of the layers.
-        place: A regular expression; `re.search` looks for it in the names of the layers, whose outputs are meant, and
-            in the names that `jax.ad_checkpoint.checkpoint_name` gives. All values that it is found in are marked.
-        mark: One of the functions in `lrp_jax.mark`, but for `piece`.
+        place: A regular expression, which `re.search` looks for in the names of the layers (the mark is then put on
+            their output) and in the names that `jax.ad_checkpoint.checkpoint_name` gives. All values with a matching
+            name are marked.
+        mark: One of the functions in `lrp_jax.mark`, except `piece`.
 
     Returns:
         A composite with the same rules.
 
     Raises:
-        SelectorError: If the place is no regular expression, or the mark is none; (when applied) if there is no such
-            place: it lists the names that there are.
+        SelectorError: If the place is not a regular expression or the mark is not a mark; (when applied) if there is no
+            such place. The message lists the names that there are.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -501,7 +503,7 @@ def DeepTaylor(low: float | tuple | None = None, high: float | tuple | None = No
     Source: Montavon et al. (2017).
 
     Args:
-        low: Smallest value of the input; w^2 takes the place of z-box if there are no bounds.
+        low: Smallest value of the input. Without bounds, w^2 takes the place of z-box.
         high: Largest value of the input.
 
     Example:
@@ -547,7 +549,7 @@ def ExcitationBackprop() -> Composite:  # noqa: N802
 
 
 def GuidedBackprop() -> Composite:  # noqa: N802
-    """Guided backpropagation: the gradient, passed through a relu only where input and gradient are positive.
+    """Guided backpropagation: the gradient, which passes a ReLU only where input and gradient are positive.
 
     What arrives at the input is a modified gradient, not relevance. Source: Springenberg et al. (2015).
 
@@ -559,7 +561,7 @@ def GuidedBackprop() -> Composite:  # noqa: N802
 
 
 def Deconvnet() -> Composite:  # noqa: N802
-    """The deconvolutional network: the gradient, passed through a relu where it is positive.
+    """The deconvolutional network: the gradient, which passes a ReLU only where it is positive.
 
     What arrives at the input is a modified gradient, not relevance. Source: Zeiler and Fergus (2014).
 

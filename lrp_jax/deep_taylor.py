@@ -1,9 +1,9 @@
 """Deep Taylor decomposition: where the rules w^2, z+ and z-box come from (Montavon et al. 2017).
 
-The theory in three parts, each of which can be computed here.
+The theory has three parts, each of which can be computed here.
 
 1. A function is decomposed by its Taylor expansion at a root: `taylor_relevance`.
-2. The root is looked for along a line, inside of the domain of the input: `find_root`. For one neuron
+2. A root is searched for along a line, inside of the domain of the input: `find_root`. For one neuron
    x -> max(0, sum_i x_i w_i + b) the line depends on the domain, and each domain leads to one rule: `neuron_root`.
 
    | domain of x | the line leads from x | rule |
@@ -12,8 +12,8 @@ The theory in three parts, each of which can be computed here.
    | x_i >= 0 | to the point (x_i 1[w_i <= 0]) | `ZPlus` |
    | low_i <= x_i <= high_i | to the point (low_i 1[w_i > 0] + high_i 1[w_i < 0]) | `ZBox` |
 
-3. In a network the function to decompose is the relevance of a neuron, as a function of the layer below: a relevance
-   model. `training_free_relevance_model` takes the neuron itself, times a constant.
+3. In a network, the function to decompose is the relevance of a neuron, as a function of the layer below. This function
+   is called a relevance model. `training_free_relevance_model` takes the neuron itself, times a constant.
 """
 
 import functools
@@ -72,7 +72,7 @@ def taylor_relevance(fun: Callable[[jax.Array], jax.Array], x: ArrayLike, root: 
     Args:
         fun: A differentiable function of one array that returns a scalar.
         x: The point that is explained, of any shape; floating-point numbers.
-        root: The root point, of the shape of x. That it is one is not required: the remainder allows for f(root).
+        root: The root point, of the shape of x. It need not really be a root: the remainder contains f(root).
 
     Returns:
         The relevance of every element of x, and the remainder.
@@ -119,17 +119,17 @@ def find_root(
     high: ArrayLike | None = None,
     tolerance: float | None = None,
 ) -> Root:
-    """Looks for the root of a function on the line x + t direction, t >= 0, inside of a box.
+    """Searches for the root of a function on the line x + t direction, t >= 0, inside of a box.
 
     The first change of sign among 64 points of the line is narrowed down by bisection. The points are evenly spaced
     from x to where the line leaves the box; without bounds in the line's way they are at t = 2^-32, ..., 2^31. (Roots
     closer together than the points can hide from this search.) What is returned lies on x's side of the root, where
     `|f|` has fallen to `tolerance * |f(x)|`: there the derivative exists and is the one that counts, even if the root
-    is the kink of a relu.
+    is the kink of a ReLU, where there is none.
 
     Batches: `jax.vmap`. No gradient goes through the search.
 
-    Source: Montavon et al. (2017), for why the root is looked for on a line and in the domain.
+    Source: Montavon et al. (2017), for why the root is searched for on a line and in the domain.
 
     Args:
         fun: A continuous function of one array that returns a scalar.

@@ -22,7 +22,7 @@ class LRPError(Exception):
 
 
 class MissingExtraError(LRPError, ImportError):
-    """A package that is optional is missing. The message names it, and the extra that brings it."""
+    """An optional package is missing. The message names it, and the extra that installs it."""
 
 
 class ArrayError(LRPError, ValueError):
@@ -70,7 +70,7 @@ class UnsupportedOperationError(LRPError, NotImplementedError):
 
 
 class InputError(LRPError, ValueError):
-    """An argument of a call does not fit: its dtype, its shape, a target, a name that there is not."""
+    """An argument of a call does not fit: its dtype, its shape, a target, a name that does not exist."""
 
 
 class RuleError(InputError):

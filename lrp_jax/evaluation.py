@@ -51,19 +51,20 @@ def pixel_flipping(
     replacement: float | jax.Array | np.ndarray = 0.0,
     inference: Inference = "checked",
 ) -> jax.Array:
-    """The explained output while the pixels are replaced one after the other, the most relevant first.
+    """Follows the explained output while the pixels are replaced one after the other, the most relevant first.
 
-    The faster the output falls, the better the relevance has found what the model uses. For the least relevant pixels
-    first, pass `-relevance`; for a random order, random numbers. All samples and steps are evaluated in one compiled
-    program, which needs memory for a few hundred inputs. Source: Samek, Binder, Montavon, Lapuschkin and Müller 2017,
-    Evaluating the visualization of what a deep neural network has learned, who replace regions of 9 x 9 pixels.
+    The faster the output falls, the better the relevance has found what the model uses, as far as the replacement means
+    "absent": the result depends on it, so compare several, and a random order. For the least relevant pixels first,
+    pass `-relevance`; for a random order, random numbers. All samples and steps are evaluated in one compiled program,
+    which needs memory for a few hundred inputs. Source: Samek, Binder, Montavon, Lapuschkin and Müller 2017, Evaluating
+    the visualization of what a deep neural network has learned, who replace regions of 9 x 9 pixels.
 
     Args:
         model: A function of one argument that returns the shape (samples, classes), as for `lrp_jax.relevance`.
         x: Its input, floating-point numbers of shape (samples, ...).
-        relevance: The relevance of each pixel, in the shape of `x` or of its first dimensions: what the relevance does
-            not tell apart is replaced together. For images of shape (samples, height, width, channels) this is
-            `relevance.sum(-1)`. Equal pixels follow in the order of their indices.
+        relevance: The relevance of each pixel, in the shape of `x` or of its first dimensions; the entries of `x` that
+            share a relevance are replaced together. For images of shape (samples, height, width, channels) this is
+            `relevance.sum(-1)`. Pixels with equal relevance follow in the order of their indices.
         target: The output to follow, as for `lrp_jax.baselines.gradient`; None for the class with the largest output
             at the whole input.
         steps: The number of steps, at most as many as there are pixels to replace.
@@ -139,7 +140,7 @@ def area_over_perturbation_curve(curve: jax.Array) -> jax.Array:
 
 
 class ConfidenceBand(NamedTuple):
-    """A mean over samples and between which values it lies.
+    """A mean over samples, and the interval in which it lies.
 
     Attributes:
         mean: The mean over the samples.
@@ -153,15 +154,17 @@ class ConfidenceBand(NamedTuple):
 
 
 def confidence_band(values: jax.Array, *, key: jax.Array, level: float = 0.95, resamples: int = 1000) -> ConfidenceBand:
-    """The mean over samples, with the bootstrap's percentile interval at each point.
+    """The mean over samples, with the percentile interval of the bootstrap at each point.
 
-    The samples are drawn with replacement, the same for every point. To compare two methods on the same samples, pass
-    the difference of their values. Source: Efron and Tibshirani 1993, An introduction to the bootstrap.
+    The bootstrap draws as many samples as there are, with replacement, and takes their mean; it does so many times, and
+    the interval covers the middle of these means. The same samples are drawn for every point. To compare two methods on
+    the same samples, pass the difference of their values. Source: Efron and Tibshirani 1993, An introduction to the
+    bootstrap.
 
     Args:
         values: Numbers of shape (samples, ...): curves, or one number for each sample.
         key: Key of the random numbers.
-        level: The probability that the interval of one point is to cover, between 0 and 1.
+        level: The probability that the interval of one point should cover, between 0 and 1.
         resamples: The number of times the samples are drawn.
 
     Returns:
@@ -229,9 +232,9 @@ def randomise(
 ) -> dict[str, Parameters]:
     """Randomises the parameters of a model's layers, from the output down.
 
-    An explanation that hardly changes when the parameters are lost does not explain the model. Source: Adebayo,
-    Gilmer, Muelly, Goodfellow, Hardt and Kim 2018, Sanity checks for saliency maps, whose model parameter
-    randomization test this is for.
+    If an explanation hardly changes when the parameters are lost, it does not explain the model. Source: Adebayo,
+    Gilmer, Muelly, Goodfellow, Hardt and Kim 2018, Sanity checks for saliency maps, whose model parameter randomization
+    test this is for.
 
     Args:
         model: A Flax NNX module, or any other pytree with the parameters: an Equinox module, Linen variables,
@@ -304,8 +307,9 @@ def _belongs_to(name: str, layer: str) -> bool:
 def rank_agreement(a: jax.Array, b: jax.Array) -> jax.Array:
     """Spearman's rank correlation of two explanations, for each sample.
 
-    Equal values have the mean of their ranks. Pass absolute values to compare the strength without the sign.
-    Source: Spearman 1904, The proof and measurement of association between two things.
+    It is the correlation of the ranks of the values. Equal values have the mean of their ranks. Pass absolute values to
+    compare the strength without the sign. Source: Spearman 1904, The proof and measurement of association between two
+    things.
 
     Args:
         a: Explanations of shape (samples, ...).
@@ -339,7 +343,7 @@ def _rank_agreement(a: jax.Array, b: jax.Array) -> jax.Array:
 def top_overlap(a: jax.Array, b: jax.Array, fraction: float) -> jax.Array:
     """The share of the most relevant inputs that two explanations have in common, for each sample.
 
-    Of equal values, the first ones are taken.
+    If values are equal, the first ones are taken.
 
     Args:
         a: Explanations of shape (samples, ...).
@@ -374,7 +378,7 @@ def _places(relevance: jax.Array) -> jax.Array:
 
 
 def sparsity(relevance: jax.Array) -> jax.Array:
-    """The Gini index of the absolute relevance: how much of it lies on how few inputs, for each sample.
+    """The Gini index of the absolute relevance: how few inputs hold how much of it, for each sample.
 
     With the n absolute values in ascending order, it is 1 - 2 sum_k (c_k / sum(c)) (n - k + 1/2) / n. Source: Hurley
     and Rickard 2009, Comparing measures of sparsity.

@@ -1,4 +1,4 @@
-"""Explaining a whole data set: on all devices, in several processes, into a Zarr store, and on again after a kill."""
+"""Explaining a whole data set, on all devices and in several processes, into a store; an interrupted run resumes."""
 
 import contextlib
 import functools
@@ -45,22 +45,22 @@ def explain_dataset(
 ) -> dict[str, Any]:
     """Explains every sample of a data set and writes relevance, outputs and explained classes to a Zarr store.
 
-    A run that was killed, at whatever moment, goes on when it is called again: a batch counts as done once all of it
-    is on the disk, and only what is not done is explained. While a batch is explained, the one before is written and
-    the next one is read. Two runs that write to one store at the same time, with the same arguments, both finish.
+    If a run was killed, at whatever moment, call it again and it resumes: a batch counts as done once all of it is on
+    the disk, and only what is not done is explained. While a batch is explained, the one before is written and the next
+    one is read. Two runs that write to one store at the same time, with the same arguments, both finish.
 
-    The store keeps a digest of each sample and its target. A run that goes on reads a part of what is done again and
-    compares it: all of an array, a list or an iterable, and of another source with an index the first sample, the last
-    one, and others between them, 100 in all. The store also keeps a checksum of each chunk. A run that goes on reads
-    all that is done, and explains again what is damaged or was lost, with a warning that names the samples.
+    The store keeps a digest of each sample and its target. A run that resumes reads some of the finished samples again
+    and compares them: all of an array, a list or an iterable; of any other source the first one, the last one, and
+    others between them, 100 in all. The store also keeps a checksum of each chunk. A run that resumes reads all that is
+    done, and explains again what is damaged or was lost, with a warning that names the samples.
 
-    The samples of a batch are shared out over the devices of a process, each of which explains its own. If
-    `jax.distributed.initialize` was called, every process explains batches of its own on its own devices: all pass the
-    same arguments, and a store that all can reach. They do not wait for each other; call
+    The samples of a batch are distributed over the devices of a process, each of which explains its own. If
+    `jax.distributed.initialize` was called, every process explains batches of its own on its own devices. All of them
+    have to pass the same arguments, and a store that all can reach. They do not wait for each other, so call
     `jax.experimental.multihost_utils.sync_global_devices` before one reads what another has written.
 
-    At the end a warning counts the batches in which relevance is NaN, or the input is outside of the bounds of `ZBox`,
-    those that an earlier run explained among them; another one says if less than 5 % of what is explained arrived at
+    At the end, a warning counts the batches in which relevance is NaN or the input is outside of the bounds of `ZBox`,
+    including those that an earlier run explained. Another warning says if less than 5 % of what is explained arrived at
     the inputs.
 
     Args:
@@ -68,7 +68,7 @@ def explain_dataset(
         source: The data set, one element for each sample: an array, a list, or anything else with a length and an index
             (`tensorflow_datasets.data_source`, `grain.MapDataset`), of which only what is to be explained or compared
             is read; or an iterable (`grain.DataLoader`, a generator), which is read from its beginning. A run that
-            goes on needs the same elements in the same order.
+            resumes needs the same elements in the same order.
         store: Where the Zarr group is: a folder, or a URL that TensorStore knows, such as "gs://bucket/maps".
         target: What is explained, as for `lrp_jax.relevance`.
         rules: A rule, a composite, or a list of (selector, rule) pairs; `EpsilonPlus()` if None.
@@ -77,11 +77,11 @@ def explain_dataset(
         target_of: A function of an element that returns the class to be explained, an integer, in place of `target`.
         reduce: A function that turns the relevance of a batch into what is stored, such as
             `lambda relevance: relevance.sum(-1)`. It runs on the devices and keeps the dimension for the samples.
-        batch_size: The number of samples that a process explains at a time, best a multiple of its number of devices;
-            they are one chunk of each array in the store. A last, smaller batch is filled up, so that nothing is
-            compiled for it; what fills it up is not stored.
-        mesh: Devices of this process. The samples are shared out over the first axis of the mesh; parameters that are
-            sharded over these devices stay so, others are copied to each. All devices of this process if None.
+        batch_size: The number of samples that a process explains at a time, preferably a multiple of its number of
+            devices. They are one chunk of each array in the store. A smaller last batch is filled up, so that nothing
+            is compiled for it; what fills it up is not stored.
+        mesh: Devices of this process. The samples are distributed over the first axis of the mesh. Parameters that are
+            sharded over these devices stay so, others are copied to each. None means all devices of this process.
         progress: Whether the first process shows a progress bar; it needs tqdm.
         inference: As for `lrp_jax.relevance`.
 

@@ -1,17 +1,17 @@
 """Marks: what a user puts into a function to overrule a decision of the library.
 
-A mark returns the value that it is given. It stands in the traced program as the name of that value, survives
-`jax.jit`, `jax.vmap`, `jax.grad`, `jax.lax.scan`, `jax.lax.cond` and `jax.checkpoint`, and changes no value and no
-derivative of the function. `lrp` reads it:
+A mark returns the value that it is given, and changes no value and no derivative of the function. In the traced program
+it is the name of that value, and survives `jax.jit`, `jax.vmap`, `jax.grad`, `jax.lax.scan`, `jax.lax.cond` and
+`jax.checkpoint`. `lrp` reads it:
 
     def model(x):
         x = mark.input((x - MEAN) / STANDARD_DEVIATION)
         gate = mark.gate(jnp.tanh(x @ GATE))
         return gate * (x @ WEIGHT)
 
-A mark through whose value no relevance flows does nothing. One that could have no effect, since its value is no factor
-or no output of a linear operation, is an error. `lrp_jax.composites.with_mark` puts marks at named places, where a
-function cannot be changed.
+If no relevance flows through a marked value, the mark does nothing. A mark that cannot have an effect, because its
+value is not a factor or not the output of a linear operation, is an error. If you cannot change a function,
+`lrp_jax.composites.with_mark` puts marks at named places.
 """
 
 import functools
@@ -32,9 +32,9 @@ Value = TypeVar("Value")
 
 
 def gate(x: Value) -> Value:
-    """Says that a value is a gate: as a factor it is held constant before a signal, which takes all relevance.
+    """Says that a value is a gate: as a factor of a signal it is held constant, and the signal takes all relevance.
 
-    Against a normaliser or another gate the usual order holds.
+    With a normaliser or another gate as the other factor, the usual order applies.
 
     Args:
         x: An array.
@@ -78,7 +78,7 @@ def signal(x: Value) -> Value:
 
 
 def held(x: Value) -> Value:
-    """Says that relevance ends here, as at `jax.lax.stop_gradient`; the gradient of the function itself does not.
+    """Says that relevance ends here, as at `jax.lax.stop_gradient`, but the gradient of the function does not.
 
     Args:
         x: An array.
@@ -97,7 +97,7 @@ def held(x: Value) -> Value:
 
 
 def layer(x: Value) -> Value:
-    """Says that a linear operation is a layer, which gets a rule, although its weight is no parameter.
+    """Says that a linear operation is a layer and gets a rule, although its weight is not a parameter.
 
     Args:
         x: The output of a product with a constant or of a convolution, also with a bias.
@@ -119,7 +119,7 @@ def layer(x: Value) -> Value:
 
 
 def no_layer(x: Value) -> Value:
-    """Says that a linear operation is no layer: it gets no rule, and splits relevance in proportion.
+    """Says that a linear operation is not a layer: it gets no rule, and splits relevance in proportion.
 
     Args:
         x: The output of a product with a constant or of a convolution, also with a bias.
@@ -148,13 +148,13 @@ def input(x: Value) -> Value:
     in the units of this value.
 
     Args:
-        x: A value between which and the input there are elementwise operations and moves alone.
+        x: A value that is computed from the input only by elementwise operations and moves.
 
     Returns:
         The same.
 
     Raises:
-        ModelError: (when the function is explained) if there are others.
+        ModelError: (when the function is explained) if other operations are involved.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -168,12 +168,12 @@ def input(x: Value) -> Value:
 
 
 def piece(function: Callable[..., Any], treatment: Treatment) -> Callable[..., Any]:
-    """Gives a function one backward pass for relevance, whatever is inside of it.
+    """Gives a whole function one backward pass for relevance, whatever is inside of it.
 
     Under `jax.vmap` the treatment sees the arrays with their dimension of the samples.
 
     Args:
-        function: A function of arrays, or of pytrees of arrays. What it closes over are operands, too.
+        function: A function of arrays, or of pytrees of arrays. Arrays that it closes over are operands, too.
         treatment: Its backward pass: one of those in `lrp_jax.treatments`, or your own. It sees the operands through
             which relevance flows as `Call.live`, in the order of the arguments.
 
@@ -181,8 +181,8 @@ def piece(function: Callable[..., Any], treatment: Treatment) -> Callable[..., A
         A function that computes the same.
 
     Raises:
-        ModelError: If the treatment is none; (when the function is explained) if the piece was taken apart, by
-            `jax.disable_jit` or by a derivative within the explained function.
+        ModelError: If the treatment is not a treatment; (when the function is explained) if the piece was taken apart,
+            by `jax.disable_jit` or by a derivative within the explained function.
 
     Example:
         >>> import jax, jax.numpy as jnp

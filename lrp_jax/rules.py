@@ -1,19 +1,19 @@
 """The propagation rules of layer-wise relevance propagation.
 
-A rule says how the relevance of a layer's output is shared out among the layer's inputs. It is a small frozen dataclass
+A rule says how the relevance of a layer's output is split among the layer's inputs. It is a small frozen dataclass
 whose method `shares` is its formula. In all formulas x is the input of the layer, w its weight, b its bias,
 z = lin(x, w) + b its output, R the relevance of the output, T(w, s) the transpose of x -> lin(x, w) applied to s,
 a+ = max(a, 0), a- = min(a, 0), and stab(z) = z + stabilizer * sign(z) with sign(0) = +1.
 
-A stabilizer that is given is a number in units of z, as in the literature. The default, None, is 1e-6 times the root
+A stabilizer that you give is a number in units of z, as in the literature. The default, None, is 1e-6 times the root
 mean square of the denominator over the features of a sample: relevance then does not depend on the units of the input.
 
 Every rule has a field `bias`:
 
-- "absorb": the bias stands in the denominator and keeps its share of the relevance.
-- "ignore": the bias is left out of the denominator; the inputs get everything.
-- "distribute": the bias stands in the denominator, and its share is spread evenly over the inputs that contributed to
-  the output, those with x_i w_ij != 0 (with w_ij != 0 for the rules that do not look at x).
+- "absorb": the bias is part of the denominator and keeps its share of the relevance.
+- "ignore": the bias is left out of the denominator, and the inputs get everything.
+- "distribute": the bias is part of the denominator, and its share is spread evenly over the inputs that contributed to
+  the output, which are those with x_i w_ij != 0 (or with w_ij != 0 for rules that do not look at x).
 """
 
 import math
@@ -58,7 +58,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Zero(Rule):
-    """LRP-0: relevance is shared in proportion to each input's part of the output.
+    """LRP-0: relevance is split in proportion to what each input contributes to the output.
 
     R_i = sum_j x_i w_ij / z_j R_j, with 0 / 0 = 0; in ratio form T(w, R / z).
 
@@ -99,9 +99,9 @@ class Epsilon(Rule):
     systems, from 1e-11 to 1e-6.
 
     Attributes:
-        epsilon: In units of z; None for the default, which is relative. It may be traced, as any stabilizer may.
-        relative: Multiply epsilon by the root mean square of z over the output features of each sample (all dimensions
-            that come from the weight).
+        epsilon: In units of z; None for the default, which is relative. It may be traced, like every stabilizer.
+        relative: Whether to multiply epsilon by the root mean square of z over the output features of each sample (all
+            dimensions that come from the weight).
         bias: "absorb", "ignore" or "distribute".
 
     Example:
@@ -129,18 +129,18 @@ class Epsilon(Rule):
 
 @dataclass(frozen=True)
 class Gamma(Rule):
-    """LRP-gamma: positive contributions weigh more, and ever more as gamma grows; the limit is z+.
+    """LRP-gamma: positive contributions count more, the more the larger gamma is; the limit is z+.
 
-    For signed inputs and outputs, with zp and zn the sums of the positive and of the negative contributions,
-    wp = w + gamma w+, wn = w + gamma w-, bp and bn alike:
+    For inputs and outputs of both signs, let zp and zn be the sums of the positive and of the negative contributions,
+    wp = w + gamma w+, wn = w + gamma w-, and bp and bn likewise. Then
     sp = [z > 0] R / stab(z + gamma zp), sn = [z < 0] R / stab(z + gamma zn),
     R_i = x+ T(wp, sp) + x- T(wn, sp) + x+ T(wn, sn) + x- T(wp, sn).
 
     Source: Montavon et al. (2019), section 10.2.1, for inputs and outputs that are not negative; Andéol et al. (2021)
-    for signed ones. Captum leaves the bias as it is.
+    for both signs. Captum leaves the bias as it is.
 
     Attributes:
-        gamma: How much more the favoured contributions weigh; 0 is LRP-epsilon. It may be traced.
+        gamma: How much more the favoured contributions count; 0 is LRP-epsilon. It may be traced.
         stabilizer: Distance that the denominators keep from zero, in units of z; None for the default.
         bias: "absorb", "ignore" or "distribute".
 
@@ -176,17 +176,17 @@ class Gamma(Rule):
 
 @dataclass(frozen=True)
 class AlphaBeta(Rule):
-    """LRP-alpha-beta: positive and negative contributions are propagated apart, weighted with alpha and -beta.
+    """LRP-alpha-beta: positive and negative contributions are propagated separately, weighted by alpha and -beta.
 
-    With zp = lin(x+, w+) + lin(x-, w-) + b+, the sum of the positive contributions, and zn = z - zp, that of the
-    negative ones, sp = R / stab(zp), sn = R / stab(zn):
+    Let zp = lin(x+, w+) + lin(x-, w-) + b+ be the sum of the positive contributions, zn = z - zp that of the negative
+    ones, sp = R / stab(zp) and sn = R / stab(zn). Then
     R_i = alpha (x+ T(w+, sp) + x- T(w-, sp)) - beta (x+ T(w-, sn) + x- T(w+, sn)).
 
     Source: Bach et al. (2015), equation 60.
 
     Attributes:
-        alpha: Weight of the positive contributions; a known number, as is beta: without beta the negative contributions
-            are not computed at all.
+        alpha: Weight of the positive contributions. It has to be a known number, and so does beta: if beta is 0, the
+            negative contributions are not computed at all.
         beta: Weight of the negative contributions; alpha - beta = 1.
         stabilizer: Distance that the denominators keep from zero, in units of z; None for the default.
         bias: "absorb", "ignore" or "distribute".
@@ -237,8 +237,10 @@ class AlphaBeta(Rule):
 class ZPlus(Rule):
     """The z+ rule: only contributions that push the output up receive relevance. It is alpha-beta with (1, 0).
 
-    With zp = lin(x+, w+) + lin(x-, w-) + b+ and s = R / stab(zp): R_i = x+ T(w+, s) + x- T(w-, s). Inputs of both signs
-    are treated (captum ignores the negative ones); after a relu x- = 0, which is the rule of deep Taylor decomposition.
+    With zp = lin(x+, w+) + lin(x-, w-) + b+ and s = R / stab(zp): R_i = x+ T(w+, s) + x- T(w-, s). A contribution is
+    positive if input and weight have the same sign, so negative inputs count, too. (Captum sets negative weights to
+    zero instead, which is the same only as long as no input is negative.) After a ReLU x- = 0, and this is the rule of
+    deep Taylor decomposition.
 
     Source: Montavon et al. (2017), the z^+-rule; Bach et al. (2015), equation 60.
 
@@ -269,7 +271,7 @@ class ZPlus(Rule):
 
 @dataclass(frozen=True)
 class WSquare(Rule):
-    """The w^2 rule: relevance is shared in proportion to the squared weights, whatever the inputs.
+    """The w^2 rule: relevance is split in proportion to the squared weights, whatever the inputs.
 
     R = T(w^2, R / stab(lin(1, w^2))).
 
@@ -302,7 +304,7 @@ class WSquare(Rule):
 
 @dataclass(frozen=True)
 class Flat(Rule):
-    """The flat rule: relevance is shared evenly among all inputs of a neuron, whatever their values and weights.
+    """The flat rule: relevance is split evenly among all inputs of a neuron, whatever their values and weights.
 
     R = T(1, R / stab(lin(1, 1))).
 
@@ -310,7 +312,7 @@ class Flat(Rule):
 
     Attributes:
         stabilizer: Distance that the denominator keeps from zero; None for the default.
-        bias: "ignore", or "absorb" or "distribute" with the bias, where it is not zero, as one more input.
+        bias: "ignore", or "absorb" or "distribute", for which a bias that is not zero counts as one more input.
 
     Example:
         >>> from lrp_jax import lrp
@@ -341,11 +343,12 @@ class ZBox(Rule):
     With z = lin(x, w) - lin(low, w+) - lin(high, w-) and s = R / stab(z):
     R = x T(w, s) - low T(w+, s) - high T(w-, s).
 
-    Source: Montavon et al. (2017), the z^B-rule. The bias has no part in it.
+    Source: Montavon et al. (2017), the z^B-rule. The bias takes no part.
 
     Attributes:
-        low: Smallest value of the input: a number, or nested tuples that broadcast to the input (per channel or pixel).
-        high: Its largest value, alike.
+        low: Smallest value of the input: a number, or nested tuples that broadcast to the input (one number for each
+            channel or pixel).
+        high: Largest value of the input, in the same form.
         stabilizer: Distance that the denominator keeps from zero, in units of z; None for the default.
         bias: "ignore", or "absorb" or "distribute" with b in the denominator.
 
@@ -438,7 +441,7 @@ class Pass(Rule):
 class Gradient(Rule):
     """No rule: the cotangent is propagated by the layer's own derivative, as in ordinary backpropagation.
 
-    With the starting point v * f(x) it agrees with LRP-0 wherever z is not zero.
+    If it starts at v * f(x), it agrees with LRP-0 wherever z is not zero.
 
     Attributes:
         bias: Without effect: nothing is divided.
@@ -462,8 +465,8 @@ class Gradient(Rule):
 class Norm(Rule):
     """Proportional split: the operation's own contributions, normalised to sum to one.
 
-    R_i = sum_j x_i w_ij / stab(z_j) R_j, as LRP-epsilon; the name is zennit's for sums and average pooling, which here
-    split in proportion without any rule.
+    R_i = sum_j x_i w_ij / stab(z_j) R_j, like LRP-epsilon. The name is that of zennit's rule for sums and average
+    pooling. Here these split relevance in proportion without any rule.
 
     Attributes:
         stabilizer: Distance that the denominator keeps from zero, in units of z; None for the default.

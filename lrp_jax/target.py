@@ -5,9 +5,9 @@
     relevance(model, x, target.mask(segment))             # the sum over a segment, or any other weighted sum
     relevance(model, x, target.name("tabby", classes))    # a class by its name
 
-Indices follow the order of the model's own output, after the dimension of the samples: a network that returns (samples,
-classes, rows, columns), as those of PyTorch do, takes `target.at[class, row, column]`; one that returns (samples, rows,
-columns, classes), as those of Flax and Keras do, takes `target.at[row, column, class]`.
+Indices follow the order of the dimensions in the model's own output, after that of the samples. A network that returns
+(samples, classes, rows, columns), as in PyTorch, takes `target.at[class, row, column]`. One that returns (samples,
+rows, columns, classes), as in Flax and Keras, takes `target.at[row, column, class]`.
 """
 
 import difflib
@@ -256,10 +256,10 @@ def mask(array: Any) -> Mask:
     """Chooses a segment of the output, whose sum is explained, or any other weighted sum of its entries.
 
     Args:
-        array: The factors of the output's entries, numbers or truth values. With as many dimensions as the output it
-            holds one mask for each sample (or has 1 in the place of the samples, for all); with fewer it holds the mask
-            of every sample. It broadcasts to the output in the way of NumPy: a segment of shape (rows, columns) chooses
-            pixels of all classes in an output of shape (samples, classes, rows, columns).
+        array: The factors of the output's entries, numbers or truth values. If it has as many dimensions as the output,
+            it holds one mask for each sample (or has a first dimension of 1, and is the mask of all). If it has fewer,
+            it is the mask of every sample. It broadcasts to the output as in NumPy: a segment of shape (rows, columns)
+            chooses pixels of all classes in an output of shape (samples, classes, rows, columns).
 
     Returns:
         A target for `relevance`, `ledger`, `explain_dataset`, the baselines and `pixel_flipping`.
@@ -282,8 +282,8 @@ def mask(array: Any) -> Mask:
 def name(names: str | Sequence[str], classes: Sequence[str] | Mapping[int, str]) -> ClassName:
     """Chooses a class by its name.
 
-    A name is looked for as it is written, and else without regard to case and underscores, also among synonyms with
-    commas between them ("tabby, tabby cat").
+    The name is looked for as you write it first, and then ignoring case and underscores, also among synonyms that are
+    separated by commas ("tabby, tabby cat").
 
     Args:
         names: The name of the class, or a list of names, one for each sample.
@@ -292,7 +292,7 @@ def name(names: str | Sequence[str], classes: Sequence[str] | Mapping[int, str])
 
     Returns:
         A target for `relevance`, `ledger`, `explain_dataset`, the baselines and `pixel_flipping`, for outputs of shape
-        (samples, classes). Of other outputs it chooses the class within `target.at`.
+        (samples, classes). For other outputs, use it as an index in `target.at`.
 
     Raises:
         InputError: If no class has that name, or several have it.

@@ -1,7 +1,7 @@
 """What happens to relevance at every operation that is not a layer.
 
 A `Treatment` is the backward pass of an operation. In ratio form a constant that is added keeps its share, and so does
-what a function is at zero. Which operation gets which treatment stands in `lrp_jax.core.primitives`.
+the value of a function at zero. `lrp_jax.core.primitives` says which operation gets which treatment.
 """
 
 import math
@@ -34,7 +34,7 @@ class Call:
         constants: The other operands.
         outputs: What it returned.
         cotangents: The cotangents of the outputs.
-        remembered: What the treatment kept of the forward pass.
+        remembered: What the treatment kept from the forward pass.
         rule: The rule, of a layer.
         maximum: How it is decided who wins, of a maximum or minimum.
     """
@@ -82,9 +82,9 @@ class Treatment:
             the live operands. For a form that is not listed it is the operation's own gradient.
         needs: The only form in which cotangents are taken; None for both.
         returns: The form of the operands' cotangents; None for the form that arrived.
-        loss: Where relevance that is not handed on stays: in constants that were added, or nowhere, as the operation
-            does not conserve it.
-        remember: What is kept of the forward pass besides operands and outputs, such as the places of maxima.
+        loss: Where relevance that is not passed on stays: in constants that were added, or nowhere, because the
+            operation does not conserve it.
+        remember: What is kept from the forward pass besides operands and outputs, such as the places of maxima.
     """
 
     summary: str

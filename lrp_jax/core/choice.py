@@ -24,7 +24,7 @@ def treatment_of_function(formula: Formula) -> Treatment:
         formula: The function f.
 
     Returns:
-        For a constant nothing; for u -> a u + b a ratio times a; for a relu one to one; for a function without a value
+        For a constant nothing; for u -> a u + b a ratio times a; for a ReLU one to one; for a function without a value
         at zero its derivative; for every other c (f(u) - f(0)) / u: one to one where f(0) = 0, and else f(0) is a
         constant that keeps its share.
     """

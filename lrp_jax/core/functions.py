@@ -38,7 +38,7 @@ class Function:
 
 
 def names_of_function(name: str, operations: Sequence[str]) -> tuple[str, ...]:
-    """The names of a function of one value: its own, and that of its operation; a relu is no maximum of two values."""
+    """The names of a function of one value: its own, and that of its operation; a ReLU is no maximum of two values."""
     return (name, *operations) if len(operations) == 1 and name != "relu" else (name,)
 
 

@@ -36,7 +36,7 @@ class Layer:
         constants: The numbers of its constant operands, the weight first.
         output: The number of the value that it returns.
         nonnegative: Whether the input is known to be non-negative.
-        rectified: Whether the output is known to be read through a relu alone.
+        rectified: Whether the output is known to be read only through a ReLU.
     """
 
     name: str

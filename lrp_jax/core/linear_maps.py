@@ -38,7 +38,7 @@ class LinearMap:
         others: Its operands besides x and w.
         moves: What moves its output.
         nonnegative: Whether x is known to be non-negative.
-        rectified: Whether z is known to be read through a relu alone, so that no relevance arrives where z <= 0.
+        rectified: Whether z is known to be read only through a ReLU, so that no relevance arrives where z <= 0.
     """
 
     x: jax.Array

@@ -206,7 +206,7 @@ class _Planner:
 
 
 def _with_rectified(graph: Graph, pieces: Sequence[Piece]) -> list[Piece]:
-    """Notes for each layer whether relevance arrives through a relu alone."""
+    """Notes for each layer whether relevance arrives through a ReLU alone."""
     users: dict[int, list[Piece]] = {}
     for piece in pieces:
         for value in piece.live if piece.treatment is not None else ():

@@ -53,17 +53,17 @@ def _put_together(cls: type["Rule"], others: Any, numbers: Sequence[Any]) -> "Ru
 class Rule(Saved):
     """Base of all rules.
 
-    A rule of your own is a frozen dataclass that derives from this class and defines `shares`. Nothing has to be
-    registered. Every rule is a pytree whose leaves are its numbers that may be traced.
+    To write a rule of your own, derive a frozen dataclass from this class and define `shares`. You need not register
+    it. Every rule is a pytree whose leaves are its numbers that may be traced.
 
     Attributes:
         form: `Form.RATIO` if every x of the shares is the layer's input or zero, element by element: then the rule
             returns R / x, and the factor x, which may be zero, is left to the layer below. `Form.RELEVANCE` otherwise;
             a rule that needs it and does not say so is refused.
         traced: The names of the fields whose values may be traced, as by `jax.jit` or `jax.vmap`. They are arguments of
-            a compiled program, so that another value needs no new one; all other fields are a part of it. It holds for
-            the class that says so alone: a class that derives from another one says it again.
-        is_proportional: Whether relevance is split in proportion, as it is at a product that is no layer.
+            the compiled program, so another value needs no new one; all other fields are a part of it. This is not
+            inherited: a class that derives from another one has to say it again.
+        is_proportional: Whether relevance is split in proportion, as it is at a product that is not a layer.
         is_derivative: Whether it is the layer's own derivative that propagates the ratio, so that nothing is shared.
         bias: What happens to the share of the bias: "absorb", "ignore" or "distribute".
 
@@ -163,7 +163,7 @@ class Rule(Saved):
     def _with_bias(self, layer: LinearMap) -> LinearMap:
         if self.bias != "ignore":
             return layer
-        # Without its bias the output may be negative where the relu lets the true one pass.
+        # Without its bias the output may be negative where the ReLU lets the true one pass.
         return replace(layer, b=jnp.zeros((), layer.b.dtype), z=layer.linear(layer.x, layer.w), rectified=False)
 
     def _in_form(self, layer: LinearMap, share: Share, transposed: jax.Array) -> jax.Array:

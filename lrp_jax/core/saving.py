@@ -1,6 +1,6 @@
 """Files of explanations, composites and rules, which hold arrays and text, and no code.
 
-A file is an archive of NumPy (`.npz`), which NumPy alone reads, whatever the path ends with:
+A file is an archive of NumPy (`.npz`), which NumPy can read on its own, whatever the path ends with:
 
 - Each array is an entry under its place: "relevance", "x", "output", "growth", "at['conv1']", "x['left']" or "x[0]" in
   an explanation. If the place has other characters than letters, digits and these, the entry is called "array_0",
@@ -46,7 +46,7 @@ class Saved:
     """What can be written to a file: explanations, composites and rules."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes this to a file that holds no code, beside its place first, and moves it there when it is complete.
+        """Writes this to a file that holds no code. The file moves to its place when it is complete.
 
         The file is an archive that `numpy.load` reads: each array under its name ("relevance", "at['conv1']"), and as
         "structure" the version of the format and what is made of the arrays, in JSON.

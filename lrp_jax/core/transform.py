@@ -27,9 +27,9 @@ def lrp(
 
     The transformed function has the same value. Where JAX would propagate a gradient backwards, it propagates
     relevance: a cotangent v of the output starts with the relevance v * fun(x), and the cotangent of an explained
-    argument is that argument's relevance. `jax.grad` of one logit therefore returns the relevance of every element of
-    the input for this logit. The result is an ordinary JAX function: `jax.jit`, `jax.vmap` and a second
-    differentiation (of a quantity computed from the relevance, with regard to parameters) apply.
+    argument is that argument's relevance. So `jax.grad` of one logit returns the relevance of every element of the
+    input for this logit. The result is an ordinary JAX function. You can use `jax.jit`, `jax.vmap`, and a second
+    differentiation (of a quantity computed from the relevance, with regard to parameters).
 
     Args:
         fun: A function of arrays (or pytrees of arrays) that JAX can trace: a Flax NNX module, the `apply` of a
@@ -37,8 +37,8 @@ def lrp(
         rules: A rule for every layer, or a composite that says which rule where.
         argnums: The positions of the arguments that are explained.
         inference: "checked" refuses a function in training mode: one with dropout, or with statistics over the first
-            dimension of what is explained. "assumed" leaves that check out, for a function in which something is meant
-            that looks alike.
+            dimension of what is explained. "assumed" leaves this check out, for a function that only looks as if it
+            were.
 
     Returns:
         A function with the arguments and the value of `fun`.

@@ -1,4 +1,4 @@
-"""Looking into an explanation: the plan before it runs, and the ledger of where the relevance went."""
+"""Looking into an explanation: the plan of what will happen, and the ledger of where the relevance went."""
 
 import html
 import sys
@@ -108,9 +108,9 @@ def plan(
     Returns:
         A table with a row for every layer and every operation that relevance reaches, in the order in which they run:
         path (of the layer's parameters, or the line of an operation), kind, shape of the output, rule or treatment,
-        form in which the cotangent of the output is taken, and sign of the input, where it is known. It shows the
-        layers, and the products of which each factor gets half, as in attention; its method `operations` shows every
-        row, and its field `rows` holds them.
+        form in which the cotangent of the output is taken, and sign of the input, where it is known. The table shows
+        the layers, and the products of which each factor gets half, as in attention. Its method `operations` shows all
+        rows, and its field `rows` holds them.
 
     Raises:
         InputError: If `x` has a dtype without relevance, or `inference` is neither of the two.
@@ -207,13 +207,13 @@ class LedgerRow:
         arrived: The relevance of its outputs.
         handed_on: The relevance that its operands received.
         bias: What the bias kept.
-        stabilizer: What is missing in a layer besides: absorbed by the stabiliser of the denominator.
+        stabilizer: What else is missing in a layer: the stabiliser of the denominator absorbed it.
         constants: What constants outside of layers kept: shifts, positions, masks, values at zero, class tokens,
-            paddings, constants that won a maximum; and all that stayed inside of a scan or a cond.
+            paddings, constants that won a maximum; and everything that stayed inside of a scan or a cond.
         not_conserved: What is missing where an operation does not conserve relevance, such as a softmax,
-            or where a layer has no contributions of the sign that its rule asks for: z+ then hands nothing on, and
+            or where a layer has no contributions of the sign that its rule asks for. Then z+ passes nothing on, and
             alpha-beta subtracts nothing.
-        growth: How much absolute relevance was handed on for each unit that arrived.
+        growth: How much absolute relevance was passed on for each unit that arrived.
     """
 
     path: str
@@ -327,9 +327,10 @@ def ledger(
     *,
     inference: Inference = "checked",
 ) -> Ledger:
-    """Accounts for relevance: what every layer took in, handed on, and lost, and to what.
+    """Accounts for relevance: what every layer received, passed on, and lost, and to what.
 
-    It answers the question why a map does not sum to the output. A `lax.scan` or a `lax.cond` is one row.
+    It answers the question why a map does not sum to the output: where did the rest go? A `lax.scan` or a `lax.cond` is
+    one row.
 
     Args:
         model: As for `relevance`.

@@ -32,19 +32,19 @@ class Explanation(Shown, Saved):
 
     Attributes:
         output: The model's output.
-        relevance: The relevance of the input, in its structure and shape, in units of the explained output; with the
-            target "all" with one dimension for the classes in front. That of an integer is the
-            relevance of what is looked up with it, wherever it is moved before.
-        at: The relevance of the hidden values that were asked for, by name: the samples first, whatever the order of
-            dimensions within the model.
+        relevance: The relevance of the input, in its structure and shape, in units of the explained output. With the
+            target "all" there is a first dimension for the classes. The relevance of an integer is that of what is
+            looked up with it.
+        at: The relevance of the hidden values that were asked for, by name. The samples are first, whatever the order
+            of dimensions in the model.
         x: The input.
         rules: The composite by which relevance was propagated.
-        growth: For every sample, the absolute relevance of the input for each unit of the explained output, or of
-            absolute relevance at the last layer if that is more. None for a modified gradient. Beyond 1,000 there is a
+        growth: For every sample, the absolute relevance of the input divided by the explained output, or by the
+            absolute relevance at the last layer if that is more. None for a modified gradient. Above 1,000 there is a
             warning, unless constants and biases kept as much.
-        explained: For every sample, the explained output, in which relevance starts; with the target "all" with one
-            dimension for the classes in front. None for a modified gradient. If less than 5 % of it arrives at the
-            input, there is a warning.
+        explained: For every sample, the explained output, with which relevance starts. With the target "all" there is a
+            first dimension for the classes. None for a modified gradient. If less than 5 % of it arrives at the input,
+            there is a warning.
     """
 
     output: Any
@@ -87,13 +87,13 @@ def relevance(
 ) -> Explanation:
     """Explains a model's output by the relevance of its input.
 
-    The model is traced at each call, so that whatever it reads is read anew. The computation is compiled once for each
-    text of the traced program, rules and shapes; all arrays that the model holds are passed to it as arguments, and so
-    are gamma, epsilon and stabilizers.
-    What comes out of it is looked at: NaN is refused, inputs outside of the bounds of `ZBox` are counted in a warning,
-    and another one says if less than 5 % of the explained output arrives at the input (of the sums of absolute values
-    over all samples; not for rules that do not hand it on by intention, such as `Flat` or the gradient everywhere, and
-    not with `given`). Inside of `jax.jit`, where values are not known, all of it is left out, and costs nothing.
+    The model is traced at each call, so that whatever it reads is read again. The computation is compiled once for each
+    text of the traced program, rules and shapes. All arrays that the model holds are arguments of what is compiled, and
+    so are gamma, epsilon and stabilizers. The result is checked. NaN is refused, and a warning counts the inputs
+    outside of the bounds of `ZBox`. Another warning says if less than 5 % of the explained output arrives at the input,
+    which compares sums of absolute values over all samples. (It does not apply with `given`, or if all layers have a
+    rule that is not meant to pass everything on, such as `Flat` or the gradient.) Inside of `jax.jit` values are not
+    known; there all of this is left out, and costs nothing.
 
     Args:
         model: A function of one argument whose output has the samples first, such as (samples, classes): a Flax NNX
@@ -104,19 +104,19 @@ def relevance(
         target: What is explained: a class index for all samples or one for each; "all" for every class, from one
             forward pass; an entry, a box or a segment of an output of any shape, or a class by its name, with
             `lrp_jax.target` (`target.at[2, 5, 7]`); an array in the shape of the output whose entries multiply it; a
-            function of the output (a difference of two classes, say); None for the class with the largest output, and
-            for the output itself where there is one number for each sample, or one for all.
+            function of the output (a difference of two classes, say); None for the class with the largest output, or
+            for the output itself if it has one number for each sample, or one for all.
         rules: A rule, a composite, or a list of (selector, rule) pairs; `EpsilonPlus()` if None.
         at: Names of layers, or of values named with `jax.ad_checkpoint.checkpoint_name`, whose output's relevance is
             wanted too.
         given: By the same names, factors for the relevance of a hidden value, of a shape that broadcasts to that of
             `at`, the samples first: with a mask of channels, relevance passes through the chosen channels only
             (Achtibat et al. 2023).
-        batch_size: The number of samples that are explained at a time; all if None. If `x` is sharded over devices, a
-            multiple of their number: else each of them explains the whole batch.
+        batch_size: The number of samples that are explained at a time; all if None. If `x` is sharded over devices,
+            choose a multiple of their number; otherwise each of them explains the whole batch.
         progress: Whether to show a progress bar, if there is more than one batch; it needs tqdm.
         inference: "checked" refuses a model in training mode: one with dropout, or with statistics of the batch.
-            "assumed" leaves that check out, for a model in which something is meant that looks alike.
+            "assumed" leaves this check out, for a model that only looks as if it were.
 
     Returns:
         The output, the relevance, and the relevance of the hidden values.

@@ -38,10 +38,10 @@ class Shown:
         """Draws some samples: images above their maps, series as strips, texts in coloured words.
 
         Args:
-            classes: The names of all classes. The one with the largest output stands at each sample.
-            tokens: The words of a text, one for each position; or, of several texts, a list of words for each sample.
+            classes: The names of all classes. Each sample shows the one with the largest output.
+            tokens: The words of a text, one for each position; for several texts, a list of words for each sample.
             channel_axis: Which axis of one sample holds the channels of images or series, as NumPy counts: 0 or -1. If
-                None, it is told from the shape where one alone fits.
+                None, it is inferred from the shape, if only one fits.
             samples: Which samples, by their index; the first eight if None.
 
         Returns:
@@ -99,7 +99,7 @@ class Shown:
     def summary(self, classes: Sequence[str] | None = None) -> str:
         """Says in a few lines what was explained: the samples, their largest outputs, and the sums of their relevance.
 
-        They say by which rules, too, and how much of the explained output arrived at the input.
+        The summary also names the rules, and says how much of the explained output arrived at the input.
 
         Args:
             classes: The names of all classes.

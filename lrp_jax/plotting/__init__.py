@@ -1,8 +1,8 @@
 """Pictures of relevance: of images, of series, and of texts.
 
-What is called without axes returns a figure that shows itself in a notebook and belongs to no pyplot session;
-`figure.savefig(path)` writes it. Where an image or a map goes in, `channel_axis` says which axis of one sample holds
-its channels.
+A function that is called without axes returns a figure, which shows itself in a notebook and belongs to no pyplot
+session; `figure.savefig(path)` writes it. For images and maps, `channel_axis` says which axis of one sample holds the
+channels.
 
 Needs the extra `plot` (matplotlib, Pillow): `pip install 'lrp_jax[plot]'`.
 """

@@ -68,8 +68,8 @@ def heatmap(
         relevance: Relevance of shape (H, W), (H, W, C) or (C, H, W), of which the sum over the channels is drawn, in
             the unit of the explained output. Or an explanation of images, of which the first eight maps are drawn.
         ax: The axes to draw one map into. If None, a new figure with a colour bar.
-        limit: The absolute relevance that gets the strongest colour, positive. If None, the largest absolute value in
-            axes, and in a new figure that below which are 99 % of the pixels, as in `overlay`.
+        limit: The absolute relevance that gets the strongest colour, positive. If None, it is the largest absolute
+            value in axes; in a new figure, it is the value below which 99 % of the pixels are, as in `overlay`.
         colormap: Name of a diverging matplotlib colour map.
         channel_axis: Which axis of a map holds the channels, as NumPy counts: -1 for (H, W, C), 0 for (C, H, W). If
             None, the first or the last, if one alone of them has 1 or 3 entries.
@@ -79,8 +79,8 @@ def heatmap(
         `ax.figure.colorbar(image, ax=ax)` makes a colour bar.
 
     Raises:
-        ArrayError: If the relevance has another shape, or one of which it cannot be told where the channels are, if it
-            holds a value that is not finite, or if the limit is not positive.
+        ArrayError: If the relevance has another shape, or one that does not tell where the channels are, if it holds a
+            value that is not finite, or if the limit is not positive.
         InputError: If `ax` is no axes, or `colormap` no colour map.
         MissingExtraError: If matplotlib is not installed.
 
@@ -141,7 +141,7 @@ def overlay(
     channel_axis: int | None = None,
     background: Literal["pale", "colour"] = "pale",
 ) -> Figure | AxesImage:
-    """Draws a relevance map over its image, the more opaque the larger the absolute relevance is.
+    """Draws a relevance map over its image; the larger the absolute relevance, the more opaque it is.
 
     Args:
         image: An image of shape (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels, or a picture of Pillow; uint8, or
@@ -149,13 +149,13 @@ def overlay(
         relevance: Relevance of shape (H, W), (H, W, C) or (C, H, W), of which the sum over the channels is drawn, in
             the unit of the explained output. Or an explanation of one image.
         ax: The axes to draw into. If None, a new figure with a colour bar.
-        limit: The absolute relevance that gets the strongest colour, and hides the image, positive. If None, that below
-            which are 99 % of the pixels.
+        limit: The absolute relevance that gets the strongest colour and hides the image, positive. If None, the value
+            below which 99 % of the pixels are.
         colormap: Name of a diverging matplotlib colour map.
         channel_axis: Which axis holds the channels of the relevance, and of an image of which it cannot be told, as
             NumPy counts: -1 or 0. If None, in each of them the first or the last, if one alone has 1 or 3 entries.
-        background: "pale" draws the image in pale grey, so that the colours are those of the relevance alone; "colour"
-            as it is.
+        background: "pale" draws the image in pale grey, so that all colours are those of the relevance; "colour" draws
+            it as it is.
 
     Returns:
         A figure that shows itself in a notebook; with `ax` the map, from which `ax.figure.colorbar(drawn, ax=ax)` makes

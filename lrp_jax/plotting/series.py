@@ -36,14 +36,15 @@ def strips(
         series: One series of shape (T,), (T, C) or (C, T).
         relevance: Its relevance, in the same shape.
         names: A text for each channel.
-        limit: The absolute relevance that gets the strongest colour, positive. If None, that below which are 99 % of
-            the values.
+        limit: The absolute relevance that gets the strongest colour, positive. If None, the value below which 99 % of
+            the values are.
         colormap: Name of a diverging matplotlib colour map.
         channel_axis: Which axis holds the channels, as NumPy counts: -1 or 0. If None, the one that has at most 8
             entries, if the other one has more.
 
     Returns:
-        A figure that shows itself in a notebook. Of more than 12 channels only the relevance is drawn, a line each.
+        A figure that shows itself in a notebook. If there are more than 12 channels, only the relevance is drawn, one
+        line for each.
 
     Raises:
         ArrayError: If the series and its relevance have other shapes or different ones, if it cannot be told where the

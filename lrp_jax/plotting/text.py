@@ -34,7 +34,7 @@ def words(tokens: Sequence[str], relevance: ArrayLike, *, limit: float | None = 
             the words.
 
     Returns:
-        A figure that shows itself in a notebook. For scripts that its font lacks take `words_as_html`.
+        A figure that shows itself in a notebook. If its font lacks the script, use `words_as_html`.
 
     Raises:
         ArrayError: If the relevance has another shape or is not finite, there is another number of tokens, or the limit
@@ -58,7 +58,7 @@ def words_as_html(tokens: Sequence[str], relevance: ArrayLike, *, limit: float |
 
     Args:
         tokens: As in `words`.
-        relevance: As in `words`. The number is shown where the pointer rests on a word.
+        relevance: As in `words`. The number is shown when the pointer rests on a word.
         limit: As in `words`.
 
     Returns:
