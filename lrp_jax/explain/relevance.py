@@ -97,7 +97,8 @@ def relevance(
 
     Args:
         model: A function of one argument whose output has the samples first, such as (samples, classes): a Flax NNX
-            module, an Equinox module under `jax.vmap`, `functools.partial(module.apply, variables)` for Linen, a plain
+            module, a Keras model on JAX, an Equinox module under `jax.vmap`, `module.bind(variables)` or
+            `functools.partial(module.apply, variables)` for Linen, what `torchax` makes of a PyTorch module, a plain
             function.
         x: Its input: an array (or a pytree of arrays) with the samples in the first dimension. Floating-point numbers,
             or integers that the model looks up in an embedding.
