@@ -49,7 +49,7 @@ def gate(x: Value) -> Value:
         >>> import jax, jax.numpy as jnp
         >>> from lrp_jax import lrp, mark, rules
         >>> model = lambda x: mark.gate(jnp.tanh(x[0])) * x[1]
-        >>> jax.grad(lrp(model, rules.Zero()))(jnp.array([9.0, 2.0]))
+        >>> jax.grad(lrp(model, rules.Zero()))(jnp.array([20.0, 2.0]))
         Array([0., 2.], dtype=float32)
     """
     return _marked(x, Mark.GATE)
@@ -71,7 +71,7 @@ def signal(x: Value) -> Value:
         >>> import jax, jax.numpy as jnp
         >>> from lrp_jax import lrp, mark, rules
         >>> model = lambda x: mark.signal(1 + jnp.tanh(x[0])) * x[1]
-        >>> jax.grad(lrp(model, rules.Zero()))(jnp.array([9.0, 2.0]))
+        >>> jax.grad(lrp(model, rules.Zero()))(jnp.array([20.0, 2.0]))
         Array([1., 2.], dtype=float32)
     """
     return _marked(x, Mark.SIGNAL)

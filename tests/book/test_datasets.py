@@ -494,5 +494,5 @@ def test_as_float():
 
 def test_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'lrp_jax\[book\]'"):
+    with pytest.raises(ImportError, match=r"pip install tensorflow-datasets \(the extra 'book' brings it\)"):
         mnist()
