@@ -52,6 +52,9 @@ SEEN = """() => {
     untypeset: all(".math").filter(formula => !formula.querySelector("mjx-container > svg")
       || formula.querySelector("[data-mml-node=merror]")).map(formula => formula.textContent),
     unspoken: all("mjx-container").filter(formula => !formula.querySelector("mjx-assistive-mml math")).map(start),
+    uncaptioned: all("figure:has(> figcaption)").filter(figure => isShown(figure) && !isShown(figure.lastElementChild))
+      .map(start),
+    dark: all("img.only-dark").filter(isShown).map(start),
     images: all("img").filter(isShown).map(({src, naturalWidth, alt}) => ({src, naturalWidth, alt})),
     icons: all("svg.svg-inline--fa").filter(isShown).length,
     emptyIcons: all("i[class*='fa-'], svg.svg-inline--fa:not(:has(path))").map(start),
@@ -131,6 +134,8 @@ def test_every_image_is_shown_and_has_alternative_text(seen, file, mode, width):
     for image in seen(file, mode, width)["images"]:
         assert image["naturalWidth"] > 0, image
         assert image["alt"], image
+    assert seen(file, mode, width)["uncaptioned"] == []
+    assert mode == "dark" or seen(file, mode, width)["dark"] == []
 
 
 @everywhere
@@ -155,6 +160,8 @@ def test_printed_page_is_white_and_nothing_is_cut_or_folded(seen, file, mode):
     assert printed["sticksOut"] == []
     assert printed["scrolling"] == []
     assert printed["folded"] == []
+    assert printed["dark"] == []
+    assert printed["uncaptioned"] == []
 
 
 @every_file
