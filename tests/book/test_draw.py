@@ -156,7 +156,7 @@ def test_every_control_has_a_name(page):
 
 
 def test_paper_shows_the_figure_and_not_the_controls(page):
-    assert shown_on_paper(page, "#draw", "#fig-draw img") == [False, True]
+    assert shown_on_paper(page, "#draw", "#fig-draw img.only-light") == [False, True]
 
 
 def test_everything_comes_from_the_book(page):

@@ -117,7 +117,7 @@ def test_every_control_has_a_name(page):
 
 
 def test_paper_shows_the_figure_and_not_the_controls(page):
-    assert shown_on_paper(page, "#explore", "#fig-flow img") == [False, True]
+    assert shown_on_paper(page, "#explore", "#fig-flow img.only-light") == [False, True]
 
 
 def test_nothing_is_wider_than_a_phone_and_all_comes_from_the_book(browser):
