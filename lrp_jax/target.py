@@ -74,7 +74,7 @@ class Entries(Choice):
         return hash(repr(self))
 
     def samples(self, rank: int) -> int | None:
-        return next((len(place) for place in self.places if _is_per_sample(place)), None)  # type: ignore[arg-type]
+        return next((len(place) for place in self.places if _is_per_sample(place)), None)  # type: ignore[arg-type]  # a list
 
     def of_samples(self, indices: Sequence[int]) -> "Entries":
         return Entries(tuple(tuple(p[i] for i in indices) if isinstance(p, tuple) else p for p in self.places))
@@ -221,7 +221,7 @@ class _At:
             raise InputError(
                 f"{Entries(given)} has several ellipses, so that it is not known what the others stand for."
             )
-        if len({len(place) for place in given if _is_per_sample(place)}) > 1:  # type: ignore[arg-type]
+        if len({len(place) for place in given if _is_per_sample(place)}) > 1:  # type: ignore[arg-type]  # a list
             raise InputError(f"{Entries(given)} has lists of different lengths: each has one index for each sample.")
         return Entries(given)
 

@@ -112,9 +112,11 @@ def _dark_colour(colour: str) -> str:
 def _dark_image(encoded: str) -> str:
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA"))
     colours, places = np.unique(pixels.reshape(-1, 4), axis=0, return_inverse=True)
+    if len(colours) > _LARGEST_PALETTE:
+        return encoded
     light = mpl.colormaps["RdBu_r"](np.arange(256), bytes=True)
     distances = np.abs(colours[:, None].astype(int) - light).max(-1)
-    if len(colours) > _LARGEST_PALETTE or distances.min(-1).max() > _TOLERANCE:
+    if distances.min(-1).max() > _TOLERANCE:
         return encoded
     file = io.BytesIO()
     dark = _DARK_DIVERGING(np.arange(256), bytes=True)

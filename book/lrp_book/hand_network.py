@@ -68,13 +68,14 @@ def under_rules(name: str, rules: Mapping[str, Rule]) -> Drawing:
         name: A name for the drawing that no other one on the page has.
         rules: The rules by the names that label them.
     """
+    pixels_in, hidden_in, output = _activations()
     steps = []
     for label, rule in rules.items():
-        upper, hidden = _messages(WEIGHTS[1], _activations()[1], rule, np.array([_activations()[2][0]]))
-        lower, pixels = _messages(WEIGHTS[0], _activations()[0], rule, hidden)
-        total, output = as_text(float(pixels.sum())), as_text(float(_activations()[2][0]))
-        sentence = f"The inputs get {as_text(float(pixels[0]))} and {as_text(float(pixels[1]))}: {total} of {output}."
-        values = [pixels.tolist(), hidden.tolist(), [float(_activations()[2][0])]]
+        upper, hidden = _messages(WEIGHTS[1], hidden_in, rule, output)
+        lower, pixels = _messages(WEIGHTS[0], pixels_in, rule, hidden)
+        first, second, total, whole = map(as_text, [*pixels.tolist(), float(pixels.sum()), *output.tolist()])
+        sentence = f"The inputs get {first} and {second}: {total} of {whole}."
+        values = [pixels.tolist(), hidden.tolist(), output.tolist()]
         steps.append(Step(label, sentence, values, [lower, upper], backward=True))
     return Drawing(name, steps)
 

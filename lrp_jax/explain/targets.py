@@ -179,7 +179,7 @@ def number_of_targets(target: Target, output: Any) -> int | None:
     """For how many samples a target says something of their own; None if it says the same for all."""
     if isinstance(target, Choice):
         return target.samples(len(getattr(output, "shape", ())))
-    return len(target) if not callable(target) and np.ndim(target) else None  # type: ignore[arg-type]
+    return len(target) if not callable(target) and np.ndim(target) else None  # type: ignore[arg-type]  # is a list
 
 
 def target_of_samples(target: Target, indices: Sequence[int]) -> Target:
@@ -193,7 +193,7 @@ def said_of_samples(target: Target) -> Any:
         return np.asarray(target.index)
     if isinstance(target, Choice):
         return np.frombuffer(repr(target).encode(), np.uint8)
-    return np.asarray(target) if not callable(target) and np.ndim(target) else ()  # type: ignore[arg-type]
+    return np.asarray(target) if not callable(target) and np.ndim(target) else ()  # type: ignore[arg-type]  # is a list
 
 
 def values_of_samples(values: Any, samples: slice) -> Any:
