@@ -86,5 +86,6 @@ def add_bar(
 
 
 def only_a_frame(ax: Axes) -> None:
-    """Removes the ticks of axes."""
+    """Removes the ticks of axes, and draws all four sides, which a style may leave out."""
     ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(True)

@@ -166,10 +166,14 @@ def keras(name: str, size: int = SIZE) -> Architecture:
         model = getattr(keras.applications, name)(
             weights=None, input_shape=(size, size, 3), classes=CLASSES, classifier_activation=None
         )
-        for weight in model.weights:
+        x = np.moveaxis(pictures(size), 1, -1)
+        for weight in model.trainable_weights:
             if len(weight.shape) == 1:
                 weight.assign(weight + np.random.default_rng(0).uniform(-0.1, 0.1, weight.shape))
-        x = np.moveaxis(pictures(size), 1, -1)
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.momentum = 0.0
+        model(x, training=True)  # statistics of these pictures
         layers = frozenset(layer.name for layer in model._flatten_layers(include_self=False))
         return Model(model, x, np.asarray(model.predict(x, verbose=0)), layers)
 
@@ -268,6 +272,9 @@ def haiku(name: str) -> Architecture:
         )
         x = np.moveaxis(pictures(), 1, -1)
         params, state = network.init(jax.random.key(0), x, True)
+        generator = np.random.default_rng(0)
+        params = jax.tree.map(lambda array: array + generator.uniform(-0.05, 0.05, array.shape), params)
+        _, state = network.apply(params, state, None, x, True)  # statistics of these pictures
         value, _ = network.apply(params, state, None, x, False)
         function = lambda x: network.apply(params, state, None, x, False)[0]
         return Model(function, x, np.asarray(value), frozenset(params))

@@ -101,7 +101,8 @@ def _write(rows: dict[str, dict[str, Any]]) -> None:
             lines.append(start + "| |" + " |" * len(QUESTIONS) + " refused |")
             continue
         marks = (("yes" if row[question] else "no") if question in row else "" for question in QUESTIONS)
-        lines.append(start + f"| {row['layers']} | " + " | ".join(marks) + f" | {100 * row['arrived']:.0f} % |")
+        arrived = f"{round(100 * row['arrived'])} %".replace("-", "−")
+        lines.append(start + f"| {row['layers']} | " + " | ".join(marks) + f" | {arrived} |")
     lines += ["", *(f"- **{row['name']}**: {row['refused']}" for row in record["rows"] if "refused" in row)]
     lines += ["", ", ".join(f"{package} {number}" for package, number in versions.items()) + "."]
     (MEASURED / "architectures.md").write_text("\n".join(lines) + "\n")

@@ -60,6 +60,14 @@ def test_heatmap_of_zeros_can_be_drawn(ax):
     assert heatmap(np.zeros((2, 2)), ax).get_clim() == (-1, 1)
 
 
+def test_a_map_has_a_frame_on_all_sides_in_every_style():
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+        _, ax = plt.subplots()
+        heatmap(np.ones((2, 2)), ax)
+    assert all(side.get_visible() for side in ax.spines.values())
+    plt.close()
+
+
 @pytest.mark.parametrize("shape", [(), (3,), (1, 2, 3, 4)])
 def test_heatmap_refuses_other_shapes(ax, shape):
     with pytest.raises(ArrayError, match=r"\(H, W\) or \(H, W, C\), but has"):
