@@ -1,7 +1,6 @@
 """The figures of pixel flipping: what is left of one digit, and the curves of several networks."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import matplotlib.pyplot as plt
@@ -54,13 +53,13 @@ def draw_what_is_left(
             ax.set_xlabel(f"logit {logits[replacement][name]:.1f}".replace("-", "−"))
     for ax, replacement in zip(axes[1:, 0], left, strict=True):
         ax.text(1, 0.5, f"they become\n{replacement}", ha="right", va="center", transform=ax.transAxes)
-    bar = figure.colorbar(drawn, ax=axes[0, 1:], ticks=[-1, 0, 1], aspect=8, pad=0.02)
+    bar = figure.colorbar(drawn, ax=axes[:, 1:], ticks=[-1, 0, 1], aspect=8, pad=0.02, shrink=0.28, anchor=(0, 0.95))
     bar.set_label("relative\nrelevance")
     return figure
 
 
 def draw_curves(flipped: flipping.Flipped) -> Figure:
-    """Draws the curves of all methods, for both replacements and for the logit and the margin.
+    """Draws the first steps of all methods' curves, for both replacements and for the logit and the margin.
 
     Args:
         flipped: What was measured.
@@ -70,38 +69,67 @@ def draw_curves(flipped: flipping.Flipped) -> Figure:
     for row, replacement in zip(axes, flipping.REPLACEMENTS, strict=True):
         for ax, followed in zip(row, flipping.FOLLOWED, strict=True):
             _draw_panel(ax, flipped, replacement, followed)
-            ax.set(title=f"pixels become {replacement}", ylabel=names[followed])
+            ax.set_title(f"pixels become {replacement}", loc="left")
+            ax.set_ylabel(names[followed])
     for ax in axes[1]:
         ax.set_xlabel("pixels replaced (%)", loc="left")
     return figure
 
 
 def _draw_panel(ax: Axes, flipped: flipping.Flipped, replacement: str, followed: str) -> None:
-    percent = np.linspace(0, 100 * flipping.FRACTION, flipping.STEPS + 1)
-    ends, colours, names = [], [], []
+    percent = 100 * flipping.FRACTION / flipping.STEPS * np.arange(_SHOWN + 1)
+    ends, colours = {}, {}
     for family, methods in flipping.FAMILIES.items():
         for method in methods:
-            curves = flipped.mean_curves[replacement, followed, method]
-            colour = COLOURS[family]
-            ax.plot(percent, curves.mean(axis=0), color=colour, linewidth=1.1)
-            ax.fill_between(percent, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.07, linewidth=0)
-            ends.append(float(curves.mean(axis=0)[-1]))
-            colours.append(colour)
-            names.append(method)
-    ax.set_xlim(0, 2.05 * percent[-1])
-    ax.set_xticks([0, 10, 20])
+            curves = flipped.mean_curves[replacement, followed, method][:, : _SHOWN + 1]
+            mean, colours[method] = curves.mean(axis=0), COLOURS[family]
+            ax.plot(percent, mean, color=colours[method], linewidth=1.1)
+            ax.fill_between(
+                percent, curves.min(axis=0), curves.max(axis=0), color=colours[method], alpha=0.07, linewidth=0
+            )
+            ends[method] = float(mean[-1])
+    ax.set_xlim(0, 2.65 * percent[-1])
+    ax.set_xticks([0, 5, 10])
     ax.spines["bottom"].set_bounds(0, percent[-1])
-    _label_ends(ax, percent[-1], ends, names, colours)
+    _label_ends(ax, percent[-1], ends, colours)
 
 
-def _label_ends(ax: Axes, x: float, ends: Sequence[float], names: Sequence[str], colours: Sequence[Any]) -> None:
+_SHOWN = 4  # steps; later most of the ink is gone, and the lines meet
+
+
+def _label_ends(ax: Axes, x: float, ends: Mapping[str, float], colours: Mapping[str, str]) -> None:
     """Writes a name beside the end of each line, one below the other, with a thin line from one to the other."""
     low, high = ax.get_ylim()
-    places = spread(np.array(ends), (high - low) / (len(ends) + 0.5), low, high)
-    for end, place, name, colour in zip(ends, places, names, colours, strict=True):
-        ax.plot([x, 1.08 * x], [end, place], color=colour, linewidth=0.5)
-        ax.text(1.1 * x, place, name, color=colour, fontsize=8.5, va="center")
+    distance = (high - low) / (len(ends) + 0.5)
+    places = spread(np.array(list(ends.values())), distance, low + 0.5 * distance, high - 0.5 * distance)
+    for place, (name, end) in zip(places, ends.items(), strict=True):
+        ax.plot([x, 1.3 * x], [end, place], color=colours[name], linewidth=0.5)
+        ax.text(1.33 * x, place, name, color=colours[name], fontsize=8.5, va="center")
     ax.set_ylim(low, high)
+
+
+def draw_areas(flipped: flipping.Flipped) -> Figure:
+    """Draws the mean drop of every method, with the lowest and the highest of the networks.
+
+    Args:
+        flipped: What was measured.
+    """
+    methods = [method for family in flipping.FAMILIES.values() for method in family]
+    methods.sort(key=lambda method: float(flipped.areas("black", "logit", method).mean()))
+    figure, axes = plt.subplots(1, 2, figsize=(6.2, 4.6), sharey=True)
+    styles = {"logit": (figures.BLUE, "o", 0.15), "margin": (figures.RED, "s", -0.15)}
+    for ax, replacement in zip(axes, flipping.REPLACEMENTS, strict=True):
+        for followed, (colour, marker, shift) in styles.items():
+            areas = np.array([flipped.areas(replacement, followed, method) for method in methods])
+            at = np.arange(len(methods)) + shift
+            ax.plot(areas.mean(axis=1), at, marker, color=colour, markersize=4, label=followed)
+            ax.hlines(at, areas.min(axis=1), areas.max(axis=1), color=colour, linewidth=1)
+        ax.set(title=f"pixels become {replacement}", xlabel="mean drop", xlim=(0, None))
+        ax.grid(axis="y")
+        ax.set_axisbelow(True)
+    axes[0].set_yticks(range(len(methods)), methods)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    return figure
 
 
 def spread(ends: NDArray[np.float64], distance: float, low: float, high: float) -> NDArray[np.float64]:
