@@ -11,7 +11,9 @@ from matplotlib.patches import ConnectionPatch
 from numpy.typing import ArrayLike, NDArray
 
 from lrp_book import figures
+from lrp_book.map_measures import Measures
 from lrp_book.two_classes import Pairs
+from lrp_jax import evaluation
 from lrp_jax.plotting import heatmap
 
 _PLACES = {"convolutions.1": (6.5, 2), "convolutions.0": (2, 1), "pixels": (0, 1)}
@@ -106,3 +108,42 @@ def draw_pairs(pairs: Pairs, maps: Mapping[str, Sequence[jax.Array]]) -> Figure:
 
 def _in_turn(one: ArrayLike, other: ArrayLike) -> NDArray[np.generic]:
     return np.stack([np.asarray(one), np.asarray(other)], axis=1).reshape(-1, *np.shape(one)[1:])
+
+
+def draw_sweeps(sweeps: Mapping[str, tuple[Sequence[float], Sequence[Measures]]], limits: Sequence[Measures]) -> Figure:
+    """Draws what the parameters of two rules change, a panel for each.
+
+    Args:
+        sweeps: For each parameter its values, and what was measured at each.
+        limits: What was measured under the rule at one end of each sweep, as dotted lines.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(6.2, 3.6), sharey=True)
+    shown = {"negative": "negative share", "total": "sum / output", "gini": "sparsity"}
+    for ax, (symbol, (values, measured)), limit in zip(axes, sweeps.items(), limits, strict=True):
+        for i, (name, label) in enumerate(shown.items()):
+            numbers = [getattr(one, name) for one in measured]
+            ax.semilogx(values, numbers, f"{'os^'[i]}-", color=f"C{i}", label=label)
+            ax.axhline(getattr(limit, name), color=f"C{i}", linestyle=":", linewidth=1)
+        ax.set_xlabel(f"{symbol} in all layers")
+    axes[0].set(ylabel="mean over the images", ylim=(-0.03, None))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
+
+
+def draw_alike(bands: Mapping[str, evaluation.ConfidenceBand], places: Sequence[str]) -> Figure:
+    """Draws how much two explanations have in common on the way back, with intervals.
+
+    Args:
+        bands: The bands by what they are about; the last one is a control.
+        places: The names of the layers, and of the pixels.
+    """
+    figure, ax = plt.subplots(figsize=(6.2, 3.9))
+    styles = [("o-", "C1"), ("s-", "C3"), ("D--", "C2"), ("^-", "C0"), ("v:", "C5")]
+    for (name, band), (style, colour) in zip(bands.items(), styles, strict=True):
+        ax.plot(band.mean, style, color=colour, label=name)
+        ax.fill_between(range(len(places)), band.low, band.high, color=colour, alpha=0.25, linewidth=0)
+    ax.axhline(0, color=figures.INK, linewidth=0.8)
+    ax.set_xticks(range(len(places)), places)
+    ax.set(ylabel="correlation of two classes", xlabel="relevance at")
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure

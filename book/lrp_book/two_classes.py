@@ -1,6 +1,6 @@
 """Images that hold two digits, and what the maps of the two have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from lrp_book import datasets
 from lrp_book.map_measures import correlation
-from lrp_jax import Explanation, evaluation
+from lrp_book.models import DenseNetwork
+from lrp_jax import Explanation, evaluation, relevance
+from lrp_jax.rules import Rule
 
 COUNT = 1000
 
@@ -94,6 +96,53 @@ def alike_by_layer(one: Explanation, other: Explanation, layers: tuple[str, ...]
     return jnp.stack([*hidden, correlation(one.relevance, other.relevance)], axis=1)
 
 
-def most_relevant_in_common(one: jax.Array, other: jax.Array) -> float:
-    """The share of the 10 % most relevant neurons that two explanations have in common."""
-    return float(evaluation.top_overlap(one, other, 0.1).mean())
+def in_dense_network(network: DenseNetwork, pairs: Pairs, rule: Rule) -> tuple[dict[str, float], dict[str, float]]:
+    """What the two classes have in common in the dense network, for the first two hundred pairs that it sees both of.
+
+    Args:
+        network: The network.
+        pairs: The digits.
+        rule: The rule of all layers.
+
+    Returns:
+        The correlation in the last hidden layer ("1"), the one before ("0") and the pixels, and the share of the 10 %
+        most relevant neurons in common in these layers.
+    """
+    pairs = pairs[np.flatnonzero(both_seen(network, pairs, pairs.overlaid))[:200]]
+    layers = ("layers.1", "layers.0")
+    one, two = (
+        relevance(network, pairs.overlaid, classes, rule, at=layers, progress=False)
+        for classes in (pairs.upper_class, pairs.lower_class)
+    )
+    alike = dict(zip(("1", "0", "pixels"), map(float, alike_by_layer(one, two, layers).mean(0)), strict=True))
+    overlaps = (evaluation.top_overlap(one.at[layer], two.at[layer], 0.1) for layer in layers)
+    return alike, {layer[-1]: float(its.mean()) for layer, its in zip(layers, overlaps, strict=True)}
+
+
+def compared(
+    first: Mapping[str, Explanation], second: Mapping[str, Explanation], pairs: Pairs, layers: tuple[str, ...]
+) -> tuple[dict[str, evaluation.ConfidenceBand], dict[str, evaluation.ConfidenceBand]]:
+    """How much the maps of two classes have in common, and how much lies on the own digit, under some rules.
+
+    Args:
+        first: The explanations of the first digits, by the name of the rule.
+        second: Those of the second digits.
+        pairs: The digits.
+        layers: The hidden layers to compare.
+
+    Returns:
+        The correlation in each of these layers and in the pixels, and the share on the own digit, with intervals.
+    """
+    key = jax.random.key(1)
+    alike, own = {}, {}
+    for name, one in first.items():
+        alike[name] = evaluation.confidence_band(alike_by_layer(one, second[name], layers), key=key)
+        shares = on_own_digit(one.relevance, second[name].relevance, pairs)
+        own[name] = evaluation.confidence_band(shares, key=key)
+    return alike, own
+
+
+def between_images(explanation: Explanation, layers: tuple[str, ...]) -> evaluation.ConfidenceBand:
+    """The same correlation between each image and the next one."""
+    next_image = jax.tree.map(lambda array: jnp.roll(array, 1, 0), explanation)
+    return evaluation.confidence_band(alike_by_layer(explanation, next_image, layers), key=jax.random.key(1))
