@@ -8,7 +8,7 @@ import pytest
 from lrp_book import flipping, map_measures, randomisation, two_classes
 
 KEYS = jax.random.split(jax.random.key(0), 4)
-IMAGES = jnp.maximum(jax.random.normal(KEYS[0], (3, 8, 8, 1)), 0)
+IMAGES = jnp.clip(jax.random.normal(KEYS[0], (3, 8, 8, 1)), 0, 1)
 LABELS = jnp.array([0, 1, 2])
 WEIGHT = jax.random.normal(KEYS[1], (64, 3))
 
