@@ -2,8 +2,9 @@
 
 The notebook cache finds the outputs of a page by its cells and its kernel, and would keep numbers of an older library.
 So the name of the kernel gets a key of all that the cells depend on besides: the modules of the library and of the book
-that they import, directly or through others, without docstrings and comments; the files of the book's data that these
-name; the pinned versions and Python's. Where the cells print documentation, docstrings and comments count, too.
+that they import, directly or through others, without docstrings and comments; the files of the book's data and of its
+measurements that these name; the pinned versions and Python's. Where the cells print documentation, docstrings and
+comments count, too.
 """
 
 import ast
@@ -107,9 +108,10 @@ def imports(code: str) -> tuple[tuple[str, str], ...]:
 
 
 def data_named(codes: Iterable[str], root: Path) -> set[Path]:
-    """Returns the files of the book's data whose own name, or whose folder's, stands in code."""
+    """Returns the files of the book's data and measurements whose own name, or whose folder's, stands in code."""
     text = "\n".join(codes)
-    entries = [entry for entry in (root / "book" / "data").iterdir() if entry.name in text]
+    folders = (root / "book" / "data", root / "book" / "measured")
+    entries = [entry for folder in folders for entry in folder.glob("*") if entry.name in text]
     files = (path for entry in entries for path in (entry.rglob("*") if entry.is_dir() else [entry]))
     return {path for path in files if path.is_file() and path.suffix != ".md"}
 

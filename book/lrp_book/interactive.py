@@ -1,16 +1,18 @@
 """What the pages that run a network in the browser have in common: their rules, and the data beside the program."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import onnx
 
 from lrp_book import datasets
-from lrp_jax import composites, rules
+from lrp_jax import composites, relevance, rules
 from lrp_jax.plotting import COLORMAP
 
 
@@ -81,3 +83,45 @@ def sample(page: Mapping[str, Any], digit: int) -> np.ndarray:
 
 def _as_text(values: bytes) -> str:
     return base64.b64encode(values).decode()
+
+
+def layers(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a page says of each layer, and how its values are arranged.
+
+    Args:
+        values: Relevance of some samples by the name of the layer.
+    """
+    found = []
+    for name, its in values.items():
+        height, width = its.shape[1:3] if its.ndim == 4 else (1, 1)
+        maps = its.shape[-1]
+        size = f"{maps} maps of {height} × {width}" if width > 1 else f"{maps} neurons"
+        caption = f"the {height} × {width} pixels" if name == "pixels" else f"{name}, {size}"
+        found.append({"name": name, "caption": caption, "height": height, "width": width, "maps": maps})
+    return found
+
+
+def step_by_step(
+    network: Callable[[jax.Array], jax.Array], layers: Sequence[str]
+) -> Callable[..., dict[str, jax.Array]]:
+    """The program of a page that explains one image layer by layer.
+
+    Args:
+        network: The network, from images of shape (samples, height, width, 1) to logits.
+        layers: The layers whose relevance the page shows.
+
+    Returns:
+        A function of an image without channels, the weights of its outputs, epsilon and gamma, which returns the
+        scores, and the relevance of every layer and of the pixels under every rule of `choices`.
+    """
+
+    def program(image: jax.Array, seed: jax.Array, epsilon: jax.Array, gamma: jax.Array) -> dict[str, jax.Array]:
+        explained = [
+            relevance(network, image[None, :, :, None], seed[None], rule, at=layers)
+            for rule in choices(epsilon, gamma).values()
+        ]
+        found = {name: jnp.stack([one.at[name][0] for one in explained]) for name in layers}
+        pixels = jnp.stack([one.relevance[0] for one in explained])
+        return found | {"pixels": pixels, "logits": explained[0].output[0]}
+
+    return program

@@ -131,6 +131,7 @@ PROJECT = {
     "book/data/mnist/images.gz": "digits",
     "book/data/mnist/README.md": "Digits.",
     "book/data/results.json": "[]",
+    "book/measured/times.json": "[1]",
 }
 USES_OF_THE_PROJECT = {
     "rules": "%matplotlib inline\nfrom lrp_jax import lrp",
@@ -138,6 +139,7 @@ USES_OF_THE_PROJECT = {
     "networks": "from lrp_book import models",
     "documentation": "from lrp_jax.rules import epsilon\nprint(epsilon.__doc__)",
     "results": "from lrp_book import DATA\nopen(f'{DATA}/results.json')",
+    "measured": "open('measured/times.json')",
     "versions": "from importlib.metadata import version",
 }
 
@@ -179,6 +181,7 @@ def changed_pages(execution_cache, tmp_path):
         ("book/data/mnist/images.gz", "digits", "other digits", {"data"}),
         ("book/data/mnist/README.md", "Digits", "Other digits", set()),
         ("book/data/results.json", "[]", "[1]", {"results"}),
+        ("book/measured/times.json", "[1]", "[2]", {"measured"}),
         ("pyproject.toml", "0.2.0", "0.3.0", {"versions"}),
         ("constraints.txt", "0.10.2", "0.11.0", set(USES_OF_THE_PROJECT)),
     ],
