@@ -67,7 +67,11 @@ def test_groups_follow_each_other_and_take_operations_between_their_layers():
 
 
 def test_operations_that_change_nothing_are_no_stages(account):
-    assert [stage.label.split(",")[0] for stage in stages(account)] == ["function of 2 operations", "dense_1", "dense_0"]
+    assert [stage.label.split(",")[0] for stage in stages(account)] == [
+        "function of 2 operations",
+        "dense_1",
+        "dense_0",
+    ]
 
 
 def test_a_waterfall_is_as_high_as_its_bars_need(account):
