@@ -125,9 +125,9 @@ def smooth(network: Any, x: jax.Array, maps: Maps) -> Iterator[str]:
 
 
 def integrated(network: Any, x: jax.Array, maps: Maps, record: dict[str, Any]) -> Iterator[str]:
-    """Integrated gradients of one photograph from mid-grey, in more and more steps until its sum is right and stays so.
+    """Integrated gradients of one photograph from mid-grey, in more and more steps until its sum is right and settled.
 
-    It may be right by chance, so it has to be right for two numbers of steps that follow each other.
+    It may be right by chance, so three times as many steps have to change it by little.
     """
     explained = baselines.explained_output(with_parts(network, Shifted), x, None)
     shares_at = jax.jit(lambda point: (x * jax.grad(lambda x: explained(x).sum())(point * x)).sum(-1))
@@ -150,8 +150,9 @@ def integrated(network: Any, x: jax.Array, maps: Maps, record: dict[str, Any]) -
 
 
 def is_complete(rows: list[dict[str, float]]) -> bool:
-    """Whether the last two sums are right."""
-    return len(rows) > 1 and all(abs(row["sum"] / row["wanted"] - 1) < COMPLETE for row in rows[-2:])
+    """Whether the last sum is right, and the one before it not far from it."""
+    errors = [abs(row["sum"] / row["wanted"] - 1) for row in rows]
+    return len(rows) > 1 and errors[-1] < COMPLETE and errors[-2] < 2 * COMPLETE
 
 
 def new_points(steps: int, *, is_first: bool) -> NDArray[np.float32]:
