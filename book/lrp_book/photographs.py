@@ -78,8 +78,8 @@ def measured_maps() -> dict[str, NDArray[np.float32]]:
     """What `make measure-photographs` has written: the maps, each with the photographs first.
 
     Example:
-        >>> {name: len(maps) for name, maps in measured_maps().items()}
-        {'absorb': 3, 'ignore': 3, 'distribute': 3, 'unfolded': 3, 'smooth': 1, 'integrated': 1}
+        >>> sorted(measured_maps())
+        ['absorb', 'distribute', 'ignore', 'integrated', 'smooth', 'unfolded']
     """
     with np.load(_MEASURED / "photographs.npz") as file:
         return unpacked({name: file[name] for name in file.files})
