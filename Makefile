@@ -11,7 +11,8 @@ CACHED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MI
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help book test test-book test-browser test-accessibility test-pdf test-notebooks test-doors pdf lab nightly lint \
-	bench bench-peers bench-accelerator measure-composites measure-flipping versions coverage mutation constraints clean
+	bench bench-peers bench-accelerator measure-composites measure-flipping measure-photographs versions \
+	coverage mutation constraints clean
 
 help:  ## Say what there is (the default)
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
@@ -63,6 +64,9 @@ measure-composites: $(VENV)/installed-book,dev  ## Measure what each composite k
 
 measure-flipping: $(VENV)/installed-book,dev  ## Flip pixels by every method on five networks (about 20 minutes)
 	@cd tests/benchmarks && ../../$(BIN)/python flipping.py
+
+measure-photographs: $(VENV)/installed-book,dev  ## Measure what biases decide on photographs, and gradients with many steps
+	@cd tests/benchmarks && ../../$(BIN)/python photographs.py
 
 bench-peers: $(VENV)/installed-book,dev _build/peers/installed  ## Time relevance beside zennit, captum, autolrp and Quantus
 	@cd tests/benchmarks && ../../$(BIN)/python peers.py --python ../../_build/peers/bin/python

@@ -216,8 +216,20 @@ def test_front_page_loads_less_than_a_megabyte(browser):
     with opened(browser, "book/index") as (page, _, requests):
         page.wait_for_load_state("networkidle")
         files = {Path(unquote(urlsplit(url).path)) for url in requests if url.startswith("file:")}
-    assert any(file.suffix in {".jpg", ".png"} for file in files)
+        assert page.locator(".comparison img").count() == 9  # which are part of the page
     assert sum(file.stat().st_size for file in files) < 1_000_000
+
+
+def test_line_between_photograph_and_map_follows_the_arrow_keys(browser):
+    with opened(browser, "book/index") as (page, _, _):
+        page.locator(".comparison input").first.focus()
+        for _ in range(20):
+            page.keyboard.press("ArrowLeft")
+        shown = "element => getComputedStyle(element).clipPath"
+        assert page.locator(".comparison-map").first.evaluate(shown) == "inset(0px 0px 0px 30%)"
+        assert page.locator(".comparison-map").last.evaluate(shown) == "inset(0px 0px 0px 50%)"
+        page.emulate_media(media="print")
+        assert page.locator(".comparison-map").first.evaluate(shown) == "none"
 
 
 FORMER = {

@@ -42,7 +42,7 @@ def test_page_ran_without_an_error_and_draws_figures_only(page):
     cells = content(page).select("div.cell")
     assert len(cells) > 0
     assert content(page).select("div.cell .traceback") == []
-    pictures = content(page).select("div.cell :is(img:not(.only-dark), .hand-network)")
+    pictures = content(page).select("div.cell :is(img:not(.only-dark, .comparison img), .comparison, .hand-network)")
     assert [picture for picture in pictures if picture.find_parent("figure") is None] == []
     assert len(pictures) == len(figure_cells(jupytext.read(ROOT / f"{page}.md").cells))
 
