@@ -11,7 +11,7 @@ CACHED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MI
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help book test test-book test-browser test-accessibility test-pdf test-notebooks test-doors pdf lab nightly lint \
-	bench bench-peers bench-accelerator measure-composites versions coverage mutation constraints clean
+	bench bench-peers bench-accelerator measure-composites measure-shattering measure-tokens versions coverage mutation constraints clean
 
 help:  ## Say what there is (the default)
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
@@ -60,6 +60,12 @@ bench: $(VENV)/installed-book,dev  ## Time relevance as a ratio to the input gra
 
 measure-composites: $(VENV)/installed-book,dev  ## Measure what each composite keeps, how steady it is, and pixel flipping
 	@cd tests/benchmarks && ../../$(BIN)/python composites.py
+
+measure-shattering: $(VENV)/installed-book,dev  ## Measure how fast gradients of random networks shatter with depth
+	@cd tests/benchmarks && ../../$(BIN)/python shattering.py
+
+measure-tokens: $(VENV)/installed-book,dev  ## Measure what flipping the tokens of eight transformers says of methods
+	@cd tests/benchmarks && ../../$(BIN)/python token_flipping.py
 
 bench-peers: $(VENV)/installed-book,dev _build/peers/installed  ## Time relevance beside zennit, captum, autolrp and Quantus
 	@cd tests/benchmarks && ../../$(BIN)/python peers.py --python ../../_build/peers/bin/python
