@@ -11,8 +11,8 @@ CACHED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MI
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help book test test-book test-browser test-accessibility test-pdf test-notebooks test-doors pdf lab nightly lint \
-	bench bench-peers bench-accelerator measure-composites measure-flipping measure-photographs versions \
-	coverage mutation constraints clean
+	bench bench-peers bench-accelerator measure-composites measure-flipping measure-photographs measure-shattering \
+	measure-tokens versions coverage mutation constraints clean
 
 help:  ## Say what there is (the default)
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
@@ -67,6 +67,12 @@ measure-flipping: $(VENV)/installed-book,dev  ## Flip pixels by every method on 
 
 measure-photographs: $(VENV)/installed-book,dev  ## Measure what biases decide on photographs, and gradients with many steps
 	@cd tests/benchmarks && ../../$(BIN)/python photographs.py
+
+measure-shattering: $(VENV)/installed-book,dev  ## Measure how fast gradients of random networks shatter with depth
+	@cd tests/benchmarks && ../../$(BIN)/python shattering.py
+
+measure-tokens: $(VENV)/installed-book,dev  ## Measure what flipping the tokens of eight transformers says of methods
+	@cd tests/benchmarks && ../../$(BIN)/python token_flipping.py
 
 bench-peers: $(VENV)/installed-book,dev _build/peers/installed  ## Time relevance beside zennit, captum, autolrp and Quantus
 	@cd tests/benchmarks && ../../$(BIN)/python peers.py --python ../../_build/peers/bin/python
