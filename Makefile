@@ -11,7 +11,7 @@ CACHED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MI
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help book test test-book test-browser test-accessibility test-pdf test-notebooks test-doors pdf lab nightly lint \
-	bench bench-peers bench-accelerator measure-composites versions coverage mutation constraints clean
+	bench bench-peers bench-accelerator measure-composites measure-relevance-models versions coverage mutation constraints clean
 
 help:  ## Say what there is (the default)
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
@@ -23,7 +23,8 @@ test: $(VENV)/installed-book,dev  ## Run the tests
 	@$(CACHED) $(BIN)/pytest --numprocesses auto --dist loadfile --durations=15
 
 test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built
-	@$(BIN)/pytest -rs -m book tests/book/test_built_book.py tests/book/test_draw.py tests/book/test_explore.py
+	@$(BIN)/pytest -rs -m book tests/book/test_built_book.py tests/book/test_draw.py tests/book/test_explore.py \
+		tests/book/test_draggable_root.py
 
 test-browser: $(VENV)/installed-book,dev book  ## Look at every page of the book in Chromium
 	@$(BIN)/pytest -rs -m "browser and not accessibility" --numprocesses auto --dist loadgroup tests/book/test_browser.py
@@ -60,6 +61,9 @@ bench: $(VENV)/installed-book,dev  ## Time relevance as a ratio to the input gra
 
 measure-composites: $(VENV)/installed-book,dev  ## Measure what each composite keeps, how steady it is, and pixel flipping
 	@cd tests/benchmarks && ../../$(BIN)/python composites.py
+
+measure-relevance-models: $(VENV)/installed-book,dev  ## Train detectors of digits, and measure models of their relevance
+	@cd tests/benchmarks && ../../$(BIN)/python relevance_models.py
 
 bench-peers: $(VENV)/installed-book,dev _build/peers/installed  ## Time relevance beside zennit, captum, autolrp and Quantus
 	@cd tests/benchmarks && ../../$(BIN)/python peers.py --python ../../_build/peers/bin/python
