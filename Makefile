@@ -12,7 +12,7 @@ CACHED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MI
 .NOTPARALLEL:
 .PHONY: help book test test-book test-browser test-accessibility test-pdf test-notebooks test-doors pdf lab nightly lint \
 	bench bench-peers bench-accelerator measure-composites measure-flipping measure-photographs measure-shattering \
-	measure-tokens versions coverage mutation constraints clean
+	measure-relevance-models measure-tokens versions coverage mutation constraints clean
 
 help:  ## Say what there is (the default)
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
@@ -24,7 +24,8 @@ test: $(VENV)/installed-book,dev  ## Run the tests
 	@$(CACHED) $(BIN)/pytest --numprocesses auto --dist loadfile --durations=15
 
 test-book: $(VENV)/installed-book,dev book  ## Build the book and test what was built
-	@$(BIN)/pytest -rs -m book tests/book/test_built_book.py tests/book/test_draw.py tests/book/test_explore.py
+	@$(BIN)/pytest -rs -m book tests/book/test_built_book.py tests/book/test_draw.py tests/book/test_explore.py \
+		tests/book/test_draggable_root.py
 
 test-browser: $(VENV)/installed-book,dev book  ## Look at every page of the book in Chromium
 	@$(BIN)/pytest -rs -m "browser and not accessibility" --numprocesses auto --dist loadgroup tests/book/test_browser.py
@@ -73,6 +74,9 @@ measure-shattering: $(VENV)/installed-book,dev  ## Measure how fast gradients of
 
 measure-tokens: $(VENV)/installed-book,dev  ## Measure what flipping the tokens of eight transformers says of methods
 	@cd tests/benchmarks && ../../$(BIN)/python token_flipping.py
+
+measure-relevance-models: $(VENV)/installed-book,dev  ## Train detectors of digits, and measure models of their relevance
+	@cd tests/benchmarks && ../../$(BIN)/python relevance_models.py
 
 bench-peers: $(VENV)/installed-book,dev _build/peers/installed  ## Time relevance beside zennit, captum, autolrp and Quantus
 	@cd tests/benchmarks && ../../$(BIN)/python peers.py --python ../../_build/peers/bin/python

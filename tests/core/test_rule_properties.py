@@ -44,10 +44,10 @@ COMPOSITES = {
     "`EpsilonAlpha2Beta1`": composites.EpsilonAlpha2Beta1(0.5),
     "`EpsilonAlpha2Beta1Flat`": composites.EpsilonAlpha2Beta1Flat(0.5),
 }
-COLUMNS = ["positive", "conservative", "bias absorbed", "bias ignored", "consistent", "root"]
+COLUMNS = ["positive", "conservative", "bias absorbed", "consistent", "root"]
 ENTRIES = {"yes", "no", "if inhibited", "n/a"}
-# The columns about sums: what happens to the bias.
-SUMS = {"conservative": "ignore", "bias absorbed": "absorb", "bias ignored": "ignore"}
+# The columns about sums: what happens to the bias. A rule that is conservative is so with biases that are ignored.
+SUMS = {"conservative": "ignore", "bias absorbed": "absorb"}
 
 
 def table():
@@ -121,7 +121,7 @@ def assume_denominators(row, column, x, w, b, relevance):
     active = x @ w + b > 0
     excited, inhibited = x @ np.maximum(w, 0) > 0, x @ np.minimum(w, 0) < 0
     divisible = active & excited
-    if column == "bias ignored":
+    if column == "conservative":
         divisible &= x @ w != 0
         if row == r"LRP-$\gamma$":
             divisible &= x @ w + 0.25 * x @ np.minimum(w, 0) != 0
@@ -136,7 +136,7 @@ def assume_denominators(row, column, x, w, b, relevance):
 @examples(40)
 @given(data=st.data())
 def test_claims_hold_for_random_layers(row, column, data):
-    has_bias = column in ("bias absorbed", "bias ignored")
+    has_bias = column in SUMS
     x, w, b, relevance = data.draw(layers((-3, 3) if has_bias else (0, 0)))
     relevance = assume_denominators(row, column, x, w, b, relevance)
     received = np.asarray(propagated(RULES[row](SUMS.get(column, "ignore")))(x, w, b, relevance))
@@ -157,7 +157,7 @@ def of_neuron(rule, b=0.0, w=W):
 
 @pytest.mark.parametrize(("row", "column"), pairs(RULES, "no"))
 def test_what_is_denied_fails_for_the_neuron_of_the_page(row, column):
-    b = 1.0 if column in ("bias absorbed", "bias ignored") else 0.0
+    b = 1.0 if column in SUMS else 0.0
     received = of_neuron(RULES[row](SUMS.get(column, "ignore")), b)
     if column == "positive":
         assert received.min() < -0.1
@@ -250,7 +250,7 @@ def explained(row):
 @given(data=st.data())
 def test_claims_hold_for_random_networks(row, column, data):
     # Biases that are not positive: no neuron lives off its bias alone.
-    biases = (-2, 0) if column == "bias ignored" else (0, 0)
+    biases = (-2, 0) if column == "conservative" else (0, 0)
     shapes = [(3, 3), 3, (3, 2), 2, (2, 1), 1]
     x = data.draw(integers(3, 0, 3))
     parameters = [data.draw(integers(shape, *(biases if i % 2 else (-2, 4)))) for i, shape in enumerate(shapes)]

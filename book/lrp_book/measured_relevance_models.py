@@ -1,0 +1,110 @@
+"""What `make measure-relevance-models` measured: how well relevance models describe the relevance in some detectors."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrp_book import DATA
+
+_MEASURED = DATA.parent / "measured"
+
+
+@dataclass(frozen=True)
+class Band:
+    """A number over several detectors.
+
+    Attributes:
+        mean: The mean.
+        low: The lowest.
+        high: The highest.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    def as_text(self, factor: float = 1, digits: int = 2) -> str:
+        """The mean, with the lowest and the highest in brackets.
+
+        Args:
+            factor: What the numbers are multiplied with.
+            digits: How many digits they have after the point.
+
+        Example:
+            >>> Band(0.5, -0.25, 0.75).as_text()
+            '0.50 (−0.25 to 0.75)'
+        """
+        mean, low, high = (f"{factor * value:.{digits}f}" for value in (self.mean, self.low, self.high))
+        return f"{mean} ({low} to {high})".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Detectors that were trained for the same number of steps.
+
+    Attributes:
+        steps: How many.
+        date: When the last of them was measured, as YYYY-MM-DD.
+        rows: What was measured of each detector.
+    """
+
+    steps: int
+    date: str
+    rows: Sequence[Mapping[str, Any]]
+
+    @property
+    def number(self) -> int:
+        """How many detectors there are."""
+        return len(self.rows)
+
+    def values(self, *keys: str) -> list[Any]:
+        """One entry of each detector, under these keys."""
+        found = []
+        for entry in self.rows:
+            for key in keys:
+                entry = entry[key]
+            found.append(entry)
+        return found
+
+    def band(self, *keys: str) -> Band:
+        """The mean over the detectors of one number, with the lowest and the highest."""
+        return _band(self.values(*keys))
+
+    def worst_on_the_way(self, layer: str, model: str) -> Band:
+        """The largest error of a model on the way to the roots, in percent."""
+        return _band([max(errors) for errors in self.values("way", layer, model)])
+
+
+def trainings() -> tuple[Training, Training]:
+    """The brief training and the long one.
+
+    Example:
+        >>> brief, long = trainings()
+        >>> brief.steps < long.steps and long.band("accuracy").mean > brief.band("accuracy").mean
+        True
+    """
+    file = json.loads((_MEASURED / "relevance_models.json").read_text())
+    brief, long = sorted({row["steps"] for row in file["rows"]})
+    first, second = (
+        Training(steps, file["date"], [row for row in file["rows"] if row["steps"] == steps]) for steps in (brief, long)
+    )
+    return first, second
+
+
+def maps() -> dict[str, NDArray[np.float32]]:
+    """Three pairs, the output of the first detector after the long training, and its maps by the name of the model.
+
+    Example:
+        >>> sorted(maps())
+        ['LRP-0', 'images', 'min-max', 'output', 'training-free']
+    """
+    with np.load(_MEASURED / "relevance_models.npz") as file:
+        return dict(file)
+
+
+def _band(values: Sequence[float]) -> Band:
+    return Band(float(np.mean(values)), float(min(values)), float(max(values)))
