@@ -203,12 +203,9 @@ def test_rectified_gradient_by_hand(composite, expected):
 def test_treatment_of_pooling_can_be_chosen():
     x = jnp.array([[[[3.0], [1.0]]]])
     pooled = lambda x: nnx.max_pool(x, (1, 2), (1, 2)).sum()
-    maps = {
-        treatment: jax.grad(
-            lrp(pooled, composites.with_treatment(rules.Zero(), "reduce_window_max", getattr(treatments, treatment)))
-        )(x).ravel()
-        for treatment in ("winner_takes_all", "pooled_in_proportion", "pooled_evenly")
-    }
+    rule = lambda name: composites.with_treatment(rules.Zero(), "reduce_window_max", getattr(treatments, name))
+    names = ("winner_takes_all", "pooled_in_proportion", "pooled_evenly")
+    maps = jit_by_day(lambda x: {name: jax.grad(lrp(pooled, rule(name)))(x).ravel() for name in names})(x)
     np.testing.assert_allclose(maps["winner_takes_all"], [3.0, 0.0])
     np.testing.assert_allclose(maps["pooled_in_proportion"], [2.25, 0.75], rtol=1e-5)
     np.testing.assert_allclose(maps["pooled_evenly"], [1.5, 1.5])
