@@ -1,4 +1,7 @@
-"""The code of a guide is a script that runs anywhere: it needs what is installed, and nothing of the book."""
+"""The code of a guide is a script that runs anywhere: it needs what is installed, and nothing of the book.
+
+The default run executes some of the scripts, and asks of all whether they define what they use.
+"""
 
 import os
 import subprocess
@@ -33,6 +36,14 @@ def test_guide_shows_no_bookkeeping(page):
     assert "lrp_book" not in visible_code(page)
 
 
+@pytest.mark.parametrize("page", GUIDES)
+def test_guide_defines_every_name_that_it_uses(page):
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E9,F63,F7,F82", "-"]
+    ran = subprocess.run(command, input=visible_code(page), capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("page", GUIDES)
 def test_guide_pastes_into_a_script(page, tmp_path):
     (tmp_path / "guide.py").write_text(BLOCKED + visible_code(page))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import jit_by_day
 from flax import nnx
 
 from lrp_jax import composites, lrp, mark, relevance, rules, treatments
@@ -202,12 +203,9 @@ def test_rectified_gradient_by_hand(composite, expected):
 def test_treatment_of_pooling_can_be_chosen():
     x = jnp.array([[[[3.0], [1.0]]]])
     pooled = lambda x: nnx.max_pool(x, (1, 2), (1, 2)).sum()
-    maps = {
-        treatment: jax.grad(
-            lrp(pooled, composites.with_treatment(rules.Zero(), "reduce_window_max", getattr(treatments, treatment)))
-        )(x).ravel()
-        for treatment in ("winner_takes_all", "pooled_in_proportion", "pooled_evenly")
-    }
+    rule = lambda name: composites.with_treatment(rules.Zero(), "reduce_window_max", getattr(treatments, name))
+    names = ("winner_takes_all", "pooled_in_proportion", "pooled_evenly")
+    maps = jit_by_day(lambda x: {name: jax.grad(lrp(pooled, rule(name)))(x).ravel() for name in names})(x)
     np.testing.assert_allclose(maps["winner_takes_all"], [3.0, 0.0])
     np.testing.assert_allclose(maps["pooled_in_proportion"], [2.25, 0.75], rtol=1e-5)
     np.testing.assert_allclose(maps["pooled_evenly"], [1.5, 1.5])
@@ -400,8 +398,8 @@ def test_rule_that_can_change_is_refused(network, image):
         for door in (lambda rule: lrp(network, rule), lambda rule: Composite([(any_layer, rule)])):
             with pytest.raises(RuleError, match=rf"dataclass\(frozen=True\)' above 'class {type(rule).__name__}'"):
                 door(rule)
-    expected = jax.grad(lambda x: lrp(network, rules.Zero())(x)[0, 0])(image)
-    found = jax.grad(lambda x: lrp(network, Stateless())(x)[0, 0])(image)
+    maps = lambda rule: jit_by_day(jax.grad(lambda x: lrp(network, rule)(x)[0, 0]))(image)
+    expected, found = maps(rules.Zero()), maps(Stateless())
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 

@@ -1,6 +1,6 @@
 """Random networks with random rules: the library against the plain loop of `loop.py`.
 
-`make nightly` draws thousands of programs, other ones each time; without it 60 are drawn, always the same.
+`make nightly` draws thousands of programs, other ones each time; without it 40 are drawn, always the same.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import quick_jit
+from compiling import jit_by_day, quick_jit
 from hypothesis import HealthCheck, assume, given, settings
 from naive import oracle
 from naive.loop import relevance_of_input
@@ -19,7 +19,7 @@ from nightly import NIGHTLY, drawn
 from lrp_jax import lrp, rules, treatments
 from lrp_jax.composites import Composite, any_layer, with_treatment
 
-NUMBER = drawn(by_day=60)
+NUMBER = drawn(by_day=40)
 
 
 def drawn(share):
@@ -119,7 +119,7 @@ def test_small_contributions_of_one_sign_beside_large_ones_of_the_other(float64,
     weight = sign * jnp.array([[0.125, -0.75], [0.625, 0.5]], dtype)
     explained = lrp(lambda x: x @ weight, dataclasses.replace(rule, stabilizer=0.0))
     explain = jax.grad(lambda x: explained(x).sum())
-    found = np.asarray(wrap(explain)(x), np.float64)
+    found = np.asarray(jit_by_day(wrap(explain))(x), np.float64)
 
     w, x = np.asarray(weight, np.float64), np.asarray(x, np.float64)
     naively = lambda x: oracle.alpha_beta(w.T, np.zeros(2), x, w.T @ x, rule.alpha, rule.beta, stabilizer=0.0)
@@ -144,7 +144,7 @@ def test_attention_that_is_held_leaves_all_to_a_gate():
     composite = Composite([(any_layer, rules.Zero())], holds_attention=True)
     x = jnp.array([0.5, -1.0, 2.0])
     product = lambda x, y: jax.nn.softmax(x) * jax.nn.sigmoid(y)
-    _, transpose = jax.vjp(lrp(product, composite, argnums=(0, 1)), x, x)
-    _, of_sigmoid = transpose(jnp.ones(3))
+    explain = jit_by_day(lambda x: jax.vjp(lrp(product, composite, argnums=(0, 1)), x, x)[1](jnp.ones(3)))
+    _, of_sigmoid = explain(x)
     # Of that the sigmoid's value at zero keeps its share.
     np.testing.assert_allclose(of_sigmoid, jax.nn.softmax(x) * (jax.nn.sigmoid(x) - 0.5), rtol=1e-5)

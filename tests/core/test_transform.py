@@ -256,6 +256,7 @@ def test_second_derivatives_agree_in_every_mode(float64, door):
 
 FIRST, SECOND, SCALE = (np.random.default_rng(3).normal(size=shape) for shape in ((6, 8), (8, 3), (8,)))
 PARAMETERS = {"first": FIRST, "second": SECOND, "scale": SCALE}  # of both signs
+OF_FIRST = composites.Composite([(composites.first, rules.ZBox(-1.0, 1.0)), (composites.any_layer, rules.AlphaBeta())])
 
 
 def layered(parameters, x):
@@ -265,59 +266,68 @@ def layered(parameters, x):
     return jax.nn.softmax(x @ parameters["second"])
 
 
+def in_columns(p, x):
+    return jax.nn.relu((x @ p["first"] - 0.1) * p["scale"]) @ p["second"]
+
+
 def shares(mesh, is_checked):
     """The function with its samples shared out, and with its features shared out."""
     samples = lambda parameters, x: jax.shard_map(
         layered, mesh=mesh, in_specs=(jax.P(), jax.P("axis")), out_specs=jax.P("axis"), check_vma=is_checked
     )(parameters, x)
     columns = {"first": jax.P(None, "axis"), "second": jax.P("axis"), "scale": jax.P("axis")}
-    both = lambda p, x: lax.psum(jax.nn.relu((x @ p["first"] - 0.1) * p["scale"]) @ p["second"], "axis")
+    both = lambda p, x: lax.psum(in_columns(p, x), "axis")
     features = lambda parameters, x: jax.shard_map(
         both, mesh=mesh, in_specs=(columns, jax.P()), out_specs=jax.P(), check_vma=is_checked
     )(parameters, x)
     return samples, features
 
 
-def in_shares(devices):
+def maps_in_shares(fun, x):
+    """The maps of three rules, and a derivative of a map by the parameters."""
+    of = lambda rule: jax.grad(lambda x: lrp(fun, rule, argnums=1)(PARAMETERS, x)[:, 1].sum())
+    loss = lambda p: (jax.grad(lambda x: lrp(fun, rules.Zero(), argnums=1)(p, x)[:, 1].sum())(x) ** 2).sum()
+    return [of(rule)(x) for rule in (OF_FIRST, rules.Epsilon(0.1), rules.Flat())], jax.grad(loss)(PARAMETERS)
+
+
+def all_maps_in_shares(functions, x):
+    """The maps of several functions, by one program: most of the time of a test is that of compiling."""
+    return jax.tree.map(np.asarray, jax.jit(lambda x: [maps_in_shares(fun, x) for fun in functions])(x))
+
+
+def in_shares(devices, x, of_samples, of_features, whole):
     """How much the maps differ from those without a shard_map, and what is refused."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), "axis")
-    x = jax.random.normal(jax.random.key(1), (4, 6))
-    plain = lambda p, x: jax.nn.relu((x @ p["first"] - 0.1) * p["scale"]) @ p["second"]
-    first = composites.Composite([(composites.first, rules.ZBox(-1.0, 1.0)), (composites.any_layer, rules.AlphaBeta())])
-    differences, refused = [], []
-
-    def maps(fun):
-        of = lambda rule: jax.grad(lambda x: lrp(fun, rule, argnums=1)(PARAMETERS, x)[:, 1].sum())
-        found = [of(rule)(x) for rule in (first, rules.Epsilon(0.1), rules.Flat())]
-        loss = lambda p: (jax.grad(lambda x: lrp(fun, rules.Zero(), argnums=1)(p, x)[:, 1].sum())(x) ** 2).sum()
-        return found, jax.grad(loss)(PARAMETERS)
-
+    functions, expected, refused = [], [], []
     for is_checked in (True, False):
         samples, features = shares(mesh, is_checked)
-        for fun, expected in ((samples, layered), (features, plain)):
-            if fun is features and devices > 1:
-                with pytest.raises(UnsupportedOperationError) as error:
-                    maps(fun)
-                refused.append(str(error.value))
-                continue
-            both = jax.jit(lambda fun=fun, expected=expected: (maps(fun), maps(expected)))()
-            for found, right in zip(*map(jax.tree.leaves, both), strict=True):
-                differences.append(float(abs(found - right).max() / abs(right).max()))
+        functions.append(samples)
+        expected.append(of_samples)
+        if devices == 1:
+            functions.append(features)
+            expected.append(of_features)
+        else:
+            with pytest.raises(UnsupportedOperationError) as error:
+                maps_in_shares(features, x)
+            refused.append(str(error.value))
     samples, _ = shares(mesh, True)
     bound = functools.partial(samples, PARAMETERS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = relevance(bound, x, 1, first).relevance
-    expected = relevance(functools.partial(layered, PARAMETERS), x, 1, first).relevance
-    differences.append(float(abs(found - expected).max() / abs(expected).max()))
+        found = np.asarray(relevance(bound, x, 1, OF_FIRST).relevance)
+    pairs = zip(*map(jax.tree.leaves, ([*all_maps_in_shares(functions, x), found], [*expected, whole])), strict=True)
+    differences = [float(abs(found - right).max() / abs(right).max()) for found, right in pairs]
     counted = int(re.search(r"(\d+) values are outside", " ".join(str(warning.message) for warning in caught))[1])
-    rows = [row[1] for row in plan(bound, x, first).rows]
+    rows = [row[1] for row in plan(bound, x, OF_FIRST).rows]
     return differences, refused, counted, int((abs(x) > 1).sum()), rows
 
 
 def print_in_shares():
     jax.config.update("jax_enable_x64", True)
-    print(json.dumps({devices: in_shares(devices) for devices in (1, 2)}))
+    x = jax.random.normal(jax.random.key(1), (4, 6))
+    expected = all_maps_in_shares([layered, in_columns], x)
+    whole = np.asarray(relevance(functools.partial(layered, PARAMETERS), x, 1, OF_FIRST).relevance)
+    print(json.dumps({devices: in_shares(devices, x, *expected, whole) for devices in (1, 2)}))
 
 
 @functools.cache

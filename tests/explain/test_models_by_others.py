@@ -62,17 +62,18 @@ def assert_gradient_times_input(model, x):
     assert_close_to(quick_jit(jax.grad(lambda x: model(x)[0, 1]))(x) * x, relevance)
 
 
+# The first alone is taken by day, when `test_architectures` explains a ResNet.
 HAIKU_NETWORKS = {
-    "ResNet50": lambda: hk.nets.ResNet50(10),
-    "ResNet50, version 2": lambda: hk.nets.ResNet50(10, resnet_v2=True),
     "MobileNetV1": lambda: hk.nets.MobileNetV1(num_classes=10),
     "MobileNetV1 with biases": lambda: hk.nets.MobileNetV1(num_classes=10, use_bn=False),
+    "ResNet50": lambda: hk.nets.ResNet50(10),
+    "ResNet50, version 2": lambda: hk.nets.ResNet50(10, resnet_v2=True),
 }
 LAYERS_OF_HAIKU_NETWORKS = {
-    "ResNet50": (54, "res_net50/~/block_group_2/~/block_5/~/conv_1"),
-    "ResNet50, version 2": (54, "res_net50/~/block_group_2/~/block_5/~/conv_1"),
     "MobileNetV1": (28, "mobile_net_v1/mobile_net_v1_block_12/depthwise_conv"),
     "MobileNetV1 with biases": (28, "mobile_net_v1/mobile_net_v1_block_12/depthwise_conv"),
+    "ResNet50": (54, "res_net50/~/block_group_2/~/block_5/~/conv_1"),
+    "ResNet50, version 2": (54, "res_net50/~/block_group_2/~/block_5/~/conv_1"),
 }
 
 
@@ -93,7 +94,7 @@ def without_shift(path, leaf):
     return jnp.zeros_like(leaf) if is_shift else leaf
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", HAIKU_NETWORKS)
 def test_haiku_network(float64, name):
     network = HAIKU_NETWORKS[name]

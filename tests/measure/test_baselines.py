@@ -279,8 +279,6 @@ def test_each_sample_is_explained_on_its_own_and_within_jit(method):
 
 
 def test_equal_structures_are_compiled_once(images, compiled):
-    jax.clear_caches()
-
     def explain(seed):
         model = nnx.Linear(2, 3, rngs=nnx.Rngs(seed))
         return integrated_gradients(model, images[:, 0, 0], 0)
