@@ -1,7 +1,7 @@
 """One network, one map: however it is written, whoever reads its values, wherever its constants are kept.
 
 Random networks of `variants.py`, each in another writing with the same relevance. `make nightly` draws thousands, each
-in every way; without it forty are drawn, always the same, each in one way.
+in every way; without it sixty are drawn, always the same, each in one way.
 """
 
 import functools
@@ -21,7 +21,7 @@ from lrp_jax import composites, lrp, relevance, rules
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-NUMBER = drawn(by_day=40)
+NUMBER = drawn(by_day=60)
 # Another seed each night; in the default run always the same.
 START = np.random.default_rng().integers(2**31) if NIGHTLY else 0
 RULES = {
@@ -218,7 +218,7 @@ VARIANTS = {
 }
 # Spellings have most to go wrong.
 DRAWN = ["spelled otherwise"] * 6 + ["arrays for numbers"] * 3 + list(VARIANTS)
-BATCHES = 40 if not NIGHTLY else 1 + NUMBER // 10
+BATCHES = 60 if not NIGHTLY else 1 + NUMBER // 10
 
 
 def numbers_of(batch):
