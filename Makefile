@@ -33,7 +33,7 @@ test-browser: $(VENV)/installed-book,dev book  ## Look at every page of the book
 test-accessibility: $(VENV)/installed-book,dev book  ## Check every page of the book with axe: WCAG A and AA
 	@$(BIN)/pytest -rs -m accessibility --numprocesses auto tests/book/test_browser.py
 
-test-pdf: $(VENV)/installed-book,dev pdf  ## Print the book and test the PDF
+test-pdf: $(VENV)/installed-book,dev pdf  ## Print the book and test both PDF files
 	@$(BIN)/pytest -rs -m browser tests/book/test_pdf.py
 
 test-notebooks: $(VENV)/installed-book,dev book  ## Run every notebook of the book from top to bottom, outside of the repository
@@ -42,10 +42,8 @@ test-notebooks: $(VENV)/installed-book,dev book  ## Run every notebook of the bo
 nightly: $(VENV)/installed-book,dev  ## Run all cases of all tests, with 2000 random programs and networks
 	@FUZZ_PROGRAMS=$${FUZZ_PROGRAMS:-2000} $(CACHED) $(BIN)/pytest --numprocesses auto --dist loadfile
 
-pdf: $(VENV)/installed-book,dev book  ## Print the whole book to _build/book.pdf, with Chromium
-	@$(BIN)/jupyter-book build . -W --keep-going --builder singlehtml
-	@sed 's|href="book/index.html#|href="#|g' _build/singlehtml/book/index.html > _build/singlehtml/book.html
-	@$(BIN)/python book/_pdf/print.py _build/singlehtml/book.html _build/book.pdf
+pdf: $(VENV)/installed-book,dev book  ## Print the chapters to _build/book.pdf and all else to _build/reference.pdf, with Chromium
+	@$(BIN)/python book/_pdf/print.py _build/html _build
 
 lab: $(VENV)/installed-book,lab  ## Open the chapters in JupyterLab
 	@$(BIN)/jupytext-config --settings-file $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json set-default-viewer

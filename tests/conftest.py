@@ -85,7 +85,7 @@ def compiled():
 def browser():
     """The Chromium that prints the book; the tests are skipped where there is none."""
     api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-    printing = runpy.run_path(str(Path(__file__).parents[1] / "book" / "_pdf" / "print.py"))
+    printing = runpy.run_path(str(Path(__file__).parents[1] / "book" / "_pdf" / "chromium.py"))
     path = next(filter(None, map(shutil.which, printing["BROWSERS"])), None)
     if path is None:
         pytest.skip(f"no browser: none of {', '.join(printing['BROWSERS'])} is installed")
