@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -23,8 +22,10 @@ def moved_to_the_boundary(
     side = jnp.linspace(-0.6, 2.4, 201)
     first, second = jnp.meshgrid(side, side)
     values = function(jnp.stack([first, second]))
-    figure, (plane, bars) = plt.subplots(1, 2, figsize=(6.2, 3.1), width_ratios=[1.5, 1])
-    contours = plane.contourf(first, second, values, jnp.arange(-3, 3.1, 0.5), cmap="RdBu_r")
+    figure = Figure(figsize=(6.2, 3.1))
+    plane, bars = figure.subplots(1, 2, width_ratios=[1.5, 1])
+    bands = jnp.floor(2 * values) / 2 + 0.25
+    drawn = plane.imshow(bands, cmap="RdBu_r", vmin=-3, vmax=3, origin="lower", extent=(-0.6, 2.4, -0.6, 2.4))
     plane.contour(first, second, values, [0.0], colors="black", linewidths=2)
     plane.annotate("", root, x, arrowprops={"arrowstyle": "->"})
     plane.plot([x[0], root[0], root[0]], [x[1], x[1], root[1]], ":", color="black")
@@ -33,8 +34,8 @@ def moved_to_the_boundary(
     plane.annotate("$x$", x, (6, 4), textcoords="offset points")
     plane.annotate(r"$\hat x$", root, (-14, -10), textcoords="offset points")
     plane.text(-0.55, 2.08, "$f = 0$")
-    plane.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
-    figure.colorbar(contours, ax=plane, label="$f(x)$", ticks=range(-3, 4))
+    plane.set(xlabel="$x_1$", ylabel="$x_2$")
+    figure.colorbar(drawn, ax=plane, label="$f(x)$", ticks=range(-3, 4))
     heights = np.array([*parts.relevance, parts.remainder])
     bottoms = [0, heights[0], heights[:2].sum(), 0]
     colours = [figures.RED, figures.RED, figures.GREY, figures.INK]
@@ -46,7 +47,8 @@ def moved_to_the_boundary(
 def remainder_by_distance(far: ArrayLike, share: ArrayLike, distances: ArrayLike, remainders: ArrayLike) -> Figure:
     """The remainder against the distance to the root: of a smooth function, and of digits."""
     far, share = np.asarray(far), np.asarray(share)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(6.2, 2.9))
+    figure = Figure(figsize=(6.2, 2.9))
+    left, right = figure.subplots(1, 2)
     left.loglog(far, share, "o-", markersize=3, color=figures.INK)
     left.loglog(far[:16], share[0] * far[:16] / far[0], ":", color=figures.RED, label="slope 1")
     left.legend()
@@ -63,7 +65,8 @@ def roots_of_a_neuron(neuron: DraggableRoot) -> Figure:
     side = np.linspace(LEAST, MOST, 301)
     first, second = np.meshgrid(side, side)
     z = np.maximum(first * neuron.w[0] + second * neuron.w[1], 0)
-    figure, plane = plt.subplots(figsize=(5.4, 4.4))
+    figure = Figure(figsize=(5.4, 4.4))
+    plane = figure.subplots()
     drawn = plane.imshow(z, cmap="RdBu_r", vmin=-8, vmax=8, origin="lower", extent=extent)
     plane.plot(side, -side * neuron.w[0] / neuron.w[1], color="black", linewidth=2)
     (left, lower), (right, upper) = neuron.low, neuron.high
@@ -89,7 +92,8 @@ def roots_of_a_neuron(neuron: DraggableRoot) -> Figure:
 def relevance_models(brief: Training, long: Training) -> Figure:
     """How well the models fit in each detector, and what they err on the way to the roots."""
     colours = {"1": figures.BLUE, "2": figures.ORANGE}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(6.2, 3.6))
+    figure = Figure(figsize=(6.2, 3.6))
+    left, right = figure.subplots(1, 2)
     names = ["training-free", *(name for name, _, _ in MODELS)]
     for row, name in enumerate(names):
         for training, layer, shift in [(brief, "1", 0.06), (long, "1", -0.24), (brief, "2", 0.24), (long, "2", -0.06)]:
