@@ -77,7 +77,8 @@ class Printed:
         end = self.page_of(self.sheets[1]) - 1
         lines = "\n".join(self.texts[1:end]).splitlines()
         found = [re.fullmatch(r"(?:[\d.]+\.\s*)?(.*\D)\s*?(\d+)", line.strip()) for line in lines]
-        return [(match[1].strip(), int(match[2])) for match in found if match]
+        entries = [(match[1].strip(), int(match[2])) for match in found if match]
+        return [(title, number) for title, number in entries if title != self.sheets[0].title]  # a running head
 
     def links(self):
         """The number of the page and the annotation of every link."""
