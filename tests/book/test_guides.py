@@ -26,7 +26,11 @@ sys.meta_path.insert(0, Blocked())
 def visible_code(page):
     """What a reader can copy from a page, cell after cell."""
     cells = read_myst_markdown_notebook((ROOT / f"{page}.md").read_text()).cells
-    shown = [cell for cell in cells if cell.cell_type == "code" and "remove-cell" not in cell.metadata.get("tags", [])]
+    shown = [
+        cell
+        for cell in cells
+        if cell.cell_type == "code" and not {"remove-cell", "remove-input"} & set(cell.metadata.get("tags", []))
+    ]
     return "\n\n".join(cell.source for cell in shown)
 
 
