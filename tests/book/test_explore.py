@@ -85,6 +85,27 @@ def test_keyboard_alone_steps_back_through_the_layers(page, network):
     assert_is_that_of_python(result, network, composites.EpsilonGammaBox(0.0, 1.0, 10.0, 0.01))
 
 
+def test_all_layers_are_drawn_at_once(page):
+    pictures = "Array.from(document.querySelectorAll('#explore label canvas'), (canvas) => canvas.toDataURL())"
+    last(page, rule="LRP-gamma")
+    before = page.evaluate(pictures)
+    assert len(set(before)) == len(LAYERS) + 1
+    page.get_by_label("Rule", exact=True).select_option("LRP-0")
+    last(page, rule="LRP-0")
+    changed = [one != other for one, other in zip(before, page.evaluate(pictures), strict=True)]
+    assert changed == [False, True, True, True, True]  # in dense.1 there is the explained score alone, under every rule
+
+
+def test_bars_have_one_scale_for_all_digits(page):
+    for digit in (3, 1):
+        page.get_by_role("button", name=f"sample digit {digit}").click()
+        sums = last(page, digit=digit)["sums"]
+        widths = page.evaluate(
+            "Array.from(document.querySelectorAll('#explore .explorer-bar'), (bar) => parseFloat(bar.style.width))"
+        )
+        assert widths == pytest.approx([min(2.5 * abs(value), 50) for value in sums], abs=1e-3)
+
+
 def test_sentence_says_how_much_of_the_score_is_left(page, network):
     page.get_by_label("Rule", exact=True).select_option("LRP-epsilon")
     result = last(page)

@@ -118,8 +118,7 @@
     const limit = largestOf(map);
     paint(part("input"), given, grey);
     paint(part("map"), map, diverging(colours, limit));
-    const widest = largestOf(logits);
-    logits.forEach((logit, digit) => scores[digit].show(logit, widest, digit === target));
+    logits.forEach((logit, digit) => scores[digit].show(logit, digit === target));
     part("scale").textContent = `full colour: \u00b1${limit.toPrecision(2)}`;
     const sum = sumOf(map);
     say(

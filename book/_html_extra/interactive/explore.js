@@ -1,7 +1,7 @@
 "use strict";
 
-/* The part "Explore" of the chapter on LRP for CNNs: relevance layer by layer. The network and its relevance are the
-   program in the page's data. */
+/* The part "Explore" of the chapter on LRP for CNNs: the relevance of all layers, and that of one of them large. The
+   network and its relevance are the program in the page's data. */
 (() => {
   const root = document.getElementById("explore");
   const { make, number, paint, grey, diverging, largestOf, sumOf } = explorer;
@@ -45,7 +45,7 @@
     const sums = relevance.map(sumOf);
     const shown = Number(choice("layer"));
     const { name } = data.rules[rule];
-    show(outputs.logits, relevance[shown], sums, shown, target, name);
+    show(outputs.logits, relevance, sums, shown, target, name);
     const layer = data.layers[shown].name;
     const arrays = { relevance: Array.from(relevance[shown]), sums };
     const detail = { ...inputs, ...arrays, digit: sample, layer, rule: name, class: target };
@@ -59,18 +59,24 @@
     if (program !== null) run(asked);
   }
 
+  /** Draws the relevance of a layer, with a scale of its own. */
+  function draw(canvas, layer, relevance) {
+    const [[width, height], picture] = tiled(layer, relevance);
+    Object.assign(canvas, { width, height });
+    paint(canvas, picture, diverging(colours, largestOf(relevance)));
+  }
+
   function show(logits, relevance, sums, shown, target, rule) {
     const layer = data.layers[shown];
-    const limit = largestOf(relevance);
-    const [[width, height], picture] = tiled(layer, relevance);
     const map = part("map");
-    Object.assign(map, { width, height });
+    draw(map, layer, relevance[shown]);
     map.setAttribute("aria-label", `Relevance of ${layer.caption}, red for the class and blue against it`);
-    paint(map, picture, diverging(colours, limit));
     part("shown").textContent = layer.caption;
-    part("scale").textContent = `full colour: \u00b1${limit.toPrecision(2)}`;
-    const widest = largestOf(sums);
-    rows.forEach((row, i) => row.show(sums[i], widest, i === shown));
+    part("scale").textContent = `full colour: \u00b1${largestOf(relevance[shown]).toPrecision(2)}`;
+    rows.forEach((row, i) => {
+      draw(row.picture, data.layers[i], relevance[i]);
+      row.show(sums[i], i === shown);
+    });
     logits.forEach((logit, i) => (classes[i].textContent = `${i}, with a score of ${number(logit)}`));
     const percent = (100 * sums[shown]) / logits[target];
     say(
@@ -85,8 +91,10 @@
   });
   data.layers.forEach(({ name }, i) => {
     const isLast = i === data.layers.length - 1;
-    const row = explorer.row(make("input", { type: "radio", name: "layer", value: i, defaultChecked: isLast }), name);
-    rows.push(row);
+    const picture = make("canvas", { className: "explorer-thumbnail", ariaHidden: true });
+    const input = make("input", { type: "radio", name: "layer", value: i, defaultChecked: isLast });
+    const row = explorer.row(input, name, picture);
+    rows.push({ ...row, picture });
     part("layers").append(row.label);
   });
   for (let i = 0; i < 10; i++) classes.push(make("option", { value: i, textContent: i }));

@@ -33,16 +33,20 @@ const explorer = (() => {
   const largestOf = (values) => values.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
   const sumOf = (values) => values.reduce((total, value) => total + value, 0);
 
-  /** A row to choose from: an input, a name, a bar to both sides of zero, and a number. */
-  function row(input, name) {
+  const FULL = 20; // what fills a bar; the scale is the same for all digits, rules and layers
+
+  /** A row to choose from: an input, a name, a picture if there is one, a bar to both sides of zero, and a number. */
+  function row(input, name, ...pictures) {
     const bar = make("span", { className: "explorer-bar" });
     const text = make("span", { className: "explorer-number" });
     const scale = make("span", { className: "explorer-scale" }, bar);
-    const label = make("label", {}, input, make("span", { className: "explorer-name", textContent: name }), scale, text);
-    const show = (value, widest, isChosen) => {
+    const title = make("span", { className: "explorer-name", textContent: name });
+    const label = make("label", {}, input, title, ...pictures, scale, text);
+    const show = (value, isChosen) => {
       label.classList.toggle("is-explained", isChosen);
-      bar.style.left = `${50 + (50 * Math.min(value, 0)) / widest}%`;
-      bar.style.width = `${(50 * Math.abs(value)) / widest}%`;
+      const length = 50 * Math.min(Math.abs(value) / FULL, 1);
+      bar.style.left = `${value < 0 ? 50 - length : 50}%`;
+      bar.style.width = `${length}%`;
       text.textContent = number(value);
     };
     return { label, show };
