@@ -47,6 +47,7 @@ LIBRARY_HERE = """\
 import lrp_jax
 """
 IMPORT = "from myst_nb import glue"
+NOTE, NUMBERS_OF = "from lrp_book.noted import note", "from lrp_book.noted import numbers_of"
 STYLE = "from lrp_book import figures\n\nfigures.use()"
 NUMBERS = "in_text = {}  # the numbers in the text, as this run computes them"
 NUMBERED = re.compile(r"\{glue:text\}`([^`:]+):?([^`]*)`")
@@ -233,25 +234,30 @@ def parsed(source: str) -> ast.Module:
 
 def without_glue(source: str) -> str:
     """Returns the source of a cell that notes in a dictionary what the page glues into its text."""
-    if "glue" not in source:
+    if "glue" not in source and "note" not in source:
         return source
-    source = with_dictionary(source) if IMPORT in source else source
+    source = with_dictionary(source) if IMPORT in source or NOTE in source else source
     lines = source.splitlines()
     calls = [(node, node.value) for node in ast.walk(parsed(source)) if isinstance(node, ast.Expr)]
     for statement, call in sorted(calls, key=lambda call: call[0].lineno, reverse=True):
-        if isinstance(call, ast.Call) and ast.unparse(call.func) == "glue":
-            name, value = (str(ast.get_source_segment(source, argument)) for argument in call.args)
-            note = f"in_text[{name}] = " + (f"({value})" if "\n" in value else value)
-            lines[statement.lineno - 1 : statement.end_lineno] = [" " * statement.col_offset + note]
+        if not isinstance(call, ast.Call) or ast.unparse(call.func) not in {"glue", "note"}:
+            continue
+        arguments = [str(ast.get_source_segment(source, argument)) for argument in call.args]
+        if ast.unparse(call.func) == "note":
+            noted = f"in_text.update(numbers_of({arguments[0]}))"
+        else:
+            name, value = arguments
+            noted = f"in_text[{name}] = " + (f"({value})" if "\n" in value else value)
+        lines[statement.lineno - 1 : statement.end_lineno] = [" " * statement.col_offset + noted]
     return "\n".join(lines)
 
 
 def with_dictionary(source: str) -> str:
-    """Returns the source of a cell with a dictionary for the numbers below its imports, in place of that of `glue`."""
+    """Returns the source of a cell with a dictionary for the numbers below its imports, and without that of `glue`."""
     lines = source.splitlines()
     imports = [node for node in parsed(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
     lines.insert(imports[-1].end_lineno or 0, f"\n{NUMBERS}")
-    lines.remove(IMPORT)
+    lines = [NUMBERS_OF if line == NOTE else line for line in lines if line != IMPORT]
     return "\n".join(lines).strip()
 
 

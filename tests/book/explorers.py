@@ -44,7 +44,7 @@ def last(page, **wanted):
 
 def nameless_controls(page, form):
     """The number of controls of a form, and those that a screen reader has no name for."""
-    controls = page.locator(f"#{form} :is(button, input, select, canvas, output)")
+    controls = page.locator(f"#{form} :is(button, input, select, canvas:not([aria-hidden]), output)")
     nameless = controls.evaluate_all(
         "(all) => all.filter((one) => !(one.ariaLabel || one.textContent.trim() || one.labels[0].textContent.trim()))"
         ".map((one) => one.outerHTML)"

@@ -42,7 +42,9 @@ def test_page_ran_without_an_error_and_draws_figures_only(page):
     cells = content(page).select("div.cell")
     assert len(cells) > 0
     assert content(page).select("div.cell .traceback") == []
-    pictures = content(page).select("div.cell :is(img:not(.only-dark, .comparison img), .comparison, .hand-network)")
+    pictures = content(page).select(
+        "div.cell :is(img:not(.only-dark, .comparison img), .comparison, .hand-network, .sliding-kernel)"
+    )
     assert [picture for picture in pictures if picture.find_parent("figure") is None] == []
     assert len(pictures) == len(figure_cells(jupytext.read(ROOT / f"{page}.md").cells))
 
@@ -108,9 +110,14 @@ def test_notebook_says_what_the_page_says(page):
         assert [word for word in words(paragraph.text.replace("_", " ")) if word not in have] == []
 
 
+BOOKKEEPING = re.compile(r"\b(glue|note)\b\(|import (glue|note)\b")
+
+
 @pytest.mark.parametrize("page", EXECUTED)
 def test_numbers_of_the_text_are_computed_in_the_notebook(page):
-    assert [cell for cell in notebook(page).cells if cell.cell_type == "code" and "glue" in cell.source] == []
+    assert [
+        cell for cell in notebook(page).cells if cell.cell_type == "code" and re.search(BOOKKEEPING, cell.source)
+    ] == []
     source = (ROOT / f"{page}.md").read_text()
     named = set(re.findall(r"\{glue:text\}`([^`:]+):?([^`]*)`", source))
     cells = [cell for cell in notebook(page).cells if "numbers" in cell.metadata.get("tags", [])]
@@ -196,9 +203,17 @@ INLINE_SCRIPTS = [
     r"var togglebuttonSelector = '\.toggle, \.admonition\.dropdown';",
     # sphinx.ext.mathjax: the settings of _config.yml.
     r"window\.MathJax = \{[^;<]*\}",
+    # lrp_book.sliding_kernel: the arrow keys move a kernel, also in a notebook that was downloaded.
+    r"""\(\(\) => \{
+  const steps = \{[^}]*\};
+  const drawing = document\.getElementById\("[\w-]+"\);
+  drawing\.addEventListener\("keydown", \(event\) => \{[\w\s().,;=&|!?:+"'`$\[\]{}-]*\}\);
+\}\)\(\);""",
 ]
 # sphinx-book-theme: the buttons of a page for the full screen, and to print.
 EVENT_HANDLERS = {"toggleFullScreen()", "window.print()"}
+# lrp_book.comparison: moves the line between a photograph and its map, also in a notebook that was downloaded.
+EVENT_HANDLERS |= {"this.parentNode.style.setProperty('--line', this.value + '%')"}
 
 
 def test_no_script_stands_in_a_page_but_those_that_are_known():
@@ -209,7 +224,7 @@ def test_no_script_stands_in_a_page_but_those_that_are_known():
                 assert len(known) == 1, f"{path}: {script}"
 
 
-def test_no_element_of_a_page_runs_a_script_but_two_buttons():
+def test_no_element_of_a_page_runs_a_script_but_those_that_are_known():
     for path in everything("*.html"):
         for element in parsed(path).find_all(True):
             handlers = [value for name, value in element.attrs.items() if name.startswith("on")]

@@ -10,7 +10,7 @@ from docutils import nodes
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from myst_nb.core.read import read_myst_markdown_notebook
-from notebook_download import executed_notebook, first_cell, published_notebook, text_cell, without_glue
+from notebook_download import NUMBERS, executed_notebook, first_cell, published_notebook, text_cell, without_glue
 from page_markdown import Cell, Heading, Page, Text, blocks, publications_of
 from pybtex.database import Entry, Person
 from sphinx_proof.nodes import proof_node, theorem_node
@@ -314,3 +314,15 @@ def test_picture_of_a_page_is_carried_by_the_notebook(page):
     (page.images / "a.png").write_bytes(b"picture")
     cell = text_cell([Heading("# One", 1), Text("![A](attachment:a.png)", 2, {"a.png": page.images / "a.png"})], 1)
     assert base64.b64decode(cell.attachments["a.png"]["image/png"]) == b"picture"
+
+
+def test_numbers_that_are_noted_together_are_kept_in_the_dictionary():
+    first = "import numpy as np\n\nfrom lrp_book.noted import note\n"
+    assert without_glue(first).splitlines() == [
+        "import numpy as np",
+        "",
+        "from lrp_book.noted import numbers_of",
+        "",
+        NUMBERS,
+    ]
+    assert without_glue("if x:\n    note({'x': x})") == "if x:\n    in_text.update(numbers_of({'x': x}))"
