@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+INHERITED = ("PATH", "HOME", "PYTHONPATH", "MUTANT_UNDER_TEST")  # the last for mutation testing
 
 
 def run_apart(call: str, flags: str) -> str:
     """Runs a line of Python that may import the tests, with further flags of XLA, and returns the last line printed."""
-    environment = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
+    environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
     environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), *filter(None, [environment.get("PYTHONPATH")])])
     environment |= {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}", "JAX_PLATFORMS": "cpu"}
     process = subprocess.run(

@@ -2,7 +2,8 @@
 
 mutmut writes the mutants and notes which tests reach which function. JAX does not survive a fork, by which mutmut
 itself runs its mutants, so here each has a process of its own: first with the tests that reach it, those of its own
-module before others and the fastest first, then with those of whole models. It is killed by the first that fails.
+module before others and the fastest first, then with all of its module and those of whole models. It is killed by the
+first that fails.
 """
 
 import json
@@ -30,16 +31,20 @@ def drawn(number: int) -> list[str]:
 def tests_that_reach(name: str) -> list[str]:
     """The tests that run the function that a mutant changes: those of its module, then others, the fastest first."""
     noted = json.loads((FOLDER / "mutmut-stats.json").read_text())
-    function = name.rpartition("__mutmut_")[0]
-    own_file = f"test_{function.split('.')[-2]}.py::"
-    tests = noted["tests_by_mangled_function_name"].get(function, [])
+    own_file = f"test_{module_of(name)}.py::"
+    tests = noted["tests_by_mangled_function_name"].get(name.rpartition("__mutmut_")[0], [])
     return sorted(tests, key=lambda test: (own_file not in test, noted["duration_by_test"][test]))
+
+
+def module_of(name: str) -> str:
+    """The module of a mutant, which is `rules` for `lrp_jax.rules.xǁZBoxǁshares__mutmut_3`."""
+    return name.split(".")[-2]
 
 
 def status(name: str) -> str:
     """What becomes of a mutant: "killed", "survived" or "timeout"."""
     files = [path.relative_to(FOLDER).as_posix() for path in (FOLDER / "tests").rglob("test_*.py")]
-    wider = [file for test in WHOLE_MODELS for file in files if file.endswith(f"test_{test}.py")]
+    wider = [file for test in (module_of(name), *WHOLE_MODELS) for file in files if file.endswith(f"test_{test}.py")]
     found = "survived"
     for tests in (tests_that_reach(name), wider):
         if tests and (found := _run(name, tests)) == "killed":
