@@ -15,7 +15,8 @@ from volumes import Volume
 STYLE = Path(__file__).with_name("paper.css")
 ON_SCREEN_ONLY = """
     .headerlink, .viewcode-link, .definition, .run-time, .only-dark, .toctree-wrapper, .sd-stretched-link, script,
-    noscript, link, form, .tag_hide-input > details, .hand-network > input, .hand-network > label
+    noscript, link, form, .tag_hide-input > details, .hand-network > input, .hand-network > label, .comparison input,
+    .comparison-dark
 """
 REFERRING = ["for", "headers", "aria-describedby", "aria-labelledby", "aria-controls"]
 OPENING = "About this book"
@@ -63,7 +64,7 @@ def _sheet(built: Path, page: str, folder: Path) -> Tag:
         _name_apart(part, name)
     for part in details.values():
         part.h1.name = "h3"
-    for image in article.find_all("img", src=True):
+    for image in article.select('img[src]:not([src^="data:"])'):
         image["src"] = Path(os.path.relpath(built / page / ".." / image["src"], folder)).as_posix()
     article.extend(details.values())
     return article

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.browser
 BUILD = ROOT / "_build"
 SOURCES = {page: (ROOT / f"{page}.md").read_text() for page in PAGES}
 TOP = 790  # points above the foot of the paper: running heads stand higher, and nothing else
-BOUND = {"book": 100, "reference": 250}  # pages: of the chapters alone, and of the whole reference
+BOUND = {"book": 110, "reference": 250}  # pages: of the chapters alone, and of the whole reference
 
 
 def squeezed(text):
@@ -181,7 +181,7 @@ def test_folded_code_is_left_out_and_all_other_code_is_printed(book):
     text = "".join(book.squeezed)
     seen = [line for page in CHAPTERS for line in code(page, folded=False)]
     folded = {line for page in CHAPTERS if page in EXECUTED for line in code(page, folded=True)} - {*seen}
-    assert len(folded) > 300
+    assert len(folded) > 200
     assert [line for line in folded if line in text and not any(line in other for other in seen)] == []
     missing = [line for line in seen if line not in text]
     assert len(seen) > 100
