@@ -43,6 +43,7 @@ def test_gate_divides_and_is_moved_scaled_and_shifted():
     assert_relevance(lambda x, y: x / mark.gate(jnp.tanh(y)), X, Y, expected=(X / np.tanh(Y), 0 * Y))
     scaled = lambda x, y: (x * (2 - 3 * mark.gate(jnp.tanh(y)))[None, ::-1])[0]
     assert_relevance(scaled, X, Y, expected=(X * (2 - 3 * np.tanh(Y))[::-1], 0 * Y))
+    assert_relevance(lambda x, y: x * (2 - 3 * mark.gate(y)), X, Y, expected=(X * (2 - 3 * Y), 0 * Y))
 
 
 def test_normaliser_is_held_before_a_marked_gate():

@@ -10,7 +10,7 @@ from jax import lax
 from jax import numpy as jnp
 
 import lrp_jax
-from lrp_jax import lrp, rules
+from lrp_jax import lrp, plan, rules
 from lrp_jax.core import primitives
 from lrp_jax.core.primitive import Family
 from lrp_jax.core.primitives import PRIMITIVES, ROWS, named, summary_of
@@ -78,3 +78,11 @@ def test_one_entry_is_all_that_a_primitive_needs(monkeypatch):
         jax.grad(lrp(fun, rules.Zero()))(x)
     monkeypatch.setattr(primitives, "PRIMITIVES", {**primitives.PRIMITIVES, "cumlogsumexp": entry})
     assert (jax.grad(lrp(fun, rules.Zero()))(x) == expected).all()
+
+
+@pytest.mark.parametrize("product", [jnp.prod, lambda x, axis: jax.lax.cumprod(x, axis)[:, -1]])
+def test_a_product_of_what_is_not_negative_is_not_negative(product):
+    weight = jnp.array([[1.0, -1.0], [2.0, 1.0]])
+    model = lambda x: product(jax.nn.relu(x).reshape(len(x), 3, 2), axis=1) @ weight
+    (layer,) = plan(model, jnp.ones((2, 6)), rules.ZPlus()).layers().rows[-1:]
+    assert layer[-1] == "not negative"
