@@ -21,10 +21,15 @@ SECONDS = 600  # that each of the two runs of a mutant may take; one that takes 
 WHOLE_MODELS = ("everyones_models", "bad_input", "tokens", "marks", "attention", "maxima", "networks", "transform")
 
 
+def all_names() -> list[str]:
+    """The names of all mutants that mutmut has written."""
+    notes = [json.loads(file.read_text()) for file in FOLDER.rglob("*.meta")]
+    return sorted(name for note in notes for name in note["exit_code_by_key"])
+
+
 def drawn(number: int) -> list[str]:
     """As many names of mutants, always the same."""
-    notes = [json.loads(file.read_text()) for file in FOLDER.rglob("*.meta")]
-    names = sorted(name for note in notes for name in note["exit_code_by_key"])
+    names = all_names()
     return random.Random(SEED).sample(names, min(number, len(names)))
 
 

@@ -57,7 +57,7 @@ def mutation() -> dict[str, Any]:
     reasons = {_key(entry): entry["reason"] for entry in tomllib.loads(REASONS.read_text()).get("survivor", [])}
     for survivor in survivors:
         survivor["reason"] = reasons.get(_key(survivor), "")
-    return {"files": files, "survivors": survivors}
+    return {"files": files, "survivors": survivors, "written": len(mutants.all_names())}
 
 
 def _mutmut(*arguments: str) -> str:
