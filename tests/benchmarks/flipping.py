@@ -7,7 +7,6 @@ does not hold yet is measured. `book/which_map.md` shows it.
 """
 
 import argparse
-import datetime
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from results import FOLDER, machine, versions
+from results import FOLDER, origin
 
 from lrp_book import datasets, flipping, models, training
 
@@ -58,9 +57,7 @@ def mean(curve: np.ndarray) -> list[float]:
 def write(rows: Sequence[dict[str, Any]]) -> None:
     """Writes all that was measured, with where and when."""
     record = {
-        "machine": machine(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": versions("lrp_jax", "jax", "flax"),
+        **origin("lrp_jax", "jax", "flax"),
         "images": IMAGES,
         "fraction": flipping.FRACTION,
         "rows": list(rows),

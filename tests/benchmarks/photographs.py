@@ -7,7 +7,6 @@ It writes after each part, and does not repeat what it finds, so that an interru
 """
 
 import argparse
-import datetime
 import functools
 import itertools
 import json
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from numpy.typing import NDArray
-from results import FOLDER, machine, versions
+from results import FOLDER, origin
 
 from lrp_book import photographs, pretrained
 from lrp_jax import baselines, ledger, relevance
@@ -46,12 +45,7 @@ def main() -> None:
     record["classes"] = [names[number] for number in np.asarray(network(x)).argmax(-1)]
     parts = (of_treatments(network, x, maps, record), smooth(network, x[:1], maps))
     for done in itertools.chain(*parts, integrated(network, x[:1], maps, record), ledgers(network, x, record)):
-        about = {
-            "date": str(datetime.date.today()),
-            "machine": machine(),
-            "versions": versions("lrp_jax", "jax", "flax"),
-        }
-        FILE.write_text(json.dumps(record | about, indent=1) + "\n")
+        FILE.write_text(json.dumps(record | origin("lrp_jax", "jax", "flax"), indent=1) + "\n")
         np.savez_compressed(FOLDER / "photographs.npz", **photographs.packed(maps))
         print(done, flush=True)
 

@@ -9,12 +9,11 @@ only what the file does not hold yet is measured. The maps of three pairs go to 
 import argparse
 import json
 import time
-from datetime import UTC, datetime
 from typing import Any
 
 import jax
 import numpy as np
-from results import FOLDER, machine, versions
+from results import FOLDER, origin
 
 from lrp_book import datasets, digit_pairs, fitted_relevance
 from lrp_book.digit_pairs import PairDetector
@@ -40,8 +39,7 @@ def main() -> None:
         detector = digit_pairs.trained_detector(digits.train, steps, seed)
         row = {"steps": steps, "seed": seed} | measured(detector, digits, keep_maps=(steps, seed) == (LONG, 0))
         rows.append(row)
-        about = {"date": datetime.now(UTC).date().isoformat(), "machine": machine()}
-        about |= {"versions": versions("lrp_jax", "jax", "flax", "optax"), "pairs": {"train": TRAIN, "test": TEST}}
+        about = origin("lrp_jax", "jax", "flax", "optax") | {"pairs": {"train": TRAIN, "test": TEST}}
         file.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
         print(f"{steps} steps, seed {seed}: {row['accuracy']:.4f}, {time.perf_counter() - start:.0f} s", flush=True)
 

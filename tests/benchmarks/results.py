@@ -1,6 +1,7 @@
 """Where measurements are kept: `book/measured`, as JSON with the machine and the versions, and as a table."""
 
 import ctypes
+import datetime
 import json
 import os
 import platform
@@ -64,6 +65,12 @@ def machine() -> str:
 def versions(*packages: str) -> dict[str, str]:
     """The versions of packages, Python's in front."""
     return {"python": platform.python_version()} | {package: version(package) for package in packages}
+
+
+def origin(*packages: str) -> dict[str, Any]:
+    """When, where and with which versions something is measured."""
+    today = datetime.datetime.now(datetime.UTC).date()
+    return {"date": today.isoformat(), "machine": machine(), "versions": versions(*packages)}
 
 
 def save(

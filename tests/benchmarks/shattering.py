@@ -7,7 +7,6 @@ parts are measured; with --resume, only what the file does not hold yet.
 """
 
 import argparse
-import datetime
 import functools
 import itertools
 import json
@@ -17,16 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
-from results import FOLDER, machine, versions
+from results import FOLDER, origin
 
-from lrp_book import DATA, datasets, pretrained, shattering
+from lrp_book import datasets, photographs, pretrained, shattering
 from lrp_jax import baselines, composites, relevance, rules
 
 NETWORKS = 40
 DEPTHS = (1, 2, 4, 8, 16, 24, 50)
 DEPTHS_OF_OUTPUTS = (1, 4, 24)
-PHOTOGRAPHS = ("coffee", "chelsea", "rocket")
 CLASSES = 12
 FILE = FOLDER / "shattering.json"
 
@@ -62,9 +59,7 @@ def write(rows: list[Row]) -> None:
     about = {
         "what": (__doc__ or "").splitlines()[0],
         "networks": NETWORKS,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine(),
-        "versions": versions("lrp_jax", "jax", "flax"),
+        **origin("lrp_jax", "jax", "flax"),
     }
     FILE.write_text(json.dumps(about | {"rows": rows}) + "\n")
 
@@ -115,7 +110,7 @@ def signed_and_absolute(cosines: jax.Array) -> Row:
     return {"signed": shattering.band(cosines), "absolute": shattering.band(jnp.abs(cosines)), "negative": negative}
 
 
-def photographs() -> Iterator[Task]:
+def classes_of_photographs() -> Iterator[Task]:
     """The cosine between the maps of two classes of a trained network, for pairs of classes drawn at random."""
     methods = {
         "gradient": None,
@@ -132,8 +127,7 @@ def cosines_of_classes(rule: Any) -> Row:
     model = pretrained.efficientnet_lite0()
     classes = jnp.asarray(np.random.default_rng(0).choice(1000, CLASSES, replace=False))
     found = []
-    for photograph in PHOTOGRAPHS:
-        image = pretrained.preprocess(Image.open(DATA / "photographs" / f"{photograph}.jpg"))
+    for image in photographs.images():
         images = jnp.repeat(jnp.asarray(image)[None], CLASSES, axis=0)
         maps = (
             baselines.gradient(model, images, classes)
@@ -144,7 +138,11 @@ def cosines_of_classes(rule: Any) -> Row:
     return signed_and_absolute(jnp.stack(found)) | {"outputs": CLASSES}
 
 
-PARTS: dict[str, Callable[[], Iterator[Task]]] = {"lags": lags, "outputs": outputs, "photographs": photographs}
+PARTS: dict[str, Callable[[], Iterator[Task]]] = {
+    "lags": lags,
+    "outputs": outputs,
+    "photographs": classes_of_photographs,
+}
 
 
 if __name__ == "__main__":

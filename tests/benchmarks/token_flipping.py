@@ -7,7 +7,6 @@ runs. It trains eight of them on those pictures, and eight on pictures with blot
 """
 
 import argparse
-import datetime
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from myst_nb.core.read import read_myst_markdown_notebook
 from numpy.typing import NDArray
-from results import FOLDER, machine, versions
+from results import FOLDER, origin
 from scipy import stats
 
 SEEDS = range(8)
@@ -33,7 +32,7 @@ def code_of_the_page() -> dict[str, Any]:
     names: dict[str, Any] = {}
     for cell in page.cells:
         if cell.cell_type == "code" and cell.source.startswith(("from dataclasses", "class ", "def ", "@")):
-            exec(cell.source.split("\n\n\nmodel = ")[0].split("\n\n\ndrops = ")[0], names)
+            exec(cell.source.split("\n\n\nmodel = ")[0], names)
     return names
 
 
@@ -102,12 +101,7 @@ def main() -> None:
     tasks = {"lines": page["shapes"], "lines and blots": with_blots(page["shapes"])}
     rows = json.loads(FILE.read_text())["rows"] if resume and FILE.exists() else []
     done = {(row["pictures"], row["seed"]) for row in rows}
-    about = {
-        "what": (__doc__ or "").splitlines()[0],
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine(),
-        "versions": versions("lrp_jax", "jax", "flax"),
-    }
+    about = {"what": (__doc__ or "").splitlines()[0], **origin("lrp_jax", "jax", "flax")}
     for seed, name in itertools.product(SEEDS, tasks):
         if (name, seed) not in done:
             rows.append({"pictures": name} | measured(page, tasks[name], seed))
