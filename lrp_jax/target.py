@@ -316,6 +316,7 @@ def name(names: str | Sequence[str], classes: Sequence[str] | Mapping[int, str])
                 f"classes is a mapping from 0 to {len(classes) - 1} to names, but has no {missing}."
             ) from None
     is_list = not isinstance(names, str) and isinstance(names, Sequence | np.ndarray)
+    # A text, or refused below, which the type checker does not see.
     chosen = ClassName(tuple(map(str, names)) if is_list else names, tuple(map(str, classes)))  # type: ignore[arg-type]
     if not is_list and not isinstance(names, str):
         raise InputError(f"The name of a class is a text, not {kind_of(names)}. Pass an index as the target itself.")
