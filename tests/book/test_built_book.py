@@ -9,6 +9,7 @@ import jupytext
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
+from numbers_in_text import written
 from test_book import CHAPTERS, EXECUTED, GUIDES, PAGES, ROOT, extension, figure_cells
 
 pytestmark = pytest.mark.book
@@ -124,7 +125,13 @@ def test_numbers_of_the_text_are_computed_in_the_notebook(page):
     shown = "\n".join(cell.source for cell in cells)
     assert set(re.findall(r'^    \("(.*)", "(.*)"\),$', shown, re.MULTILINE)) == named
     for line in "".join(cell.outputs[0].text for cell in cells).splitlines():
-        assert line.rpartition("  ")[2].strip() in prose(page)
+        assert written(line.rpartition("  ")[2].strip()) in prose(page)
+
+
+@pytest.mark.parametrize("page", EXECUTED)
+def test_numbers_of_the_text_have_powers_of_ten_and_minus_signs(page):
+    numbers = [pasted.text for pasted in content(page).select(".pasted-text")]
+    assert [number for number in numbers if re.match(r"-\d|[\d.]+e[-+]", number)] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
