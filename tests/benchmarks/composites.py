@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from flax import nnx
 from PIL import Image
-from results import FOLDER, machine, versions
+from results import FOLDER, origin
 
 from lrp_book import DATA, compare_composites, datasets, models, pretrained, residual, training
 
@@ -120,7 +120,7 @@ def main() -> None:
         done = [composite for its, composite in rows if its == network] if arguments.resume else []
         for name, bands in measured(network, done):
             rows[network, name] = {"network": network, "composite": name} | bands
-            about = {"machine": machine(), "versions": versions("lrp_jax", "jax", "flax")}
+            about = origin("lrp_jax", "jax", "flax")
             file.write_text(json.dumps(about | {"rows": list(rows.values())}, indent=1) + "\n")
     show(list(rows.values()))
 
