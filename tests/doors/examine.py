@@ -29,7 +29,7 @@ MEASURED = Path(__file__).parents[2] / "book" / "measured"
 PACKAGES = ["jax", "torch", "torchax", *dict.fromkeys(one.library for one in architectures.ARCHITECTURES)]
 QUESTIONS = {
     "value": "same output",
-    "finite": "finite map",
+    "finite": "a map, not zero",
     "ledger": "ledger closes",
     "names": "own names",
     "units": "any unit",
