@@ -251,6 +251,7 @@ def _is_code(lines: Sequence[str]) -> bool:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connects the extension to Sphinx, ahead of the search for sources."""
+    app.setup_extension("sphinx.ext.autodoc")
     app.connect("builder-inited", write_pages)
     app.connect("autodoc-process-docstring", set_code_and_tables)
     app.connect("source-read", list_names)
