@@ -16,7 +16,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -213,8 +213,46 @@ def listed(block: re.Match[str], titles: Mapping[str, str], anchors: set[str]) -
     yield ":::"
 
 
+def set_code_and_tables(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Marks the code and the tables in the text of a module, which are written as in Markdown, for Sphinx."""
+    if what == "module":
+        lines[:] = in_restructured_text(lines)
+
+
+def in_restructured_text(lines: Sequence[str]) -> list[str]:
+    """Returns lines in which indented code and tables of Markdown are directives.
+
+    Example:
+        >>> in_restructured_text(["So:", "", "    f(x)", "", "| a | b |", "| --- | --- |", "| 1 | 2 |"])[2:4]
+        ['.. code-block:: python', '']
+    """
+    found: list[str] = []
+    for line, before in zip(lines, ["", *lines], strict=False):
+        indent = line[: len(line) - len(line.lstrip())]
+        cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+        if line.lstrip().startswith("|"):
+            if not before.strip():
+                found += [f"{indent}.. list-table::", f"{indent}   :header-rows: 1", ""]
+            if set(cells) != {"---"}:
+                found += [
+                    f"{indent}   {mark} - {cell}" for mark, cell in zip("*" + " " * len(cells), cells, strict=False)
+                ]
+            continue
+        if line.startswith("    ") and not before.strip() and (not found or not _is_code(found)):
+            found += [".. code-block:: python", ""]
+        found.append(line)
+    return found
+
+
+def _is_code(lines: Sequence[str]) -> bool:
+    """Whether the last line that is not empty is indented like code."""
+    return next((line for line in reversed(lines) if line.strip()), "").startswith("    ")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connects the extension to Sphinx, ahead of the search for sources."""
+    app.setup_extension("sphinx.ext.autodoc")
     app.connect("builder-inited", write_pages)
+    app.connect("autodoc-process-docstring", set_code_and_tables)
     app.connect("source-read", list_names)
     return {"parallel_read_safe": True}

@@ -22,7 +22,7 @@ from flax import nnx
 from PIL import Image
 from results import FOLDER, origin
 
-from lrp_book import DATA, compare_composites, datasets, models, pretrained, residual, training
+from lrp_book import DATA, compare_composites, datasets, figures, models, pretrained, residual, training
 
 SEEDS = range(5)
 WEIGHTS = Path(__file__).parents[2] / "_build" / "models"
@@ -101,7 +101,7 @@ BEGIN: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
         "EpsilonPlusFlat",
         ("LeNet", "ResNet", "EfficientNet"),
     ),
-    ("Dense layers and rectifiers alone", "`rules.Gamma(0.25)`", "Gamma 0.25", ("dense",)),
+    ("Dense layers and ReLUs alone", "`rules.Gamma(0.25)`", "Gamma 0.25", ("dense",)),
     ("Transformer", "`composites.AttnLRP()`, see [](transformers.md)", "AttnLRP", ()),
     ("Recurrent", "`rules.Epsilon()`", "AttnLRP", ()),
 )
@@ -109,6 +109,7 @@ BEGIN: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 
 def main() -> None:
     """Measures and writes: the numbers after each composite, the tables and the figure at the end."""
+    figures.use()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", choices=[[], *NETWORKS])
     parser.add_argument("--resume", action="store_true")
@@ -197,29 +198,26 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
         name for name in compare_composites.candidates(0.0, 1.0) if any(row["composite"] == name for row in rows)
     ]
     shape = -(-len(networks) // 2), 2
-    figure, panels = plt.subplots(
-        *shape, figsize=(4.8, 0.4 + 3.6 * shape[0]), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, panels = plt.subplots(*shape, figsize=(6.2, 0.5 + 4.2 * shape[0]), sharey=True, squeeze=False)
     for panel, network in zip(panels.flat, networks, strict=False):
         of_it = [row for row in rows if row["network"] == network]
         at = np.array([composites.index(row["composite"]) for row in of_it])
-        for i, (followed, colour) in enumerate((("logit", "#b2182b"), ("margin", "#2166ac"))):
+        for i, (followed, colour) in enumerate((("logit", figures.BLUE), ("margin", figures.ORANGE))):
             for j, (replacement, marker) in enumerate((("plain", "o"), ("noise", "x"))):
                 bands = np.array([[row[f"{followed}, {replacement}"][end] for end in ENDS] for row in of_it]).T
                 label, place = f"{followed}, {replacement}", at + 0.18 * (2 * i + j - 1.5)
-                panel.plot(bands[0], place, marker, color=colour, label=label, markersize=3.5)
-                panel.hlines(place, bands[1], bands[2], color=colour, linewidth=0.8)
-        panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_title(network, fontsize=9)
-        panel.tick_params(labelsize=8)
-        panel.grid(axis="x", linewidth=0.4)
+                panel.plot(bands[0], place, marker, color=colour, label=label, markersize=4)
+                panel.hlines(place, bands[1], bands[2], color=colour, linewidth=1)
+        panel.axvline(0, color=figures.INK, linewidth=0.8)
+        panel.set_title(network)
+        panel.locator_params(axis="x", nbins=5)
+        panel.grid(axis="x")
     for panel in panels[:, 0]:
         panel.set_yticks(range(len(composites)), composites)
     panels[0, 0].invert_yaxis()
-    figure.supxlabel("fall of the output beyond that in a random order", fontsize=9)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=8)
-    figure.savefig(file, facecolor="white", metadata={"Date": None})
+    figure.supxlabel("fall of the output beyond that in a random order", fontsize=9.5)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    file.write_text(figures.as_svg(figure))
     plt.close(figure)
 
 

@@ -297,6 +297,15 @@ def reference(tmp_path, monkeypatch):
 INDEX = "# The library\n\n## Small things\n\n```{names} lrp_small\n```\n"
 
 
+def test_code_and_tables_in_the_text_of_a_module_are_directives():
+    text = ["So:", "", "    def f(x):", "", "        return x", "", "1. One:", "", "   | a | b |", "   | --- | --- |",
+            "   | 1 | `2` |", "", "2. Two, with", "   more."]  # fmt: skip
+    assert extension("reference_pages").in_restructured_text(text) == [
+        "So:", "", ".. code-block:: python", "", *text[2:8], "   .. list-table::", "      :header-rows: 1", "",
+        "      * - a", "        - b", "      * - 1", "        - `2`", *text[11:],
+    ]  # fmt: skip
+
+
 def test_a_public_name_gets_a_page_by_itself_and_what_differs_in_its_case_shares_one(reference):
     pages = reference.pages(INDEX)
     names = {title: [entry.name for _, entry in on_it] for title, on_it in pages.items()}

@@ -4,6 +4,7 @@ python -P examine.py [NAME ...]      # those that are named, or all: writes book
 python -P examine.py --print NAME    # one, whose answers are printed as JSON
 """
 
+import functools
 import json
 import os
 import platform
@@ -29,7 +30,7 @@ MEASURED = Path(__file__).parents[2] / "book" / "measured"
 PACKAGES = ["jax", "torch", "torchax", *dict.fromkeys(one.library for one in architectures.ARCHITECTURES)]
 QUESTIONS = {
     "value": "same output",
-    "finite": "finite map",
+    "finite": "a map, not zero",
     "ledger": "ledger closes",
     "names": "own names",
     "units": "any unit",
@@ -49,31 +50,33 @@ def examine(name: str) -> dict[str, Any]:
 
 def _answers(model: architectures.Model) -> dict[str, Any]:
     target = np.argmax(model.value, -1)
-    explanation = relevance(model.function, model.x, target)
-    base = np.asarray(explanation.relevance)
+    explain = lambda function, x: relevance(function, x, target)
+    explanation = explain(model.function, model.x)
+    rounded = functools.cache(lambda: explain(model.function, _rounded(model.x)))
     book = ledger(model.function, model.x, target)
     names = [row.path for row in book.rows if row.kind in {"dense", "conv"}]
 
-    def change(function: Callable[[Any], Any], x: Any) -> float:
-        again = np.asarray(relevance(function, x, target).relevance)
-        return float(abs(again - base).max() / abs(base).max())
+    def same(kind: str, found: Any, tolerance: float) -> bool:
+        """Whether a value is that of the explanation, but for what other roundings change in it."""
+        expected = np.asarray(getattr(explanation, kind))
+        change = abs(np.asarray(found) - expected).max()
+        if change <= tolerance * abs(expected).max() or model.x.dtype.kind != "f":
+            return bool(change <= tolerance * abs(expected).max())
+        return bool(change <= 2 * abs(np.asarray(getattr(rounded(), kind)) - expected).max())
 
-    def same(function: Callable[[Any], Any], x: Any) -> bool:
-        changed = change(function, x)
-        return changed <= 1e-3 or (
-            model.x.dtype.kind == "f" and changed <= 2 * change(model.function, _rounded(model.x))
-        )
+    def same_map(function: Callable[[Any], Any], x: Any) -> bool:
+        return same("relevance", explain(function, x).relevance, 1e-3)
 
     in_other_units = lambda x: model.function(x / 255)
     if model.x.dtype.kind != "f":
-        answers = {"jit": same(jax.jit(model.function), model.x)}
-    elif same(jax.jit(in_other_units), 255 * model.x):
+        answers = {"jit": same_map(jax.jit(model.function), model.x)}
+    elif same_map(jax.jit(in_other_units), 255 * model.x):
         answers = {"units": True, "jit": True}
     else:
-        answers = {"units": same(in_other_units, 255 * model.x), "jit": same(jax.jit(model.function), model.x)}
+        answers = {"units": same_map(in_other_units, 255 * model.x), "jit": same_map(jax.jit(model.function), model.x)}
     found = answers | {
-        "value": bool(abs(explanation.output - model.value).max() <= 1e-4 * abs(model.value).max()),
-        "finite": bool(np.isfinite(base).all() and base.any()),
+        "value": same("output", model.value, 1e-4),
+        "finite": bool(np.isfinite(explanation.relevance).all() and np.any(explanation.relevance)),
         "ledger": bool(abs(book.unaccounted) <= 1e-4 * max(abs(row.arrived) for row in book.rows)),
         "names": all(name.rstrip("'") in model.layers for name in names),
     }

@@ -250,7 +250,7 @@ CASES = {
     ),
     "`x` holds complex numbers": (lambda: explain(network, X + 1j), r"complex64"),
     "`x` holds truth values": (lambda: explain(network, X > 0), r"bool.*astype\('float32'\)"),
-    "`x` is a list of numbers, and no array": (
+    "`x` is a list of numbers, not an array": (
         lambda: explain(network, [[1.0, 2.0, 3.0, 4.0]]),
         r"x\[0\]\[0\] is no array of numbers, but a float. Pass jnp.asarray\(x\)",
     ),
@@ -276,13 +276,13 @@ CASES = {
         lambda: explain(network, X.at[0, 0].set(jnp.nan).at[1, 1].set(jnp.inf)),
         "2 values of x are NaN or infinite",
     ),
-    "The target is no class": (lambda: explain(network, target=3), "from 0 to 2, for 3 classes, but it is 3"),
+    "The target is not a class": (lambda: explain(network, target=3), "from 0 to 2, for 3 classes, but it is 3"),
     "There are more or fewer targets than samples": (
         lambda: explain(network, target=[0, 1]),
         "5 samples, but 2 targets",
     ),
     "The target is not an integer": (lambda: explain(network, target=0.5), "is an integer"),
-    "The target holds something else than numbers": (
+    "The target holds something other than numbers": (
         lambda: explain(network, target=["cat"] * 5),
         "The target must be real numbers, but it is a list",
     ),
@@ -290,7 +290,7 @@ CASES = {
         lambda: explain(network, target=lambda output: (output > 0.5).astype(jnp.float32)),
         r"What the target returns does not depend on the output .*'convert_element_type' at .*test_bad_input.py:\d+",
     ),
-    "The target takes another number of arguments than one": (
+    "The target does not take exactly one argument": (
         lambda: explain(network, target=lambda output, label: output),
         "The target .* can be called with output alone: missing .*'label'",
     ),
@@ -312,7 +312,7 @@ CASES = {
         lambda: explain(network, target=target.name("lynx", ["tabby", "lynx"])),
         "There are 2 names, but the model returns 3 classes",
     ),
-    "`target.at` has more places than the output has dimensions, or an index that there is not": (
+    "`target.at` has more places than the output has dimensions, or an index that does not exist": (
         lambda: explain(network, target=target.at[3]),
         r"target.at\[3\] does not fit .*\(5, 3\): an index in dimension 1 is from 0 to 2",
     ),
@@ -336,18 +336,18 @@ CASES = {
         lambda: explain(repeated, at=["hidden"]),
         r"'hidden' is the name of 2 values, .*checkpoint_name",
     ),
-    "`at` is a name, and no list of names": (lambda: explain(network, at="dense_0"), r"Pass at=\['dense_0'\]"),
-    "`given` is no mapping from names to factors": (
+    "`at` is a name, not a list of names": (lambda: explain(network, at="dense_0"), r"Pass at=\['dense_0'\]"),
+    "`given` is not a mapping from names to factors": (
         lambda: explain(network, given=["dense_0"]),
         r"is a mapping from names to factors, but it is a list\. Pass given=\{'name': mask\}",
     ),
-    "A factor in `given` is no array of numbers": (
+    "A factor in `given` is not an array of numbers": (
         lambda: explain(network, given={"dense_0": "all"}),
         r"given\['dense_0'\] must be real numbers, but it is a str",
     ),
     "`batch_size` is 0": (lambda: explain(network, batch_size=0), "at least 1, but it is 0"),
-    "`batch_size` is no integer": (lambda: explain(network, batch_size=1.5), r"an integer .*but it is 1\.5"),
-    "`argnums` is no integer and no sequence of integers": (
+    "`batch_size` is not an integer": (lambda: explain(network, batch_size=1.5), r"an integer .*but it is 1\.5"),
+    "`argnums` is neither an integer nor a sequence of integers": (
         lambda: lrp(network, rules.Zero(), argnums="x"),
         "argnums must be an integer .*'x'",
     ),
@@ -369,7 +369,7 @@ CASES = {
     ),
     # The model.
     "It cannot be called": (lambda: explain(WEIGHT), "The model must be a function, but it is an array"),
-    "It is a class, and no instance of it": (
+    "It is a class, not an instance of it": (
         lambda: explain(NNXModule),
         "is the class NNXModule, .* NNXModule\\(...\\)",
     ),
@@ -414,11 +414,11 @@ CASES = {
         lambda: explain(functools.partial(nn.Dense(3).apply, {"kernel": WEIGHT, "bias": WEIGHT[0]})),
         r'lack a collection.*\{"params": params',
     ),
-    "It takes another number of arguments than one": (
+    "It does not take exactly one argument": (
         lambda: explain(with_parameters),
         "The model .*: missing a required argument: 'x'",
     ),
-    "It returns something that is no array": (lambda: explain(lambda x: (network(x), "cat")), "returns a str"),
+    "It returns something that is not an array": (lambda: explain(lambda x: (network(x), "cat")), "returns a str"),
     "It returns no classes": (lambda: explain(lambda x: x @ WEIGHT[:, :0]), r"no classes, but \(5, 0\)"),
     "Flax NNX: batch normalisation in training mode": (
         lambda: explain(NNXModule()),
@@ -496,7 +496,7 @@ CASES = {
         lambda: explain(lambda x: network(x)[:2]),
         "2 outputs for 5 samples",
     ),
-    "It returns something else than samples and classes": (
+    "It returns something other than samples and classes": (
         lambda: explain(lambda x: (network(x), x)),
         r"\(samples, classes\).*function of the output",
     ),
@@ -538,7 +538,7 @@ CASES = {
     "alpha - beta is not 1": (lambda: rules.AlphaBeta(2.0, 0.5), "multiplied by 1.5 in every layer.*take beta=1"),
     "epsilon is negative": (lambda: rules.Epsilon(-1e-6), "epsilon=-1e-06.*not negative"),
     "epsilon is infinite or NaN": (lambda: rules.Epsilon(float("inf")), "epsilon=inf"),
-    "epsilon is no number": (lambda: rules.Epsilon("1e-6"), "epsilon='1e-6'.*must be a number"),
+    "epsilon is not a number": (lambda: rules.Epsilon("1e-6"), "epsilon='1e-6'.*must be a number"),
     "gamma is several numbers": (lambda: rules.Gamma(np.ones(3)), r"gamma=float64\[3\].*one number.*jax.vmap"),
     "alpha or beta is traced": (
         lambda: jax.vmap(lambda alpha: rules.AlphaBeta(alpha, alpha - 1))(jnp.ones(3)),
@@ -546,7 +546,7 @@ CASES = {
     ),
     "low is larger than high": (lambda: rules.ZBox(1.0, 0.0), "Swap them"),
     "A bound of z-box is infinite": (lambda: rules.ZBox(-float("inf"), 1.0), "must be finite"),
-    "A bound of z-box is no number": (lambda: rules.ZBox(None, 1.0), r"ZBox\(low=None\): low must be a number"),
+    "A bound of z-box is not a number": (lambda: rules.ZBox(None, 1.0), r"ZBox\(low=None\): low must be a number"),
     "The bounds of z-box do not broadcast to each other": (
         lambda: rules.ZBox((0.0, 0.0), (1.0, 1.0, 1.0)),
         r"low of shape \(2,\) and high of shape \(3,\) do not fit",
@@ -579,11 +579,11 @@ CASES = {
         lambda: explain(network, rule=composites.with_treatment(rules.Zero(), "gelu", treatments.smooth)),
         "treatment for 'gelu' matches nothing. There are: ",
     ),
-    "A mark is put at a place that there is not": (
+    "A mark is put at a place that does not exist": (
         lambda: explain(network, rule=composites.with_mark(rules.Zero(), "head", mark.gate)),
         r"with_mark\('head', mark.gate\) matches no layer .*There are: dense_0",
     ),
-    "A function is left without a layer, and the rules are for layers": (
+    "The function has no layer, and the rules are for layers": (
         lambda: explain(lambda x: x @ jnp.ones((4, 3)), rule=rules.ZPlus()),
         r"no layer that rules could be for. The product at .*test_bad_input.py:\d+.*made by the function itself",
     ),
@@ -605,8 +605,8 @@ CASES = {
         "The selector <lambda> raised .*AttributeError.* for the layer 'dense_0'",
     ),
     "A pair without a rule": (lambda: composites.Composite([rules.Epsilon()]), "is no pair"),
-    "Something that is no selector": (lambda: composites.Composite([(3, rules.Zero())]), "3 selects no layers"),
-    "A pattern that is no regular expression": (lambda: composites.name("("), r"name\('\('\).*regular expression"),
+    "Something that is not a selector": (lambda: composites.Composite([(3, rules.Zero())]), "3 selects no layers"),
+    "A pattern that is not a regular expression": (lambda: composites.name("("), r"name\('\('\).*regular expression"),
     # Relevance.
     "Relevance grows more than 1,000-fold on its way": (
         lambda: explain(lambda x: x @ CANCELLING, jnp.ones((1, 4)), 0, rules.Zero()),
@@ -629,19 +629,22 @@ CASES = {
         r"numbers, .* outside of jax\.jit",
     ),
     # Arguments of the other functions.
-    "An array is none, or holds something else than real numbers": (
+    "What should be an array is not one, or holds something other than real numbers": (
         lambda: baselines.gradient(network, np.array([["a"]])),
         r"x must be real numbers, but it is an array of <U1 of shape \(1, 1\)",
     ),
-    "A number is none, or not in its range": (
+    "What should be a number is not one, or is out of range": (
         lambda: evaluation.top_overlap(X, X, "half"),
         "fraction is a fraction of the inputs, .* at most 1, but it is 'half'",
     ),
-    "A number of steps or samples is no integer, or not positive": (
+    "A number of steps or samples is not a positive integer": (
         lambda: baselines.integrated_gradients(network, X, 0, steps=2.5),
         "steps must be an integer up to 2147483647, but it is 2.5",
     ),
-    "A key is none": (lambda: baselines.smoothgrad(network, X, 0, key=0), r"jax\.random\.key\(0\), but it is an int"),
+    "What should be a key is not one": (
+        lambda: baselines.smoothgrad(network, X, 0, key=0),
+        r"jax\.random\.key\(0\), but it is an int",
+    ),
     "An image or a map holds no numbers": (
         lambda: plotting.heatmap([["red", "blue"]], Figure().subplots()),
         "The relevance must be real numbers, but it is a list",
@@ -658,11 +661,14 @@ CASES = {
         lambda: plotting.overlay(np.zeros((20, 30)), np.zeros((10, 10))),
         "whose proportions are others. Pass the image as it went into the model",
     ),
-    "There is another number of names of classes, or of words": (
+    "The number of names of classes, or of words, does not fit": (
         lambda: plotting.words(["a"], [1.0, 2.0]),
         "There are 2 words, but 1 tokens",
     ),
-    "What is drawn into is no axes": (lambda: plotting.heatmap([[1.0]], Figure()), "ax must be axes .* it is a Figure"),
+    "What is drawn into is not an axes": (
+        lambda: plotting.heatmap([[1.0]], Figure()),
+        "ax must be axes .* it is a Figure",
+    ),
     # Files.
     "A file of weights is truncated": (
         lambda path: (path.write_bytes(b"123"), read_as_bias(path)),
@@ -705,11 +711,13 @@ CASES = {
     "A store is damaged, or a part of it was lost": (
         "test_explain_dataset.test_flipped_bit_in_any_chunk_is_found_on_opening"
     ),
-    "A store that is gone on with is damaged": ("test_explain_dataset.test_what_is_damaged_or_lost_is_explained_again"),
+    "A store that is being continued is damaged": (
+        "test_explain_dataset.test_what_is_damaged_or_lost_is_explained_again"
+    ),
     "The metadata of a store are damaged": "test_explain_dataset.test_damaged_metadata_are_named",
     "A store cannot be written": "test_explain_dataset.test_full_disk",
     "A source has fewer elements than it says": "test_explain_dataset.test_source_that_drops_a_record_is_refused",
-    "`target_of` returns no class": "test_explain_dataset.test_target_of_returns_a_class",
+    "`target_of` does not return a class": "test_explain_dataset.test_target_of_returns_a_class",
     "`reduce` or `prepare` returns nothing": "test_explain_dataset.test_what_does_not_fit",
     "tqdm is not installed, and a progress bar is to be shown": (
         "test_explain_dataset.test_progress_bar_is_not_needed"
@@ -722,7 +730,7 @@ CASES = {
         r"Composite.rules\[0\]\[1\] cannot be saved: it is OwnRule",
     ),
     "A path that cannot be written": (lambda path: rules.Zero().save(path / "file"), "cannot be written.*in a folder"),
-    "A file of an explanation, a composite or a rule is damaged, or none": (
+    "A file of an explanation, a composite or a rule is damaged, or is not such a file": (
         lambda path: (path.write_bytes(b"123"), rules.Rule.load(path)),
         "no file that save has written, or is damaged",
     ),
