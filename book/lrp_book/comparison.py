@@ -93,7 +93,7 @@ def palettes(levels: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
     Example:
         >>> light, dark = palettes(3)
-        >>> light[1].min() > 240, dark[1].max() < 32
+        >>> int(light[1].min()) > 240, int(dark[1].max()) < 32
         (True, True)
     """
     light = mpl.colormaps[COLORMAP](np.linspace(0, 1, levels), bytes=True)[:, :3]
