@@ -58,7 +58,7 @@ class Comparison:
     colours: tuple[str, str] = ("against the class", "for the class")
 
     def _repr_html_(self) -> str:
-        light, dark = _palettes()
+        light, dark = palettes(_LEVELS + 1)
         bars = _bar("comparison-light", light) + _bar("comparison-dark", dark)
         blue, red = map(html.escape, self.colours)
         scale = f"<span>−1, {blue}</span><span>0</span><span>1, {red}</span>"
@@ -88,9 +88,15 @@ def _panel(panel: Panel, line: int, light: NDArray[np.uint8], dark: NDArray[np.u
     )
 
 
-def _palettes() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The colours from negative to positive relevance on light and on dark pages, each of shape (levels, 3)."""
-    light = mpl.colormaps[COLORMAP](np.linspace(0, 1, _LEVELS + 1), bytes=True)[:, :3]
+def palettes(levels: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The colours from negative to positive relevance on light and on dark pages, each of shape (levels, 3).
+
+    Example:
+        >>> light, dark = palettes(3)
+        >>> int(light[1].min()) > 240, int(dark[1].max()) < 32
+        (True, True)
+    """
+    light = mpl.colormaps[COLORMAP](np.linspace(0, 1, levels), bytes=True)[:, :3]
     strip = _data("png", Image.fromarray(light[None]))
     found = re.search(r'base64,([^"]+)', for_dark_pages(f'<svg ><image href="{strip}"/></svg>'))
     assert found is not None

@@ -7,13 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import onnx
 
 from lrp_book import datasets
+from lrp_book.comparison import palettes
 from lrp_jax import composites, relevance, rules
-from lrp_jax.plotting import COLORMAP
 
 
 class _OfReader:
@@ -59,13 +58,13 @@ _PARAMETERS = {
 
 
 def page_data(program: onnx.ModelProto, test: datasets.Split) -> dict[str, Any]:
-    """What a page needs beside the scripts: the program, a digit of each class, the rules and the colours."""
+    """What a page needs beside the scripts: the program, a digit of each class, the rules, colours for either mode."""
     samples = [test.images[np.flatnonzero(test.labels == digit)[1]] for digit in range(10)]
-    colours = plt.get_cmap(COLORMAP)(np.arange(256))[:, :3]
+    light, dark = palettes(256)
     return {
         "program": _as_text(program.SerializeToString()),
         "samples": _as_text(np.stack(samples).tobytes()),
-        "colours": _as_text((255 * colours).round().astype(np.uint8).tobytes()),
+        "colours": {"light": _as_text(light.tobytes()), "dark": _as_text(dark.tobytes())},
         "sample": 3,
         "rule": 2,
         "rules": [

@@ -9,37 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrp_book import DATA
+from lrp_book.bands import Band
 
 _MEASURED = DATA.parent / "measured"
-
-
-@dataclass(frozen=True)
-class Band:
-    """A number over several detectors.
-
-    Attributes:
-        mean: The mean.
-        low: The lowest.
-        high: The highest.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-    def as_text(self, factor: float = 1, digits: int = 2) -> str:
-        """The mean, with the lowest and the highest in brackets.
-
-        Args:
-            factor: What the numbers are multiplied with.
-            digits: How many digits they have after the point.
-
-        Example:
-            >>> Band(0.5, -0.25, 0.75).as_text()
-            '0.50 (−0.25 to 0.75)'
-        """
-        mean, low, high = (f"{factor * value:.{digits}f}" for value in (self.mean, self.low, self.high))
-        return f"{mean} ({low} to {high})".replace("-", "−")
 
 
 @dataclass(frozen=True)

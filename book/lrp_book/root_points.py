@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lrp_book import datasets
+from lrp_book.bands import with_decimals
 from lrp_book.models import DenseNetwork
+from lrp_jax import lrp, rules
 from lrp_jax.deep_taylor import find_root, taylor_messages, taylor_relevance, training_free_relevance_model
 
 
@@ -205,3 +207,60 @@ def rows_of_lines(decomposed: Mapping[str, Decomposed], images: jax.Array) -> li
         )
         for name, one in decomposed.items()
     ]
+
+
+def numbers_of_lines(decomposed: Mapping[str, Decomposed], images: jax.Array) -> dict[str, float | str]:
+    """What the chapter says of the roots on the three lines, by name."""
+    found: dict[str, float | str] = {}
+    for name, *values in rows_of_lines(decomposed, images):
+        found |= {f"{name}-{column}": value for column, value in zip(_COLUMNS, values, strict=True)}
+    downhill, rival = decomposed["downhill"], decomposed["rival"]
+    low, high = np.percentile(np.asarray(downhill.remainder), [5, 95])
+    return found | {
+        "downhill-low": float(low),
+        "downhill-high": float(high),
+        "black-largest": float(jnp.abs(decomposed["black"].remainder).max()),
+        "root-lowest": with_decimals(float(downhill.root.min())),
+        "root-highest": with_decimals(float(downhill.root.max())),
+        "rival-beyond": float(100 * (rival.way > 1)[rival.found].mean()),
+        "rival-outside": share_outside(rival, 0.0, 1.0, 1e-3),
+    }
+
+
+_COLUMNS = ("found", "distance", "remainder")
+
+
+def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
+    """The correlation of the ranks of two lists of numbers.
+
+    Example:
+        >>> rank_correlation([1, 2, 30], [0.1, 0.2, 0.3])
+        1.0
+    """
+    first, second = (np.argsort(np.argsort(np.asarray(values))).astype(float) for values in (a, b))
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def errors_of_rules(x: jax.Array, w: jax.Array, b: jax.Array, c: jax.Array) -> dict[str, float]:
+    """The largest difference between Taylor steps at every neuron of a layer and the rules, relative to the relevance.
+
+    Args:
+        x: The inputs, between 0 and 1.
+        w: The weights, of shape (inputs, neurons).
+        b: The biases, none of them positive.
+        c: The relevance of each neuron per unit of its activation.
+
+    Returns:
+        The difference for w^2, z+ and z-box, by "w2", "z-plus" and "z-box".
+    """
+    domains: dict[str, tuple[rules.Rule, dict[str, float]]] = {
+        "w2": (rules.WSquare(), {}),
+        "z-plus": (rules.ZPlus(bias="ignore"), {"low": 0.0}),
+        "z-box": (rules.ZBox(0.0, 1.0), {"low": 0.0, "high": 1.0}),
+    }
+    layer = training_free_relevance_model(x, w, b, c * jax.nn.relu(x @ w + b))
+    found = {}
+    for name, (rule, domain) in domains.items():
+        (by_rule,) = jax.vjp(lrp(lambda x: jax.nn.relu(x @ w + b), rule), x)[1](c)
+        found[name] = difference(taylor_messages(layer, x, **domain).sum(1), by_rule)
+    return found

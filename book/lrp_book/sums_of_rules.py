@@ -147,3 +147,20 @@ def rows_of_neuron(x: Sequence[float], w: Sequence[float]) -> list[list[str | fl
         return [round(float(value), 3) + 0.0 for value in (*relevance, relevance.sum())]
 
     return [[name, *shares(rule("ignore"), 0.0), *shares(rule("absorb"), 1.0)] for name, rule in _OF_NEURON.items()]
+
+
+def numbers_of_sums(dense: Mapping[str, Sums], conv: Mapping[str, Sums], lost: Lost) -> dict[str, float]:
+    """What the chapter says of the sums on digits, by name.
+
+    Args:
+        dense: The sums of each rule in the dense network.
+        conv: Those in the convolutional network.
+        lost: What z+ loses in the latter.
+    """
+    return {
+        "error-epsilon": dense["LRP-ε, 0.25 relative"].error,
+        "error-zero-conv": conv["LRP-0"].error,
+        "error-z-plus-conv": 100 * conv["z⁺"].error,
+        "lost-at-black": 100 * float(jnp.median(lost.at_black)),
+        "lost-total": 100 * float(jnp.median(lost.total)),
+    }

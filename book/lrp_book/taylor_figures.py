@@ -128,13 +128,13 @@ def texts_of_models(trainings: Mapping[str, Training]) -> dict[str, str]:
     """What the chapter says of relevance models, by name, with the mean over the detectors, the lowest and highest."""
     found = {}
     for name, one in trainings.items():
-        found[f"{name}-right"] = one.band("accuracy").as_text(100, 1)
+        found[f"{name}-right"] = one.band("accuracy").as_text(100, 1, " %")
         for layer in "12":
             found[f"{name}-free-{layer}"] = one.band("fit", layer, "training-free").as_text()
             for model in ("training-free", "min-max"):
-                found[f"{name}-way-{layer}-{model}"] = one.worst_on_the_way(layer, model).as_text(1, 0)
+                found[f"{name}-way-{layer}-{model}"] = one.worst_on_the_way(layer, model).as_text(1, 0, " %")
         for model in ("training-free", "min-max", "LRP-0"):
-            found[f"{name}-share-{model}"] = one.band("maps", f"share {model}").as_text(1, 0)
+            found[f"{name}-share-{model}"] = one.band("maps", f"share {model}").as_text(1, 0, " %")
         for key in ("sum", "sum low", "sum high", "correlation min-max", "correlation LRP-0"):
             found[f"{name}-{key.replace(' ', '-')}"] = one.band("maps", key).as_text()
     return found

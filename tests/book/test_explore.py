@@ -6,6 +6,7 @@ import pytest
 from explorers import EPSILON, RULES, foreign_requests, last, nameless_controls, opened, shown_on_paper
 
 from lrp_book import datasets, models, training
+from lrp_book.comparison import palettes
 from lrp_jax import composites, relevance, rules
 
 pytestmark = pytest.mark.book
@@ -94,6 +95,20 @@ def test_all_layers_are_drawn_at_once(page):
     last(page, rule="LRP-0")
     changed = [one != other for one, other in zip(before, page.evaluate(pictures), strict=True)]
     assert changed == [False, True, True, True, True]  # in dense.1 there is the explained score alone, under every rule
+
+
+def test_maps_stand_on_the_ground_of_the_page_in_both_modes(page):
+    corner = "[...document.querySelector('#explore [data-part=map]').getContext('2d').getImageData(0, 0, 1, 1).data]"
+    for mode, below, above in palette_ends():
+        page.evaluate(f"document.documentElement.dataset.theme = '{mode}'")
+        last(page)
+        assert page.evaluate(corner)[:3] in (below, above)  # zero, on either side of the middle
+    page.evaluate("document.documentElement.dataset.theme = 'light'")
+
+
+def palette_ends():
+    """The modes, and the two colours next to zero in each."""
+    return [(mode, *its[127:129].tolist()) for mode, its in zip(("dark", "light"), palettes(256)[::-1], strict=True)]
 
 
 def test_bars_have_one_scale_for_all_digits(page):

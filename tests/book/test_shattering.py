@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrp_book import DATA, shattering
+from lrp_book import DATA, measured_shattering, shattered_rules, shattering
 from lrp_book.shattering import SETTINGS, Setting
 from lrp_jax import rules
 
@@ -128,3 +128,42 @@ def test_what_the_page_says_is_what_was_measured(rows):
     assert at_ten("feedforward", 24)[1] > 0.15
     assert at_ten("feedforward", 50)[1] > 0.1
     assert at_ten("residual × 0.1, sums normalised", 24)[1] > at_ten("residual, sums normalised", 24)[2]
+
+
+def test_texts_and_table_are_of_what_was_measured(rows):
+    measured = measured_shattering.read()
+    row = rows["lags", "feedforward", 24]
+    assert measured.lag("feedforward", 24).mean == row["mean"][10]
+    texts = measured_shattering.texts_of_lags(measured) | measured_shattering.texts_of_cosines(measured)
+    assert texts["lag-plain-24"] == f"{row['mean'][10]:.2f} ({row['low'][10]:.2f} to {row['high'][10]:.2f})"
+    assert float(texts["lag-brown"]) == pytest.approx(rows["lags", "brown noise"]["mean"][10], abs=0.006)
+    absolute = rows["outputs", "feedforward", 24, "z⁺"]["absolute"]["mean"]
+    assert float(texts["random-plus-24-absolute"]) == pytest.approx(absolute, abs=0.006)
+    table = {(network, method): row for network, method, *row in measured_shattering.rows_of_cosines(measured)}
+    assert len(table) == 10
+    signed = rows["photographs", "EfficientNet-Lite0", "gradient"]["signed"]
+    expected = f"{signed['mean']:.2f} ({signed['least']:.2f} to {signed['most']:.2f})".replace("-", "−")
+    assert table["EfficientNet-Lite0", "gradient"][0] == expected
+
+
+def test_relevance_along_the_line_is_that_of_the_rules():
+    curves = shattered_rules.along_the_line(jax.random.key(4), 3)
+    product = shattering.LINE * curves["gradient"]
+    np.testing.assert_allclose(curves["LRP-0"], product, atol=1e-3 * float(jnp.abs(product).max()))
+    output = curves["output"]
+    assert (curves["z⁺"] * output >= -1e-6).all()  # z+ has the sign of the output
+    assert (jnp.abs(curves["z⁺"]) <= 1.001 * jnp.abs(output)).all()  # and t gets at most all of it
+
+
+def test_numbers_of_the_curves():
+    keys = jax.random.split(jax.random.key(5), 3)
+    curves = {
+        depth: jax.lax.map(lambda key, depth=depth: shattered_rules.along_the_line(key, depth), keys)
+        for depth in (1, 2)
+    }
+    found = shattered_rules.numbers(curves)
+    assert found["lag-gradient-2"] == pytest.approx(shattering.autocorrelation(curves[2]["gradient"])[:, 10].mean())
+    follows = np.corrcoef(curves[2]["z⁺"][1], curves[2]["output"][1])[0, 1]
+    assert min(follows, 0) <= found["follows"] <= 1
+    noise = {"noise": np.linspace(1, 0, 61)}
+    assert len(shattered_rules.draw(curves, noise).axes) == 8

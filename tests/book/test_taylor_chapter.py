@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from lrp_book import datasets, digit_pairs, disguise, fitted_relevance, hand_taylor, models, root_points, sums_of_rules
-from lrp_book.measured_relevance_models import Band
+from lrp_book.bands import Band
 from lrp_jax import composites, lrp, relevance, rules
 
 IMAGES = jax.random.uniform(jax.random.key(0), (3, 28, 28, 1))
@@ -137,3 +137,22 @@ def test_training_free_model_is_exact_at_x(split):
 
 def test_band_as_text():
     assert Band(97.94, 97.6, 98.45).as_text(1, 1) == "97.9 (97.6 to 98.5)"
+
+
+def test_rules_of_a_layer_are_taylor_steps_and_a_neuron_without_a_root_would_show():
+    keys = jax.random.split(jax.random.key(1), 4)
+    x, c = jax.random.uniform(keys[0], (10,)), jax.random.uniform(keys[3], (6,))
+    w, b = jax.random.normal(keys[1], (10, 6)), jax.random.uniform(keys[2], (6,))
+    assert max(root_points.errors_of_rules(x, w, -b, c).values()) < 1e-4
+    assert np.isnan(root_points.errors_of_rules(x, w, 20 * b, c)["z-plus"])
+
+
+def test_numbers_of_the_lines_are_those_of_the_table(dense):
+    labels = dense(IMAGES).argmax(-1)
+    found = root_points.three_lines(dense, IMAGES, labels, jnp.zeros((10, 28, 28, 1)))
+    numbers = root_points.numbers_of_lines(found, IMAGES)
+    for name, share, distance, remainder in root_points.rows_of_lines(found, IMAGES):
+        assert [numbers[f"{name}-{key}"] for key in ("found", "distance", "remainder")] == [share, distance, remainder]
+    lowest = float(found["downhill"].root.min())
+    assert numbers["root-lowest"] == f"{lowest:.2f}".replace("-", "−")
+    assert numbers["rival-beyond"] == 0  # the rival's mean is black here, at which the root lies

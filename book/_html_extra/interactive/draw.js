@@ -4,7 +4,7 @@
    relevance are the program in the page's data. */
 (() => {
   const root = document.getElementById("draw");
-  const { make, number, paint, grey, diverging, largestOf, sumOf } = explorer;
+  const { make, number, paint, grey, largestOf, sumOf } = explorer;
 
   const SIZE = 280; // of the drawing area
   const PEN = 22;
@@ -56,7 +56,7 @@
     return (i * 0.6180339887498949) % 1;
   }
 
-  const { data, colours, imageOf, part, choice, parameter, showParameters, addSamples, say, startWhenNear } =
+  const { data, imageOf, part, choice, parameter, showParameters, addSamples, say, startWhenNear, ...page } =
     explorer.attach(root);
   const pad = part("pad");
   const context = pad.getContext("2d", { willReadFrequently: true });
@@ -117,7 +117,7 @@
   function show(given, logits, map, target, rule) {
     const limit = largestOf(map);
     paint(part("input"), given, grey);
-    paint(part("map"), map, diverging(colours, limit));
+    paint(part("map"), map, page.relevanceColours(limit));
     logits.forEach((logit, digit) => scores[digit].show(logit, digit === target));
     part("scale").textContent = `full colour: \u00b1${limit.toPrecision(2)}`;
     const sum = sumOf(map);
@@ -172,6 +172,7 @@
       explain(performance.now());
     });
     root.addEventListener("input", () => explain(performance.now()));
+    page.whenModeChanges(() => explain(performance.now()));
     root.addEventListener("submit", (event) => event.preventDefault());
   }
 

@@ -4,8 +4,8 @@
    network and its relevance are the program in the page's data. */
 (() => {
   const root = document.getElementById("explore");
-  const { make, number, paint, grey, diverging, largestOf, sumOf } = explorer;
-  const { data, colours, imageOf, part, choice, parameter, showParameters, addSamples, say, startWhenNear } =
+  const { make, number, paint, grey, largestOf, sumOf } = explorer;
+  const { data, imageOf, part, choice, parameter, showParameters, addSamples, say, startWhenNear, ...page } =
     explorer.attach(root);
   const classes = [];
   const rows = [];
@@ -63,7 +63,7 @@
   function draw(canvas, layer, relevance) {
     const [[width, height], picture] = tiled(layer, relevance);
     Object.assign(canvas, { width, height });
-    paint(canvas, picture, diverging(colours, largestOf(relevance)));
+    paint(canvas, picture, page.relevanceColours(largestOf(relevance)));
   }
 
   function show(logits, relevance, sums, shown, target, rule) {
@@ -100,6 +100,7 @@
   for (let i = 0; i < 10; i++) classes.push(make("option", { value: i, textContent: i }));
   part("classes").append(make("option", { value: "largest", textContent: "the one with the largest score" }), ...classes);
   root.addEventListener("input", () => explain(performance.now()));
+  page.whenModeChanges(() => explain(performance.now()));
   root.addEventListener("submit", (event) => event.preventDefault());
   root.hidden = false;
   explain(performance.now()); // the digit can be shown before the program is there

@@ -55,7 +55,9 @@ const explorer = (() => {
   /** The data and the parts of a form that has samples, a list of rules, two sliders and a sentence that is read out. */
   function attach(root) {
     const data = JSON.parse(document.getElementById(`${root.id}-data`).textContent);
-    const colours = relevanceProgram.bytes(data.colours);
+    const palettes = Object.fromEntries(
+      Object.entries(data.colours).map(([mode, colours]) => [mode, relevanceProgram.bytes(colours)]),
+    );
     const samples = relevanceProgram.bytes(data.samples);
     const part = (name) => root.querySelector(`[data-part="${name}"]`);
     const choice = (name) => new FormData(root).get(name);
@@ -89,6 +91,13 @@ const explorer = (() => {
       }
     }
 
+    /** The colours of relevance between -limit and limit, on the ground of the page. */
+    const relevanceColours = (limit) => diverging(palettes[document.documentElement.dataset.theme] ?? palettes.light, limit);
+
+    /** Does something whenever the page becomes dark or light. */
+    const whenModeChanges = (then) =>
+      new MutationObserver(then).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+
     let waiting;
     /** Says a sentence when nothing has changed for a moment, so that it is read out once and not for every point. */
     function say(sentence) {
@@ -116,7 +125,8 @@ const explorer = (() => {
       observer.observe(root);
     }
 
-    return { data, colours, imageOf, part, choice, parameter, showParameters, addSamples, say, startWhenNear };
+    const shown = { part, showParameters, addSamples, say, relevanceColours, whenModeChanges };
+    return { data, imageOf, choice, parameter, startWhenNear, ...shown };
   }
 
   /** Makes a function that does the work; what is asked for in the meantime is done once, afterwards. */
@@ -157,5 +167,5 @@ const explorer = (() => {
     return { target, largest, outputs };
   }
 
-  return { make, number, paint, grey, diverging, largestOf, sumOf, row, attach, onlyLatest, explainClass };
+  return { make, number, paint, grey, largestOf, sumOf, row, attach, onlyLatest, explainClass };
 })();
