@@ -4,6 +4,7 @@ The default run has XLA optimise nothing, which takes a third of the time; the n
 optimisation, a value that is computed twice may be fused into one multiply-add in one place and rounded in the other: a
 largest value is then equal to none of the values among which it was found, and its gradient is zero or not a number.
 So the default run keeps to AVX, which has no such instruction. Machines of other makers cannot, and optimise little.
+It also reaches into JAX, where its programs are lowered one by one, and saves what each of them would begin with.
 `quick_jit` optimises nothing by day and by night, and is for relevance that is compared with something else.
 `jit_by_day` is for what may be compiled or not: it is compiled in the default run, and computed operation by operation,
 which takes longer, in the nightly one.
@@ -12,8 +13,10 @@ which takes longer, in the nightly one.
 import functools
 import os
 import platform
+import threading
 
 import jax
+from jax._src.interpreters import mlir
 from nightly import NIGHTLY
 
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -45,3 +48,21 @@ def as_flags(options: dict[str, int | bool | str]) -> str:
 def compile_quickly() -> None:
     """Lets XLA optimise nothing in this process and those that it starts, unless flags of XLA are given."""
     os.environ.setdefault("XLA_FLAGS", as_flags(QUICK))
+    share_contexts()
+
+
+def share_contexts(programs: int = 64) -> None:
+    """Has so many programs in a row lowered by JAX in one context of MLIR.
+
+    To make one for each, as JAX does, takes a third of the time that a small program is lowered in. A context keeps
+    what its programs consist of, constants included, and so it is replaced now and then.
+    """
+    make, of_thread = mlir.make_ir_context, threading.local()
+
+    def shared():
+        of_thread.left = getattr(of_thread, "left", 0) - 1
+        if of_thread.left < 0:
+            of_thread.context, of_thread.left = make(), programs - 1
+        return of_thread.context
+
+    mlir.make_ir_context = shared

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from myst_nb.core.read import read_myst_markdown_notebook
+from nightly import NIGHTLY
 from test_book import GUIDES, ROOT
 
 BLOCKED = """\
@@ -20,6 +21,14 @@ class Blocked(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"a script has no {name}")
 
 sys.meta_path.insert(0, Blocked())
+"""
+RUN_ALL = """
+import os, runpy
+
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    runpy.run_path(os.path.join(folder, "guide.py"), run_name="__main__")
+print(len(sys.argv[1:]), "ran")
 """
 
 
@@ -47,10 +56,18 @@ def test_guide_defines_every_name_that_it_uses(page):
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-@pytest.mark.sampled(4)
-@pytest.mark.parametrize("page", GUIDES)
-def test_guide_pastes_into_a_script(page, tmp_path):
-    (tmp_path / "guide.py").write_text(BLOCKED + visible_code(page))
+# Each in a process of its own every night (make nightly), by day every fourth, one after the other in one process.
+PROCESSES = [[page] for page in GUIDES] if NIGHTLY else [GUIDES[::4]]
+
+
+@pytest.mark.parametrize("pages", PROCESSES, ids=" ".join)
+def test_guide_pastes_into_a_script(pages, tmp_path):
+    for page in pages:
+        (tmp_path / page).mkdir(parents=True)
+        (tmp_path / page / "guide.py").write_text(visible_code(page))
+    (tmp_path / "all.py").write_text(BLOCKED + RUN_ALL)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
-    ran = subprocess.run([sys.executable, "guide.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "all.py", *(str(tmp_path / page) for page in pages)]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == f"{len(pages)} ran"

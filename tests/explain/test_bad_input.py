@@ -44,7 +44,8 @@ from lrp_jax.explain_dataset import explain_dataset
 PAGE = Path(__file__).parents[2] / "book" / "errors.md"
 ROWS = dict(re.findall(r"^\| (.+?) \| `(\w+)` \| .+ \|$", PAGE.read_text(), re.MULTILINE))
 
-WEIGHT = jax.random.normal(jax.random.key(0), (4, 3))
+KEY = jax.random.key(0)
+WEIGHT = jax.random.normal(KEY, (4, 3))
 X = jax.random.normal(jax.random.key(1), (5, 4))
 IMAGES = jax.random.normal(jax.random.key(2), (3, 6, 6, 4))
 CANCELLING = np.float32([[1.0], [-1.0], [1.0], [-0.9999]])
@@ -91,11 +92,18 @@ class LinenModule(nn.Module):
         return nn.Dropout(self.rate, deterministic=not self.is_training)(x)
 
 
+def variables_of(module, x):
+    """Positive numbers as the variables of a module of Linen: nothing is compiled for them."""
+    generator = np.random.default_rng(0)
+    shapes = jax.eval_shape(module.init, {"params": KEY, "dropout": KEY}, x)
+    return jax.tree.map(lambda leaf: generator.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype), shapes)
+
+
 def linen(x=X, keys=True, mutable=("batch_stats",), **options):
     """A function of x, and nothing but x, whose updated statistics are thrown away."""
     module = LinenModule(**options)
-    variables = module.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, x)
-    rngs = {"dropout": jax.random.key(2)} if keys else None
+    variables = variables_of(module, x)
+    rngs = {"dropout": KEY} if keys else None
     if not mutable:
         return lambda x: module.apply(variables, x, rngs=rngs)
     return lambda x: module.apply(variables, x, rngs=rngs, mutable=list(mutable))[0]
@@ -129,7 +137,7 @@ def equinox(rate=0.0, inference=False, norm_inference=False):
 
 def haiku(is_training):
     transformed = hk.transform_with_state(lambda x, train: hk.Linear(3)(hk.BatchNorm(True, True, 0.9)(x, train)))
-    parameters, state = transformed.init(jax.random.key(0), X, True)
+    parameters, state = jax.jit(transformed.init, static_argnums=2)(KEY, X, True)
     return lambda x: transformed.apply(parameters, state, None, x, is_training)[0]
 
 
@@ -1010,7 +1018,7 @@ def normalised_by(inverse, variance=lambda x: x.var(0)):
 
 def linen_over_axis():
     norm = nn.BatchNorm(use_running_average=False, axis_name="batch")
-    variables = norm.init(jax.random.key(0), X)
+    variables = variables_of(norm, X)
     one = lambda x: norm.apply(variables, x.mean((0, 1)), mutable=["batch_stats"])[0] @ WEIGHT
     return jax.vmap(one, axis_name="batch")
 
@@ -1161,14 +1169,15 @@ def one_image(x):
     return batch_norm(x, (0, 1)).mean((0, 1)) @ WEIGHT
 
 
-NOT_IN_TRAINING_MODE = {
-    "NNX, evaluated": (evaluated(), X),
-    "Linen, with running averages": (
-        linen(norm=nn.BatchNorm(use_running_average=True), is_training=False, rate=0.5),
-        X,
+SWITCHED = {
+    "NNX, evaluated": evaluated,
+    "Linen, with running averages": functools.partial(
+        linen, norm=nn.BatchNorm(use_running_average=True), is_training=False, rate=0.5
     ),
-    "Equinox, in inference mode": (equinox(rate=0.5, inference=True), X),
-    "Haiku, not training": (haiku(False), X),
+    "Equinox, in inference mode": functools.partial(equinox, rate=0.5, inference=True),
+    "Haiku, not training": functools.partial(haiku, False),
+}
+NOT_IN_TRAINING_MODE = {
     "layer norm": (linen(IMAGES, norm=nn.LayerNorm()), IMAGES),
     "group norm": (linen(IMAGES, norm=nn.GroupNorm(3)), IMAGES),
     "instance norm": (linen(IMAGES, norm=nn.InstanceNorm()), IMAGES),
@@ -1329,9 +1338,9 @@ def test_what_a_target_picks_does_not_hide_batch_statistics():
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("name", NOT_IN_TRAINING_MODE)
+@pytest.mark.parametrize("name", [*SWITCHED, *NOT_IN_TRAINING_MODE])
 def test_inference_mode_is_not_refused(name):
-    model, x = NOT_IN_TRAINING_MODE[name]
+    model, x = (SWITCHED[name](), X) if name in SWITCHED else NOT_IN_TRAINING_MODE[name]
     np.testing.assert_allclose(lrp(model, rules.Epsilon())(x), model(x), rtol=1e-5, atol=1e-6)
 
 
