@@ -223,7 +223,7 @@ with_constant = Treatment("passed on; the constant keeps its share", {Form.RELEV
 """For sums of a live value and a constant: a ratio goes through unchanged, so that the constant absorbs its part."""
 
 one_to_one = Treatment("passed one to one", {Form.RELEVANCE: _pass_relevance, Form.RATIO: _pass_ratio})
-"""For elementwise functions: all relevance is handed on, that of what they are at zero included."""
+"""For elementwise functions: all relevance is passed on, that of what they are at zero included."""
 
 rectified = Treatment("passed one to one", {Form.RELEVANCE: _pass_relevance, Form.RATIO: _pass_ratio_where_positive})
 """For max(x, 0)."""

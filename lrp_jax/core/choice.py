@@ -165,6 +165,6 @@ def _refusal(operation: Operation, circumstance: str) -> UnsupportedOperationErr
     return UnsupportedOperationError(
         f"Relevance cannot be propagated through the operation {operation.name!r} at {operation.location}{where}: "
         f"lrp_jax has no treatment for it with {circumstance}. If you know what should happen there, say it with "
-        f"lrp_jax.composites.with_treatment(rules, {operation.name!r}, treatment); the treatments that there are stand "
-        "in lrp_jax.treatments."
+        f"lrp_jax.composites.with_treatment(rules, {operation.name!r}, treatment); lrp_jax.treatments has "
+        "those that there are."
     )

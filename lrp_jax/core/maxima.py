@@ -309,7 +309,7 @@ def _give_gather(
     params: Params, live: Collection[int], shapes: Sequence[Any], winners: jax.Array, cotangent: jax.Array
 ) -> Sequence[jax.Array]:
     given = _give_windows(params, live, shapes, winners, cotangent) if 0 in live else ()
-    chooser = [jnp.zeros_like(cotangent, shape=shapes[1].shape)] if 1 in live else []  # it chooses and is not handed on
+    chooser = [jnp.zeros_like(cotangent, shape=shapes[1].shape)] if 1 in live else []  # it chooses and is not passed on
     return [*given, *chooser]
 
 

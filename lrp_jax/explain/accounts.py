@@ -43,7 +43,7 @@ class Entry:
 
     @property
     def lost(self) -> float:
-        """What arrived and was not handed on."""
+        """What arrived and was not passed on."""
         return self.arrived - self.handed_on
 
     @property
@@ -67,7 +67,7 @@ class Entry:
 
     @property
     def growth(self) -> float:
-        """How much absolute relevance was handed on for each unit that arrived."""
+        """How much absolute relevance was passed on for each unit that arrived."""
         return self.moved_on / self.moved if self.moved else 1.0
 
 
