@@ -530,7 +530,7 @@ def test_refusal_says_where_and_what_to_do():
             lrp(fun, rules.Zero())(example())
         message = str(refusal.value)
         assert re.search(rf"'igamma' at \S+test_treatments\.py:\d+ {place}: lrp_jax has no treatment for it", message)
-        assert "the treatments that there are stand in lrp_jax.treatments." in message
+        assert "lrp_jax.treatments has those that there are." in message
 
 
 def test_summary_says_whether_there_is_a_treatment():
