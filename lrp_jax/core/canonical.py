@@ -173,7 +173,7 @@ class Builder:
     def _shared_move(self, equation: Any, inputs: Sequence[int]) -> Operation | None:
         """The move by which all operands of an elementwise operation but numbers are brought into the same order."""
         graph = self.graph
-        is_cast = equation.primitive.name == "convert_element_type" and equation.params["sharding"] is None
+        is_cast = _is_cast(equation)
         varying = [value for value in inputs if graph.number(value) is None]
         statuses = {graph.status[value] for value in varying}
         if not varying or not statuses <= {Status.LIVE, Status.HELD} or not graph.marks.keys().isdisjoint(varying):
@@ -221,6 +221,14 @@ def equation_of(fun: Callable[..., Any], *operands: jax.ShapeDtypeStruct) -> Any
     """The equation that a function of one operation is."""
     (equation,) = jax.make_jaxpr(fun)(*operands).jaxpr.eqns
     return equation
+
+
+def _is_cast(equation: Any) -> bool:
+    """Whether an equation is a conversion to another dtype; one of a Python number to its own JAX leaves out."""
+    if equation.primitive.name != "convert_element_type":
+        return False
+    is_other = equation.invars[0].aval.dtype != equation.params["new_dtype"]
+    return is_other and equation.params["sharding"] is None
 
 
 def shared_marks(marks: Sequence[Mapping[Mark, str]]) -> dict[Mark, str]:

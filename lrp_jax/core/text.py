@@ -6,7 +6,7 @@ import inspect
 import re
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import jax
@@ -42,6 +42,7 @@ class Text:
 
 # How a derivative is computed does not change what is computed, nor does where to remember values on the way.
 _UNREAD = frozenset("jvp_jaxpr_fun fwd_jaxpr_thunk bwd out_trees policy debug_info logging_record".split())
+_UNCHANGING = str | bool | int | float | tuple
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class _Writer:
         self.treatments: list[Any] = []
         self._known: dict[int, tuple[Any, Any]] = {}
         self._stacks: dict[int, tuple[Any, str]] = {}
+        self._reading: set[int] = set()  # the functions that are being read: one may hold itself
 
     def words(self, jaxpr: Jaxpr) -> tuple[Any, ...]:
         """The text of a program."""
@@ -131,6 +133,8 @@ class _Writer:
             return array_digest(value)
         if inspect.isfunction(value) or isinstance(value, types.MethodType | functools.partial):
             return self._function(value)
+        if callable(value) and is_dataclass(value) and _is_of_jax(type(value)):  # around a function of the user
+            return type(value), *(self._value(getattr(value, part.name)) for part in fields(value))
         try:
             hash(value)
         except TypeError:
@@ -151,12 +155,20 @@ class _Writer:
             return "partial", *map(self._value, (function.func, function.args, function.keywords))
         if isinstance(function, types.MethodType):
             return self._function(function.__func__), _Same(function.__self__)
+        if id(function) in self._reading:
+            return _Code(function.__code__)
         cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
         held = [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        return _Code(function.__code__), *(
-            self._value(value) if isinstance(value, str | bool | int | float | tuple) else _Same(value)
-            for value in held
-        )
+        self._reading.add(id(function))
+        read = self._value if _is_of_jax(function) else self._held  # JAX changes nothing in its closures
+        said = _Code(function.__code__), *map(read, held)
+        self._reading.remove(id(function))
+        return said
+
+    def _held(self, value: Any) -> Any:
+        """What a function holds: by what it says if that cannot change, else by which it is."""
+        is_function = inspect.isfunction(value) or isinstance(value, types.MethodType | functools.partial)
+        return self._value(value) if is_function or isinstance(value, _UNCHANGING) else _Same(value)
 
 
 @dataclass(frozen=True)
@@ -165,6 +177,10 @@ class _Code:
 
     def __repr__(self) -> str:
         return self.code.co_qualname
+
+
+def _is_of_jax(value: Any) -> bool:
+    return str(value.__module__).partition(".")[0] == "jax"
 
 
 def _is_filled(cell: Any) -> bool:

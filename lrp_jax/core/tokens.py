@@ -8,7 +8,7 @@ up is tied to the shadow of its indices, and relevance returns along the shadows
 - Moves and elementwise arithmetic keep the place. Where two integers meet in one index, they share what it gets.
 - `ids == table` along a fresh axis, as in `jax.nn.one_hot`, is a code of the integers: so is what is looked up in a
   table of integers. A sum over that axis, or a product with a table, is a look-up; a code that is used in another way
-  is a live value, as if it had been looked up itself. Beside a live value it is a mask.
+  is a live value, as if it had been looked up itself, and so are its counts. Beside a live value it is a mask.
 - What comes out of another comparison, or of a reduction, is held.
 """
 
@@ -75,6 +75,8 @@ def follow(graph: Graph, equation: Any, inputs: Sequence[int], position: int = 0
         return _found_in_table(dtype)
     if name == "stop_gradient" or (dtype == jnp.bool_ and code is None):
         return _HELD
+    if codes[0] and (counted := _counted(equation, codes[0])):
+        return counted
     family = primitives.family_of(equation)
     if family & (_MOVED | Family.BITS | Family.ELEMENTWISE):
         return _HELD if dtype == jnp.bool_ and len(data) > 1 else Followed(Status.TOKEN, code)
@@ -82,6 +84,15 @@ def follow(graph: Graph, equation: Any, inputs: Sequence[int], position: int = 0
     if is_reduced and not jnp.issubdtype(dtype, jnp.floating):
         return _HELD
     return Followed(Status.TOKEN, is_lost=True)
+
+
+def _counted(equation: Any, code: Code) -> Followed | None:
+    """How often each entry of a code is there, or whether a code has one of its entries; None of what is neither."""
+    name, axes = equation.primitive.name, equation.params.get("axes", ())
+    if name == "reduce_or" and code.axis in axes:
+        return _HELD
+    is_counted = name == "reduce_sum" and code.axis is not None and code.axis not in axes
+    return Followed(Status.TOKEN, Code()) if is_counted else None
 
 
 def data_positions(name: str, number: int) -> Sequence[int]:
@@ -93,14 +104,17 @@ def _looked_up(graph: Graph, equation: Any, inputs: Sequence[int], data: Sequenc
     """What is read from tables with integers as indices."""
     dtype, name = equation.outvars[0].aval.dtype, equation.primitive.name
     is_look_up = name in {"dynamic_slice", "gather", "scatter", "scatter-add", "select_n"}
-    if not is_look_up or dtype == jnp.bool_ or not all(map(graph.is_constant, data)):
+    if not is_look_up or not all(map(graph.is_constant, data)):
         return _HELD
     code = graph.codes.get(inputs[0])
     window: tuple[int, ...] = equation.params["dimension_numbers"].offset_dims if name == "gather" else ()
+    axis = window[0] if len(window) == 1 else None
+    if name == "gather" and _is_made_of_truth_values(graph, data[0]) and not (dtype == jnp.bool_ and axis is None):
+        return Followed(Status.TOKEN, Code(axis))
+    if dtype == jnp.bool_:
+        return _HELD
     if name == "select_n" and code is not None and len(data) == 2 and _is_zero(graph, data[0]):
         return Followed(Status.TOKEN, code)
-    if name == "gather" and _is_made_of_truth_values(graph, data[0]):
-        return Followed(Status.TOKEN, Code(window[0] if len(window) == 1 else None))
     return _found_in_table(dtype)
 
 

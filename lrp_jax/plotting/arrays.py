@@ -131,7 +131,9 @@ def sum_of_channels(relevance: ArrayLike, name: str, shape: str, channel_axis: i
     dimensions = shape.count(",") + 1
     if array.ndim not in (dimensions, dimensions + 1):
         raise ArrayError(f"{name} needs the shape {shape} or {shape[:-1]}, C), but has {array.shape}.")
-    return array if array.ndim == dimensions else channels_last(array, name, channel_axis).sum(axis=-1)
+    maps = array if array.ndim == dimensions else channels_last(array, name, channel_axis).sum(axis=-1)
+    _check_pixels(maps.shape[-2:], name)
+    return maps
 
 
 def as_pictures(images: ArrayLike, name: str, shape: str, channel_axis: int | None) -> NDArray[Any]:
@@ -154,6 +156,7 @@ def as_pictures(images: ArrayLike, name: str, shape: str, channel_axis: int | No
     if not (array.ndim == dimensions or (is_coloured and array.shape[-1] in NUMBERS_OF_CHANNELS)):
         wanted = f"{shape}, or with 1 or 3 channels C {shape[:-1]}, C) or {shape[:-5]}C, H, W)"
         raise ArrayError(f"{name} needs the shape {wanted}, but has {array.shape}.")
+    _check_pixels(array.shape[dimensions - 2 : dimensions], name)
     low, high = float(array.min(initial=0)), float(array.max(initial=0))
     if array.dtype != np.uint8 and not 0 <= low <= high <= 1:
         warnings.warn(
@@ -163,6 +166,11 @@ def as_pictures(images: ArrayLike, name: str, shape: str, channel_axis: int | No
             stacklevel=3,
         )
     return array
+
+
+def _check_pixels(size: Sequence[int], name: str) -> None:
+    if 0 in size:
+        raise ArrayError(f"{name} has {tuple(size)} pixels: there is nothing to draw.")
 
 
 def white_of(pictures: NDArray[Any]) -> int:

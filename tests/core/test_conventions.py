@@ -1264,6 +1264,23 @@ def test_function_under_vmap_is_the_same_function(name, way):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12, err_msg=case)
 
 
+MASKS_OF_NUMBERS = {
+    "a new dimension": lambda x: jnp.where(x[:, 0] > 0, 2.0, 0.5)[:, None],
+    "transposed": lambda x: jnp.where(x > 0, 2.0, 0.5)[:, :1].T.T,
+    "reshaped": lambda x: jnp.where(x.reshape(-1) > 0, 2.0, 0.5).reshape(x.shape)[:, :1],
+    "repeated": lambda x: jnp.repeat(jnp.where(x[:, :1] > 0, 2.0, 0.5), 2, 1),
+}
+
+
+@pytest.mark.parametrize("name", MASKS_OF_NUMBERS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_mask_made_of_python_numbers_that_is_moved(name, dtype):
+    # The conversion of a Python number to its own dtype is in the function, and is no operation.
+    x, weight = np.array([[1.0, -2.0], [-3.0, 5.0]], dtype), np.array([[2.0, 1.0], [3.0, 4.0]], dtype)
+    found = jax.grad(lambda x: lrp(lambda x: (x @ weight) * MASKS_OF_NUMBERS[name](x), rules.Zero())(x)[:, 0].sum())(x)
+    assert_close(found, x * weight[:, 0] * np.where(x[:, :1] > 0, 2.0, 0.5), 1e-6)
+
+
 def test_mask_and_value_that_are_moved_alike():
     x = jnp.asarray([[0.0, 3.0, -3.0], [0.7, -0.5, 1.0]])
     expected = relevance(lambda x: jnp.where(x > 0.5, x, 0.5), x, 1).relevance

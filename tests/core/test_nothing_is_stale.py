@@ -426,6 +426,27 @@ def network(x):
     return jax.nn.relu(x @ WEIGHT)
 
 
+def calls_back(function):
+    return lambda x: (jax.debug.callback(function, x), x @ WEIGHT)[1]
+
+
+def calling(function):
+    return lambda value: function(value) if value is None else None
+
+
+def scaled_outside(*held):
+    """A model that multiplies what it holds outside of JAX; `itself` is held in a circle."""
+
+    def itself(value):
+        return value * held[0] if held else itself(value)
+
+    def model(x):
+        shape = jax.ShapeDtypeStruct((1, 3), jnp.float32)
+        return x @ WEIGHT * jax.pure_callback(lambda ones: itself(ones), shape, jnp.ones((1, 3)))
+
+    return model
+
+
 FRESH = {
     "a function as model": lambda: relevance(lambda x: jax.nn.relu(x @ WEIGHT), X, 0, rules.Zero()),
     "vmap as model": lambda: relevance(jax.vmap(lambda x: jax.nn.relu(x @ WEIGHT)), X, 0, rules.Zero()),
@@ -436,6 +457,9 @@ FRESH = {
         jax.checkpoint(lambda x: x @ WEIGHT, policy=jax.checkpoint_policies.save_only_these_names("a")), X, 0
     ),
     "a print": lambda: relevance(lambda x: (jax.debug.print("{}", x.shape), x @ WEIGHT)[1], X, 0, rules.Zero()),
+    "a callback": lambda: relevance(calls_back(lambda value: None), X, 0, rules.Zero()),
+    "a callback that calls": lambda: relevance(calls_back(calling(network)), X, 0, rules.Zero()),
+    "a pure callback": lambda: relevance(scaled_outside(2.0), X, 0, rules.Zero()),
     "a function as target": lambda: relevance(network, X, lambda output: output[:, 0], rules.Zero()),
     "a function as target of a ledger": lambda: ledger(network, X, lambda output: output[:, 0], rules.Zero()),
     "name": lambda: relevance(network, X, 0, [(name("dense"), rules.Zero())]),
@@ -481,6 +505,17 @@ def test_other_programs_are_told_apart():
             np.testing.assert_allclose(
                 relevance(function, X, target, rules.Zero()).relevance.sum(), (function(X) * mask).sum(), rtol=1e-5
             )
+
+
+def test_callbacks_are_told_apart_by_what_they_hold():
+    for factor in (2.0, 3.0):
+        found = relevance(scaled_outside(factor), X, 0, rules.Zero()).relevance
+        np.testing.assert_allclose(found, factor * X)
+    logs = [], []
+    for log in logs:
+        relevance(calls_back(lambda value, log=log: log.append(value)), X, 0, rules.Zero())
+    jax.effects_barrier()
+    assert [len(log) for log in logs] == [1, 1]
 
 
 def test_selectors_are_equal_by_what_they_say():

@@ -384,6 +384,10 @@ BAGS = {
     "sum of one_hot": lambda x: jax.nn.one_hot(x, NUMBER, dtype=float).sum(1),
     "mean of one_hot": lambda x: jax.nn.one_hot(x, NUMBER, dtype=float).mean(1) * 4,
     "scatter": lambda x: jnp.zeros((3, NUMBER)).at[jnp.arange(3)[:, None], x].add(1.0),
+    "counts": lambda x: (x[..., None] == jnp.arange(NUMBER)).sum(1).astype(float),
+    "counts of two parts": lambda x: sum((part[..., None] == HELD).sum(1) for part in (x[:, :1], x[:, 1:])) * 1.0,
+    "counts under vmap": jax.vmap(lambda row: (HELD[:, None] == row).sum(1) / 1.0),
+    "truth values of eye": lambda x: jnp.eye(NUMBER, dtype=bool)[x].astype(float).sum(1),
 }
 
 
@@ -482,6 +486,20 @@ def test_one_hot_beside_a_live_value_is_a_mask():
     assert not np.any(found["ids"])
     counts = (IDS[..., None] == np.arange(NUMBER)).sum(1)
     close(found["values"], counts * values)
+
+
+MEMBERS = {
+    "any": lambda x: (x[..., None] == HELD[3:]).any(-1),
+    "sum": lambda x: (x[..., None] == HELD[3:]).sum(-1),
+    "jnp.isin": lambda x: jnp.isin(x, HELD[3:]),
+    "a table of truth values": lambda x: jnp.asarray(HELD >= 3)[x],
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_being_one_of_some_tokens_is_a_mask(name):
+    found = explained(lambda x: read_out(jnp.asarray(TABLE)[x] * MEMBERS[name](x)[..., None]), jnp.asarray(IDS))
+    close(found, SPOKEN[IDS] * (IDS >= 3) * PLACES[:4])
 
 
 def test_tokens_as_indices_of_a_live_value():

@@ -191,6 +191,16 @@ def test_grid_says_what_does_not_fit(images, relevance, labels, message):
         grid(images, relevance, labels)
 
 
+@pytest.mark.parametrize("size", [(0, 5), (4, 0), (4, 0, 3), (0, 0)])
+def test_no_pixels_are_refused(ax, size):
+    nothing = np.zeros(size)
+    for draw in (lambda: heatmap(nothing, ax), lambda: overlay(nothing, nothing, ax)):
+        with pytest.raises(ArrayError, match=r"has \(\d, \d\) pixels: there is nothing to draw"):
+            draw()
+    with pytest.raises(ArrayError, match="nothing to draw"):
+        grid(nothing[None], nothing[None], ["1"])
+
+
 @pytest.mark.parametrize("shape", [(4, 3), (2, 4, 3, 2)])
 def test_grid_refuses_images_of_other_shapes(shape):
     with pytest.raises(ArrayError, match=r"images needs the shape"):
