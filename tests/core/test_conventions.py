@@ -536,6 +536,18 @@ OF_SOFTMAX = {
         lambda x: (nn.softmax(x) ** 3 / (nn.softmax(x) ** 3).sum()) @ V,
         3 * by_jacobian(Z, softmax(3 * Z), V),
     ),
+    "the largest two of it, over their sum": (
+        lambda x: (lambda p: (p / p.sum()) @ V[:2])(lax.top_k(nn.softmax(x), 2)[0]),
+        by_jacobian(Z[[2, 0]], softmax(Z[[2, 0]]), V[:2])[[1, 0]] @ np.eye(3)[[0, 2]],
+    ),
+    "two of it, over their sum": (
+        lambda x: (lambda p: (p / (p.sum() + 1e-20)) @ V[:2])(nn.softmax(x)[:2]),
+        np.append(by_jacobian(Z[:2], softmax(Z[:2]), V[:2]), 0.0),
+    ),
+    "two of it, times one over their sum": (
+        lambda x: (lambda p: (p * (1 / p.sum())) @ V)(jnp.where(np.arange(3) < 2, jnp.exp(nn.log_softmax(x)), 0.0)),
+        np.append(by_jacobian(Z[:2], softmax(Z[:2]), V[:2]), 0.0),
+    ),
     "temperature 2": (lambda x: nn.softmax(x / 2) @ V, by_jacobian(Z / 2, softmax(Z / 2), V)),
     "masked by where": (
         lambda x: nn.softmax(jnp.where(jnp.array([True, True, False]), x, -jnp.inf)) @ V,
