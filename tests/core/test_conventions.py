@@ -1082,6 +1082,8 @@ RELUS = {
     "elu with alpha 0": lambda x: nn.leaky_relu(x, 0.0),
     "select": lambda x: lax.select(x > 0, x, jnp.zeros_like(x)),
     "vmap": jax.vmap(jax.vmap(lambda x: jnp.maximum(x, 0.0))),
+    "stack": lambda x: jnp.stack([jnp.zeros_like(x), x]).max(0),
+    "concatenation": lambda x: jnp.concatenate([x[..., None], jnp.zeros((*x.shape, 1))], -1).max(-1),
 }
 
 
@@ -1185,6 +1187,31 @@ TIES = {
     "maximum with the same number": (lambda x: jnp.maximum(x, 2.0).sum(), [2.0, 3.0], [0.0, 3.0]),
     "maximum with an equal array": (lambda x: jnp.maximum(x, np.array([2.0, 1.0])).sum(), [2.0, 3.0], [0.0, 3.0]),
     "relu at zero": (lambda x: nn.relu(x[0] + x[1]), [1.0, -1.0], [0.0, 0.0]),
+    "relu at zero, of a number": (
+        lambda x: (lambda u: jnp.where(u >= 0, u, 0.0))(x[0] + x[1]),
+        [1.0, -1.0],
+        [0.0, 0.0],
+    ),
+    "relu at zero, stacked": (
+        lambda x: jnp.stack([x[0] + x[1], jnp.zeros(())]).max(),
+        [1.0, -1.0],
+        [0.0, 0.0],
+    ),
+    "relu at zero, side by side": (
+        lambda x: jnp.concatenate([x[:1] + x[1:], jnp.zeros(2)]).max(),
+        [1.0, -1.0],
+        [0.0, 0.0],
+    ),
+    "relu6 of stacks": (
+        lambda x: jnp.stack([jnp.stack([x, jnp.zeros(2)], 1).max(1), jnp.full(2, 6.0)]).min(0).sum(),
+        [8.0, -1.0],
+        [6.0, 0.0],
+    ),
+    "the first of three beside a constant": (
+        lambda x: jnp.stack([x[:1], jnp.full(1, 2.0), x[1:2], x[2:]]).max(0).sum(),
+        [1.0, 3.0, 3.0],
+        [0.0, 3.0, 0.0],
+    ),
     "cummax": (lambda x: lax.cummax(x).sum(), [2.0, 2.0, 1.0], [6.0, 0.0, 0.0]),
     "top 2 of equals": (lambda x: lax.top_k(x, 2)[0].sum(), [2.0, 3.0, 2.0], [2.0, 3.0, 0.0]),
     "sort": (lambda x: jnp.sort(x)[-1], [3.0, 3.0, 1.0], [0.0, 3.0, 0.0]),
