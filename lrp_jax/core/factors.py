@@ -263,7 +263,7 @@ def _scales(operation: Operation) -> bool:
 
 def _moves(operation: Operation) -> bool:
     """Whether an operation returns what it is given, at the same or at other places."""
-    return bool(operation.family & Family.UNCHANGED) or operation.name in {"sort", "top_k"}
+    return bool(operation.family & (Family.UNCHANGED | Family.ORDER))
 
 
 def _divides(operation: Operation, position: int) -> bool:

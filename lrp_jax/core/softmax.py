@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from lrp_jax.core.graph import Graph, Operation, Status
 from lrp_jax.core.primitive import Family
 
-_LINEAR = Family.UNCHANGED | Family.SUM | Family.ADDITION
-_ALSO_LINEAR = {"abs", "div", "max", "mul", "neg", "select_n", "sort", "top_k"}
+_LINEAR = Family.UNCHANGED | Family.ORDER | Family.SUM | Family.ADDITION
 
 
 @dataclass(frozen=True)
@@ -327,4 +326,4 @@ def _subtracted(graph: Graph, value: int, logarithms: Mapping[int, "_Terms"]) ->
 
 def _is_linear(operation: Operation) -> bool:
     """Whether an operation is linear, or guards what is to be divided by."""
-    return bool(operation.family & _LINEAR) or operation.name in _ALSO_LINEAR
+    return bool(operation.family & _LINEAR) or operation.name in {"abs", "div", "max", "mul", "neg", "select_n"}
