@@ -2,7 +2,8 @@
 
 Equal operations on equal values are one. Operands that JAX broadcasts inside of an elementwise operation are broadcast
 by an operation of their own. A move of all operands of an elementwise operation comes after that operation. A selection
-by a number that stands in the program is what it selects.
+by a number that stands in the program is what it selects. The maximum over a value and a constant that were put side by
+side is that of the two.
 """
 
 import functools
@@ -21,6 +22,8 @@ from lrp_jax.core.graph import Checkpoint, Graph, Held, Operation, Status
 from lrp_jax.core.primitive import Family
 from lrp_jax.core.ranges import Range, range_of_dtype, ranges_of_outputs
 from lrp_jax.core.statuses import Bodies, if_continuous, status_after
+
+_OF_TWO: Mapping[str, Callable[..., Any]] = {"reduce_max": lax.max, "reduce_min": lax.min}
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Builder:
             chosen = self.graph.chosen(inputs[0], len(inputs) - 1)
             if chosen is not None:
                 return [inputs[1 + chosen]]
+        if (parts := self._with_and_without_constants(equation, inputs, place)) is not None:
+            return [self.add_function(_OF_TWO[equation.primitive.name], parts, place)]
         if primitives.is_elementwise(equation):
             shape = equation.outvars[0].aval.shape
             inputs = tuple(self._broadcast(value, shape, place) for value in inputs)
@@ -170,6 +175,30 @@ class Builder:
         dimensions = tuple(range(len(shape) - len(there), len(shape)))
         return self.add_function(lambda x: lax.broadcast_in_dim(x, shape, dimensions), (value,), place)
 
+    def _with_and_without_constants(self, equation: Any, inputs: Sequence[int], place: Place) -> tuple[int, ...] | None:
+        """The largest (or smallest) of constants, and of all else, where both stand side by side; None otherwise."""
+        graph = self.graph
+        together = graph.producer.get(inputs[0]) if equation.primitive.name in _OF_TWO else None
+        if together is None or together.name not in {"concatenate", "stack"}:
+            return None
+        dimension = together.equation.params["axis" if together.name == "stack" else "dimension"]
+        parts = [[i for i in together.inputs if graph.is_constant(i) is is_constant] for is_constant in (True, False)]
+        if dimension not in equation.params["axes"] or not all(parts) or not any(map(graph.is_live, parts[1])):
+            return None
+        if together.name == "stack":
+            expanded = functools.partial(lax.expand_dims, dimensions=(dimension,))
+            parts = [[self.add_function(expanded, (value,), place) for value in part] for part in parts]
+        return tuple(self._reduced(equation, part, dimension, place) for part in parts)
+
+    def _reduced(self, equation: Any, part: Sequence[int], dimension: int, place: Place) -> int:
+        """A reduction along some axes of values that stand side by side; none is needed along axes of one element."""
+        value, axes = part[0], equation.params["axes"]
+        if len(part) > 1:
+            value = self.add_function(lambda *x: lax.concatenate(x, dimension), tuple(part), place)
+        if all(self.graph.shapes[value].shape[axis] == 1 for axis in axes):
+            return self.add_function(lambda x: lax.squeeze(x, axes), (value,), place)
+        return self.add_function(functools.partial(equations.run, equation), (value,), place)
+
     def _shared_move(self, equation: Any, inputs: Sequence[int]) -> Operation | None:
         """The move by which all operands of an elementwise operation but numbers are brought into the same order."""
         graph = self.graph
@@ -194,7 +223,7 @@ class Builder:
     def _move_afterwards(self, equation: Any, inputs: Sequence[int], move: Operation, place: Place) -> int:
         """Applies an elementwise operation to what its operands were before a move, and moves what it returns."""
         graph = self.graph
-        before = graph.shapes[move.inputs[0]].shape
+        before, there = graph.shapes[move.inputs[0]].shape, equation.outvars[0].aval
         operands = []
         for value in inputs:
             number = graph.number(value)
@@ -202,13 +231,13 @@ class Builder:
                 operands.append(graph.producer[value].inputs[0])
                 continue
             operand = self.number(number.astype(graph.shapes[value].dtype))
-            if graph.shapes[value].shape and before:
+            if before and (graph.shapes[value].shape or not there.shape):
                 operand = self.add_function(lambda x: lax.broadcast_in_dim(x, before, ()), (operand,), place)
             operands.append(operand)
         made = equation_of(functools.partial(equations.run, equation), *(graph.shapes[i] for i in operands))
         (output,) = self.add(made.replace(source_info=equation.source_info), tuple(operands), place)
-        there = replace(place, location=move.location)
-        return self.add_function(functools.partial(equations.run, move.equation), (output,), there)
+        moved = replace(place, location=move.location)
+        return self.add_function(functools.partial(equations.run, move.equation), (output,), moved)
 
     def _ranges(self, equation: Any, inputs: Sequence[int]) -> list[Range]:
         """The ranges of an equation's outputs."""

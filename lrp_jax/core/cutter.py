@@ -12,13 +12,12 @@ from lrp_jax.core.addends import Cuts
 from lrp_jax.core.choice import smooth_quotient, treatment_of_function
 from lrp_jax.core.equations import Mark
 from lrp_jax.core.factors import Factors
-from lrp_jax.core.functions import Function, Functions
+from lrp_jax.core.functions import Function
 from lrp_jax.core.graph import Graph, Operation
 from lrp_jax.core.layers import Layer, Tail, constant_factor, find_tails, marked_as_none
 from lrp_jax.core.plan import Piece
 from lrp_jax.core.primitive import Family
 from lrp_jax.core.rule import Rule
-from lrp_jax.core.softmax import Softmaxes, find_softmaxes
 from lrp_jax.errors import ModelError, SelectorError
 from lrp_jax.treatments import Treatment
 
@@ -28,40 +27,32 @@ class Cutter:
     """Cuts a function into pieces, from what is returned to the inputs.
 
     Attributes:
-        graph: The function.
+        factors: What values are as factors, in the function.
         composite: Which operations have treatments of their own.
         layers: The layers of the whole function, by the id of their linear operation.
         rules: Their rules.
         pieces: For each value that is needed, the piece that returns it.
     """
 
-    graph: Graph
+    factors: Factors
     composite: Composite
     layers: Mapping[int, Layer]
     rules: Sequence[Rule]
     pieces: dict[int, Piece] = field(default_factory=dict)
 
-    @functools.cached_property
-    def _softmaxes(self) -> Softmaxes:
-        return find_softmaxes(self.graph)
+    @property
+    def graph(self) -> Graph:
+        """The function."""
+        return self.factors.graph
 
     @functools.cached_property
     def _tails(self) -> dict[int, Tail]:
         return find_tails(self.graph, self.layers)
 
     @functools.cached_property
-    def _functions(self) -> Functions:
-        ends = frozenset(value for value, _, _ in self.graph.marked(Mark.INPUT))
-        return Functions(self.graph, frozenset(self._softmaxes.derived), ends)
-
-    @functools.cached_property
     def _cuts(self) -> Cuts:
         layered = frozenset(value for value, tail in self._tails.items() if not tail.moves)
-        return Cuts(self._functions, layered, frozenset(self.composite.treatments))
-
-    @functools.cached_property
-    def _factors(self) -> Factors:
-        return Factors(self._functions, self._softmaxes.weights if self.composite.holds_attention else frozenset())
+        return Cuts(self.factors.functions, layered, frozenset(self.composite.treatments))
 
     @functools.cached_property
     def _marked_as_none(self) -> frozenset[int]:
@@ -89,7 +80,7 @@ class Cutter:
         operation = self.graph.producer[value]
         if not any(map(self.graph.is_live, operation.outputs)):
             return _piece([operation], ())
-        group = self._softmaxes.groups.get(value)
+        group = self.factors.softmaxes.groups.get(value)
         if group is not None and group.kind in self.composite.treatments:
             treatment = treatments.smooth
             return _piece(group.operations, group.operands, kind=group.kind, treatment=treatment, group=group.kind)
@@ -111,11 +102,11 @@ class Cutter:
             return _piece([operation], live, treatment=operation.treatment)
         if not live:
             return _piece([operation], (), treatment=treatments.looked_up)
-        if id(operation) in self._softmaxes.derived:
-            group = self._softmaxes.kinds[id(operation)]
+        if id(operation) in self.factors.softmaxes.derived:
+            group = self.factors.softmaxes.kinds[id(operation)]
             return _piece([operation], live, treatment=self._treatment_in_softmax(operation, group), group=group)
         if Family.PRODUCT in operation.family and len(live) == 2:
-            signal = self._factors.signal_of(operation)
+            signal = self.factors.signal_of(operation)
             if signal is not None:
                 treatment = treatments.proportional if is_linear_map else treatments.gated
                 return _piece([operation], (operation.inputs[signal],), kind="gate", treatment=treatment)
@@ -130,8 +121,8 @@ class Cutter:
                 f"{operation.location}: what it belongs to has more values than one, as attention whose sum is "
                 "divided by last. Divide first, or give it a treatment with lrp_jax.mark.piece."
             )
-        if id(operation) in self._softmaxes.halved:
-            numerator, part = self._softmaxes.halved[id(operation)]
+        if id(operation) in self.factors.softmaxes.halved:
+            numerator, part = self.factors.softmaxes.halved[id(operation)]
             return smooth_quotient(numerator, 0.0 if self.composite.holds_attention else part)
         return treatments.smooth_together if operation.name == "abs" else treatments.smooth
 

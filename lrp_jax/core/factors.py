@@ -7,27 +7,32 @@ What a factor is is decided by its values, as a function of one value, and by th
 - A *gate* is bounded, nowhere negative and not zero at zero: sigmoid, 1 + tanh, 1 + erf, hard sigmoid.
 - Everything else is a signal; relu6 is one, as it is zero at zero.
 
+It makes no difference which factors are multiplied first. So a product is what the lowest of its factors is, as is a
+sum, mean or maximum that has one sign; which sign does not matter.
+
 A mark overrules that: `mark.gate` and `mark.signal` say what a value is as a factor, and what it is with constants
 added to it or multiplied with it.
 """
 
 import enum
-from collections.abc import Callable, Set
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
-
 from lrp_jax.core.equations import Mark
-from lrp_jax.core.formulas import POSITIVE, Formula
+from lrp_jax.core.formulas import POSITIVE
 from lrp_jax.core.functions import Function, Functions
 from lrp_jax.core.graph import Graph, Operation
 from lrp_jax.core.primitive import Family
-from lrp_jax.errors import ModelError
+from lrp_jax.core.ranges import Range
+from lrp_jax.core.shapes import falls, is_constant, is_even, is_gate, needs_positive, with_positive_sign
+from lrp_jax.core.signs import ranges_by_values
+from lrp_jax.core.softmax import Softmaxes, find_softmaxes
 
-_WIDE = np.concatenate([-np.geomspace(1e-2, 1e4, 25)[::-1], np.geomspace(1e-2, 1e4, 25)])
-_OVERFLOW = 1e2  # a number from which exp, or what is made of it, may be infinite
-_Values: TypeAlias = Callable[[np.ndarray], np.ndarray]
+_GATHERED = Family.ADDITION | Family.CHOICE | Family.REDUCTION | Family.CUMULATIVE | Family.WINDOW | Family.SUM
+_Factor: TypeAlias = tuple[int, bool]
+"""The number of a value, and whether it divides."""
 
 
 class Rank(enum.IntEnum):
@@ -39,11 +44,15 @@ class Rank(enum.IntEnum):
 
 
 class _Depends(NamedTuple):
-    """A value is as a factor what another one is; beside a norm it is a signal if the other one is no normaliser."""
+    """A value is as a factor what the lowest of others is, or what the one beside a norm is, if it is a normaliser."""
 
-    value: int
-    divides: bool
-    is_beside_norm: bool = False
+    factors: Sequence[_Factor]
+    beside_norm: _Factor | None = None
+
+    def rank(self, known: Mapping[_Factor, Rank]) -> Rank:
+        if self.beside_norm is not None and known[self.beside_norm] is Rank.NORMALISER:
+            return Rank.NORMALISER
+        return min(known[factor] for factor in self.factors)
 
 
 @dataclass(frozen=True)
@@ -51,13 +60,39 @@ class Factors:
     """What the values of a graph are as factors.
 
     Attributes:
-        functions: The functions of one value in the graph.
-        held: Values that are held as factors in any case.
+        graph: The graph.
+        holds_attention: Whether attention weights are held in any case.
+        outside: If the graph is a body, the factors of the graph that runs it.
+        operands: The values there that the inputs of the body are, but for those that are carried from step to step.
     """
 
-    functions: Functions
-    held: Set[int] = frozenset()
-    _known: dict[tuple[int, bool], Rank | _Depends] = field(default_factory=dict)
+    graph: Graph
+    holds_attention: bool = False
+    outside: "Factors | None" = None
+    operands: Mapping[int, int] = field(default_factory=dict)
+    _bodies: dict[int, "Factors"] = field(default_factory=dict)
+    _known: dict[_Factor, Rank] = field(default_factory=dict)
+    _found: dict[_Factor, Rank | _Depends] = field(default_factory=dict)
+
+    @functools.cached_property
+    def softmaxes(self) -> Softmaxes:
+        """The softmaxes in the graph."""
+        return find_softmaxes(self.graph)
+
+    @functools.cached_property
+    def functions(self) -> Functions:
+        """The functions of one value in the graph."""
+        ends = frozenset(value for value, _, _ in self.graph.marked(Mark.INPUT))
+        return Functions(self.graph, frozenset(self.softmaxes.derived), ends)
+
+    def inside(self, operation: Operation, body: Graph) -> "Factors":
+        """The factors of a body of an operation of the graph."""
+        if id(body) not in self._bodies:
+            carried = () if operation.control is None else operation.control.carried
+            pairs = enumerate(zip(body.inputs, operation.operands, strict=True))
+            operands = {inner: outer for i, (inner, outer) in pairs if i not in carried}
+            self._bodies[id(body)] = Factors(body, self.holds_attention, self, operands)
+        return self._bodies[id(body)]
 
     def signal_of(self, operation: Operation) -> int | None:
         """The position of the factor that takes all relevance of a product or quotient, as the other one is held.
@@ -76,62 +111,122 @@ class Factors:
 
     def rank_of(self, value: int, *, divides: bool = False) -> Rank:
         """What a value is as a factor; if it divides, what its reciprocal is."""
-        only_normaliser = False
-        while True:
-            if (value, divides) not in self._known:
-                self._known[value, divides] = self._rank_or_next(value, divides)
-            found = self._known[value, divides]
-            if isinstance(found, Rank):
-                return found if found is Rank.NORMALISER or not only_normaliser else Rank.SIGNAL
-            value, divides, is_beside_norm = found
-            only_normaliser |= is_beside_norm
+        waiting = [(value, divides)]
+        while waiting:
+            factor = waiting[-1]
+            if factor not in self._found:
+                self._found[factor] = self._rank_or_others(*factor)
+            found = self._found[factor]
+            unknown = [] if isinstance(found, Rank) else [other for other in found.factors if other not in self._known]
+            waiting.extend(unknown)
+            if not unknown:
+                self._known[waiting.pop()] = found if isinstance(found, Rank) else found.rank(self._known)
+        return self._known[value, divides]
 
-    def _rank_or_next(self, value: int, divides: bool) -> Rank | _Depends:
-        graph = self.functions.graph
+    def _rank_or_others(self, value: int, divides: bool) -> Rank | _Depends:
+        graph = self.graph
         if (marked := _marked(graph, value)) is not None:
             return marked
-        if value in self.held:
+        if self.outside is not None and value in self.operands:
+            return self.outside.rank_of(self.operands[value], divides=divides)
+        if self.holds_attention and value in self.softmaxes.weights:
             return Rank.NORMALISER
         if (function := self.functions.whole(value)) is not None:
             return self._rank_of_function(function, divides)
-        if divides and graph.is_nonnegative(value):
+        if divides and self._is_nonnegative(value):
             return Rank.NORMALISER
         before = graph.producer.get(value)
         live = [] if before is None else graph.live_inputs(before)
-        if before is None or before.bodies or not _scales(before):
+        if before is None or not graph.is_live(value):
             return Rank.SIGNAL
-        if len(live) == 2 and before.name in {"mul", "div"}:
-            beside = self._beside_norm(before)
-            return Rank.SIGNAL if beside is None else _Depends(before.inputs[beside], _divides(before, beside), True)
-        return _Depends(before.inputs[live[0]], divides != _divides(before, live[0])) if len(live) == 1 else Rank.SIGNAL
+        if before.bodies:
+            returned = self._returned(before, value)
+            return min((there.rank_of(i, divides=divides) for there, i in returned), default=Rank.SIGNAL)
+        if _scales(before) or (before.family & _GATHERED and self._has_one_sign(value) and not divides):
+            factors = [(before.inputs[i], divides != _divides(before, i)) for i in live]
+            beside = self._beside_norm(before) if len(live) == 2 and before.name in {"mul", "div"} else None
+            return _Depends(factors, None if beside is None else factors[beside])
+        return Rank.SIGNAL
+
+    @functools.cached_property
+    def _ranges(self) -> Sequence[Range]:
+        outside = {} if self.outside is None else {i: self.outside._ranges[j] for i, j in self.operands.items()}
+        return ranges_by_values(self.functions, outside)
+
+    def _is_nonnegative(self, value: int) -> bool:
+        return self._ranges[value][0] >= 0
+
+    def _has_one_sign(self, value: int) -> bool:
+        return self._is_nonnegative(value) or self._ranges[value][1] <= 0
 
     def _rank_of_function(self, function: Function, divides: bool) -> Rank | _Depends:
-        graph = self.functions.graph
         if (marked := self._marked_within(function)) is not None:
             return marked
-        values = _values(function.formula, divides)
-        if _falls(values) and (graph.is_nonnegative(function.root) or _needs_positive(values) or _is_even(values)):
-            return Rank.NORMALISER
-        if _is_gate(values):
-            return Rank.GATE
+        for there, whole in self._longer(function):
+            values = with_positive_sign(whole.formula, divides)
+            is_nonnegative = there._is_nonnegative(whole.root)
+            if falls(values) and (is_nonnegative or needs_positive(values) or is_even(values)):
+                return Rank.NORMALISER
+            if is_gate(values):
+                return Rank.GATE
         for operation in function.operations:
             (inner,) = operation.outputs
-            behind = self.functions.behind(function, inner) if graph.is_nonnegative(inner) else None
-            if behind is not None and _falls(_values(behind.formula, divides)):
+            behind = self.functions.behind(function, inner) if self._is_nonnegative(inner) else None
+            if behind is not None and falls(with_positive_sign(behind.formula, divides)):
                 return Rank.NORMALISER
-        if _is_constant(values(POSITIVE) / POSITIVE):  # a multiple of its root
-            return _Depends(function.root, divides)
-        return _Depends(function.root, not divides) if _is_constant(values(POSITIVE) * POSITIVE) else Rank.SIGNAL
+        values = with_positive_sign(function.formula, divides)
+        if is_constant(values(POSITIVE) / POSITIVE):  # a multiple of its root
+            return _Depends([(function.root, divides)])
+        return _Depends([(function.root, not divides)]) if is_constant(values(POSITIVE) * POSITIVE) else Rank.SIGNAL
+
+    def _longer(self, function: Function) -> Iterator[tuple["Factors", Function]]:
+        """A function, and as what it is one that its root is moved from, as 1 - sigmoid(u)[:3] is a function of u.
+
+        Yields:
+            The factors of the graph in which the root is, which may be another one than this, and the function.
+        """
+        there: Factors = self
+        inner: Function | None = function
+        while inner is not None:
+            yield there, function
+            value = inner.root
+            while _marked(there.graph, value) is None and (before := there._moved_from(value)) is not None:
+                there, value = before
+            inner = there.functions.whole(value) if _marked(there.graph, value) is None else None
+            if inner is not None:
+                operations, formula = (*inner.operations, *function.operations), function.formula.of(inner.formula)
+                function = Function(inner.root, function.output, operations, formula)
+
+    def _moved_from(self, value: int) -> tuple["Factors", int] | None:
+        """The value that another one is at other places, into a body or out of one; None if it is no single one."""
+        if self.outside is not None and value in self.operands:
+            return self.outside, self.operands[value]
+        operation = self.graph.producer.get(value)
+        if operation is None:
+            return None
+        if operation.bodies:
+            returned = self._returned(operation, value)
+            return returned[0] if len(returned) == 1 else None
+        live = self.graph.live_inputs(operation)
+        return (self, operation.inputs[live[0]]) if _moves(operation) and len(live) == 1 else None
+
+    def _returned(self, operation: Operation, value: int) -> list[tuple["Factors", int]]:
+        """The values in bodies that an output of theirs is; none if it is carried from step to step."""
+        position = operation.outputs.index(value)
+        if operation.control is None or position < len(operation.control.carried):
+            return []
+        found = [(self.inside(operation, body), body.outputs[position]) for body in operation.bodies]
+        return [(there, inner) for there, inner in found if there.graph.is_live(inner)]
 
     def _marked_within(self, function: Function) -> Rank | None:
         """What a mark says of a value that is scaled, or to which a number is added, on the only way to a value."""
         for operation in reversed(function.operations[:-1]):
             (inner,) = operation.outputs
-            marked = _marked(self.functions.graph, inner)
+            marked = _marked(self.graph, inner)
             behind = None if marked is None else self.functions.behind(function, inner)
             if behind is not None and behind.formula.is_affine:
                 return marked
-        return _marked(self.functions.graph, function.root) if function.formula.is_affine else None
+        return _marked(self.graph, function.root) if function.formula.is_affine else None
 
     def _beside_norm(self, operation: Operation) -> int | None:
         """Which factor makes a product a normaliser if it is one, as the mean of norms does that divides one.
@@ -146,14 +241,14 @@ class Factors:
 
     def _is_norm(self, value: int) -> bool:
         """Whether a value is a sum, mean or maximum of squares or absolute values, or a root of it."""
-        graph = self.functions.graph
-        while graph.is_nonnegative(value):
+        graph = self.graph
+        while self._is_nonnegative(value):
             operation = graph.producer.get(self.functions.root(value))
             if operation is None:
                 return False
             if operation.name in {"reduce_sum", "reduce_max"}:
                 whole = self.functions.whole(operation.inputs[0])
-                return whole is not None and _is_even(whole.formula)
+                return whole is not None and is_even(whole.formula)
             live = graph.live_inputs(operation)
             if not operation.family & Family.UNCHANGED or len(live) != 1:
                 return False
@@ -163,100 +258,19 @@ class Factors:
 
 def _scales(operation: Operation) -> bool:
     """Whether an operation moves values, scales them or selects among them."""
-    return bool(operation.family & Family.UNCHANGED) or operation.name in {"mul", "div", "neg", "select_n"}
+    return _moves(operation) or operation.name in {"mul", "div", "neg", "select_n"}
+
+
+def _moves(operation: Operation) -> bool:
+    """Whether an operation returns what it is given, at the same or at other places."""
+    return bool(operation.family & (Family.UNCHANGED | Family.ORDER))
 
 
 def _divides(operation: Operation, position: int) -> bool:
     return operation.name == "div" and position == 1
 
 
-def check_marks(graph: Graph, said_outside: Set[int] = frozenset()) -> None:
-    """Refuses a mark that says what a value is as a factor, where it is none.
-
-    Args:
-        graph: The function.
-        said_outside: Its inputs of which this is said where they come from.
-
-    Raises:
-        ModelError: If there is such a mark, also within a scan or a branch.
-    """
-    loops = [operation for operation in graph.operations if operation.bodies]
-    said_within = {value for operation in loops for value in operation.outputs}
-    for value, mark, where in graph.marked(Mark.GATE, Mark.SIGNAL):
-        if value not in said_outside | said_within and not _is_factor(graph, value):
-            raise ModelError(
-                f"mark.{mark.value} at {where} has no effect: its value is no factor of a product with another value "
-                "through which relevance flows. Put it around the factor itself, or leave it out."
-            )
-    for operation in loops:
-        for body in operation.bodies:
-            pairs = zip(body.inputs, operation.operands, strict=True)
-            check_marks(body, {inner for inner, outer in pairs if outer in graph.marks})
-
-
-def _is_factor(graph: Graph, value: int) -> bool:
-    """Whether a product reads a value, also behind moves and constants that scale it or are added to it."""
-    seen: set[int] = set()
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        for operation in graph.users.get(value, []):
-            number = len(graph.live_inputs(operation))
-            if (Family.PRODUCT in operation.family and number == 2) or operation.bodies:
-                return True
-            is_affine = Family.AFFINE in operation.family or operation.name == "select_n"
-            if operation.family & Family.UNCHANGED or (is_affine and number == 1):
-                waiting.extend(operation.outputs)
-        if value in graph.outputs and graph.is_inner:
-            return True
-    return False
-
-
 def _marked(graph: Graph, value: int) -> Rank | None:
     """What a mark says that a value is as a factor."""
     marks = graph.marks.get(value, {})
     return Rank.SIGNAL if Mark.SIGNAL in marks else Rank.GATE if Mark.GATE in marks else None
-
-
-def _values(formula: Formula, divides: bool) -> _Values:
-    def reciprocal(u: np.ndarray) -> np.ndarray:
-        with np.errstate(all="ignore"):
-            return 1 / formula(u)
-
-    return reciprocal if divides else formula
-
-
-def _falls(values: _Values) -> bool:
-    """Whether a function is positive and falls, on positive numbers."""
-    found = values(POSITIVE)
-    if not np.all(np.isfinite(found)) or not np.all(found >= 0) or found[len(found) // 2] == 0:
-        return False
-    return bool(np.all(np.diff(found) <= 0) and found[-1] < found[0])
-
-
-def _needs_positive(values: _Values) -> bool:
-    """Whether a function has no values on negative numbers, or the same for all."""
-    found = values(-POSITIVE)
-    return bool(np.all(np.isnan(found))) or _is_constant(found)
-
-
-def _is_even(values: _Values) -> bool:
-    return bool(np.allclose(values(POSITIVE), values(-POSITIVE), rtol=1e-9, atol=0))
-
-
-def _is_constant(found: np.ndarray) -> bool:
-    return bool(np.all(np.isfinite(found))) and bool(np.ptp(found) <= 1e-9 * np.abs(found).max())
-
-
-def _is_gate(values: _Values) -> bool:
-    """Whether a function is bounded, nowhere negative and not zero at zero."""
-    found, (at_zero,) = values(_WIDE), values(np.zeros(1))
-    found = found[np.isfinite(found) | (np.abs(_WIDE) < _OVERFLOW)]  # exp(u) / (1 + exp(u)) is sigmoid
-    if not (np.all(np.isfinite(found)) and np.all(found >= 0) and np.isfinite(at_zero)):
-        return False
-    size = found.max()
-    is_level = abs(found[0] - found[5]) <= 1e-6 * size and abs(found[-1] - found[-6]) <= 1e-6 * size
-    return bool(is_level and at_zero > 1e-6 * size and np.ptp(found) > 1e-6 * size)

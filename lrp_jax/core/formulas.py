@@ -153,6 +153,12 @@ class Formula:
                 values.append(step.run(values, dtype))
         return np.broadcast_to(np.asarray(values[-1], np.float64), np.shape(u))
 
+    def of(self, inner: "Formula") -> "Formula":
+        """The function f(g(u)), where g is another one."""
+        start = len(inner.steps)
+        moved = [tuple(i + start if isinstance(i, int) else i for i in step.operands) for step in self.steps]
+        return Formula((*inner.steps, *(Step(step.equation, at) for step, at in zip(self.steps, moved, strict=True))))
+
     @functools.cached_property
     def name(self) -> str:
         """The name of f if it has one: "relu", "gelu", "sigmoid"; else that of its operation, if there is only one."""

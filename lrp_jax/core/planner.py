@@ -12,7 +12,7 @@ from lrp_jax.core.choice import check_shares, passing_constants_on, treatment_of
 from lrp_jax.core.control import Control, until_settled
 from lrp_jax.core.cutter import Cutter, below_marked_inputs
 from lrp_jax.core.equations import Mark
-from lrp_jax.core.factors import check_marks
+from lrp_jax.core.factors import Factors
 from lrp_jax.core.forms import Form
 from lrp_jax.core.graph import Graph
 from lrp_jax.core.layers import (
@@ -22,6 +22,7 @@ from lrp_jax.core.layers import (
     linear_operations_without_parameter,
     marked_as_none,
 )
+from lrp_jax.core.marks import check_marks
 from lrp_jax.core.plan import Forms, Piece, Plan, names_of
 from lrp_jax.core.rule import Rule
 from lrp_jax.core.softmax import find_softmaxes
@@ -58,7 +59,7 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
         rule.check_fits(layer.input_shape, f"the layer {layer.name!r}")
     planner = _Planner(composite, {id(layer.operations[0]): layer for layer in layers}, rules)
     forms = tuple((Form.RATIO,) if graph.is_live(value) else () for value in graph.outputs)
-    plan = planner.plan(graph, forms, composite.input_form)
+    plan = planner.plan(Factors(graph, composite.holds_attention), forms, composite.input_form)
     _check_treatments(plan, composite)
     return plan
 
@@ -140,20 +141,21 @@ class _Planner:
     layers: Mapping[int, Layer]
     rules: Sequence[Rule]
 
-    def plan(self, graph: Graph, output_forms: Sequence[Forms], input_form: Form | None) -> Plan:
+    def plan(self, factors: Factors, output_forms: Sequence[Forms], input_form: Form | None) -> Plan:
         """Walks back through a function, and collects in which forms cotangents arrive at its values."""
+        graph = factors.graph
         forms: dict[int, set[Form]] = {}
         for value, wanted in zip(graph.outputs, output_forms, strict=True):
             if graph.is_live(value):
                 forms.setdefault(value, set()).update(wanted)
-        cutter = Cutter(graph, self.composite, self.layers, self.rules)
+        cutter = Cutter(factors, self.composite, self.layers, self.rules)
         cut = cutter.cut()
         below = below_marked_inputs(graph, cutter.pieces) if input_form is Form.RELEVANCE else set()
         pieces = []
         for piece in reversed(cut):
             if id(piece) in below and primitives.is_elementwise(piece.operations[-1].equation):
                 piece = replace(piece, treatment=treatments.in_other_units)
-            pieces.append(self._treat(graph, piece, forms))
+            pieces.append(self._treat(factors, piece, forms))
         ordered = {value: _ordered(found) for value, found in forms.items()}
         if input_form is None:
             wanted_forms = tuple(ordered.get(value, ()) for value in graph.inputs)
@@ -161,8 +163,9 @@ class _Planner:
             wanted_forms = tuple((input_form,) if graph.is_live(value) else () for value in graph.inputs)
         return Plan(graph, tuple(_with_rectified(graph, pieces[::-1])), ordered, wanted_forms, tuple(output_forms))
 
-    def _treat(self, graph: Graph, piece: Piece, forms: dict[int, set[Form]]) -> Piece:
+    def _treat(self, factors: Factors, piece: Piece, forms: dict[int, set[Form]]) -> Piece:
         """Decides on a piece, and notes in which forms its operands get their cotangents."""
+        graph = factors.graph
         (operation, *_) = piece.operations
         arriving = {form for value in piece.outputs for form in forms.get(value, ())}
         if not arriving and not (operation.bodies and any(map(graph.is_token, piece.outputs))):
@@ -171,7 +174,7 @@ class _Planner:
         chosen = next((given[name] for name in names_of(piece) if name in given), None) if piece.live else None
         if operation.control is not None and chosen is None:
             check_shares(graph, operation)
-            return self._treat_bodies(operation.control, piece, forms)
+            return self._treat_bodies(operation.control, factors, piece, forms)
         if piece.layer is not None and piece.rule is not None:
             treatment = _layer_treatment(piece.layer, piece.rule)
         else:
@@ -184,13 +187,13 @@ class _Planner:
             forms.setdefault(value, set()).update(map(piece.returned, taken))
         return piece
 
-    def _treat_bodies(self, control: Control, piece: Piece, forms: dict[int, set[Form]]) -> Piece:
+    def _treat_bodies(self, control: Control, factors: Factors, piece: Piece, forms: dict[int, set[Form]]) -> Piece:
         """Plans the bodies of an operation, until what is carried has the same forms at both ends."""
         (operation,) = piece.operations
         carried = slice(control.carried.start, control.carried.stop)
 
         def follow(out: list[Forms]) -> tuple[list[Plan], list[Forms]]:
-            plans = [self.plan(body, out, None) for body in operation.bodies]
+            plans = [self.plan(factors.inside(operation, body), out, None) for body in operation.bodies]
             inside = [
                 _ordered(set().union(*found)) for found in zip(*(plan.input_forms for plan in plans), strict=True)
             ]

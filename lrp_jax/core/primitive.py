@@ -28,6 +28,8 @@ class Family(enum.Flag):
     """It returns elements of its operands at other places."""
     REARRANGEMENT = enum.auto()
     """A move of all of one value: it makes no difference which of this and an elementwise operation comes first."""
+    ORDER = enum.auto()
+    """It returns elements of its operands in an order that depends on their values."""
     WRITE = enum.auto()
     """It puts elements of one operand into another, or adds them."""
     STEP = enum.auto()

@@ -325,8 +325,8 @@ ROWS: Sequence[tuple[str, Primitive]] = (
     ("dynamic_update_slice", _move(Family.WRITE, data=slice(2))),
     ("scatter", _move(Family.WRITE, samples.SCATTER, _FIRST_AND_THIRD)),
     ("select_n", replace(_move(_CHOICE, data=slice(1, None)), compute=_select)),
-    ("sort", _move(bounds=ranges.kept)),
-    ("top_k", _move(bounds=ranges.largest)),
+    ("sort", _move(Family.ORDER, bounds=ranges.kept)),
+    ("top_k", _move(Family.ORDER, bounds=ranges.largest)),
     (
         """
         convert_element_type copy device_put layout_constraint name optimization_barrier pvary reduce_precision reshard

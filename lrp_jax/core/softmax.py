@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from lrp_jax.core.graph import Graph, Operation, Status
 from lrp_jax.core.primitive import Family
 
-_LINEAR = Family.UNCHANGED | Family.SUM | Family.ADDITION
+_LINEAR = Family.UNCHANGED | Family.ORDER | Family.SUM | Family.ADDITION
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class _Terms:
 
 
 def _terms(graph: Graph, value: int, weights: set[int]) -> _Terms | None:
-    """The exponentials, or powers of a softmax, of which a value is a sum; None if it is none."""
+    """The exponentials, or powers or elements of a softmax, of which a value is a sum; None if it is none."""
     leaves: dict[int, Operation] = {}
     between: dict[int, Operation] = {}
     is_sum = False
@@ -240,7 +240,8 @@ def _terms(graph: Graph, value: int, weights: set[int]) -> _Terms | None:
             return None
         live = [i for i in operation.inputs if graph.is_live(i)]
         is_power = Family.POWER in operation.family and weights.issuperset(live)
-        if Family.EXPONENTIAL in operation.family or is_power:
+        is_softmax = Family.PRODUCT in operation.family and len(live) == 2 and value in weights
+        if Family.EXPONENTIAL in operation.family or is_power or is_softmax:
             leaves[value] = operation
             continue
         if not _is_linear(operation) or (len(live) > 1 and operation.name not in {"add", "add_any", "concatenate"}):

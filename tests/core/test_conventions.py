@@ -536,6 +536,18 @@ OF_SOFTMAX = {
         lambda x: (nn.softmax(x) ** 3 / (nn.softmax(x) ** 3).sum()) @ V,
         3 * by_jacobian(Z, softmax(3 * Z), V),
     ),
+    "the largest two of it, over their sum": (
+        lambda x: (lambda p: (p / p.sum()) @ V[:2])(lax.top_k(nn.softmax(x), 2)[0]),
+        by_jacobian(Z[[2, 0]], softmax(Z[[2, 0]]), V[:2])[[1, 0]] @ np.eye(3)[[0, 2]],
+    ),
+    "two of it, over their sum": (
+        lambda x: (lambda p: (p / (p.sum() + 1e-20)) @ V[:2])(nn.softmax(x)[:2]),
+        np.append(by_jacobian(Z[:2], softmax(Z[:2]), V[:2]), 0.0),
+    ),
+    "two of it, times one over their sum": (
+        lambda x: (lambda p: (p * (1 / p.sum())) @ V)(jnp.where(np.arange(3) < 2, jnp.exp(nn.log_softmax(x)), 0.0)),
+        np.append(by_jacobian(Z[:2], softmax(Z[:2]), V[:2]), 0.0),
+    ),
     "temperature 2": (lambda x: nn.softmax(x / 2) @ V, by_jacobian(Z / 2, softmax(Z / 2), V)),
     "masked by where": (
         lambda x: nn.softmax(jnp.where(jnp.array([True, True, False]), x, -jnp.inf)) @ V,
@@ -1070,6 +1082,8 @@ RELUS = {
     "elu with alpha 0": lambda x: nn.leaky_relu(x, 0.0),
     "select": lambda x: lax.select(x > 0, x, jnp.zeros_like(x)),
     "vmap": jax.vmap(jax.vmap(lambda x: jnp.maximum(x, 0.0))),
+    "stack": lambda x: jnp.stack([jnp.zeros_like(x), x]).max(0),
+    "concatenation": lambda x: jnp.concatenate([x[..., None], jnp.zeros((*x.shape, 1))], -1).max(-1),
 }
 
 
@@ -1173,6 +1187,31 @@ TIES = {
     "maximum with the same number": (lambda x: jnp.maximum(x, 2.0).sum(), [2.0, 3.0], [0.0, 3.0]),
     "maximum with an equal array": (lambda x: jnp.maximum(x, np.array([2.0, 1.0])).sum(), [2.0, 3.0], [0.0, 3.0]),
     "relu at zero": (lambda x: nn.relu(x[0] + x[1]), [1.0, -1.0], [0.0, 0.0]),
+    "relu at zero, of a number": (
+        lambda x: (lambda u: jnp.where(u >= 0, u, 0.0))(x[0] + x[1]),
+        [1.0, -1.0],
+        [0.0, 0.0],
+    ),
+    "relu at zero, stacked": (
+        lambda x: jnp.stack([x[0] + x[1], jnp.zeros(())]).max(),
+        [1.0, -1.0],
+        [0.0, 0.0],
+    ),
+    "relu at zero, side by side": (
+        lambda x: jnp.concatenate([x[:1] + x[1:], jnp.zeros(2)]).max(),
+        [1.0, -1.0],
+        [0.0, 0.0],
+    ),
+    "relu6 of stacks": (
+        lambda x: jnp.stack([jnp.stack([x, jnp.zeros(2)], 1).max(1), jnp.full(2, 6.0)]).min(0).sum(),
+        [8.0, -1.0],
+        [6.0, 0.0],
+    ),
+    "the first of three beside a constant": (
+        lambda x: jnp.stack([x[:1], jnp.full(1, 2.0), x[1:2], x[2:]]).max(0).sum(),
+        [1.0, 3.0, 3.0],
+        [0.0, 3.0, 0.0],
+    ),
     "cummax": (lambda x: lax.cummax(x).sum(), [2.0, 2.0, 1.0], [6.0, 0.0, 0.0]),
     "top 2 of equals": (lambda x: lax.top_k(x, 2)[0].sum(), [2.0, 3.0, 2.0], [2.0, 3.0, 0.0]),
     "sort": (lambda x: jnp.sort(x)[-1], [3.0, 3.0, 1.0], [0.0, 3.0, 0.0]),
