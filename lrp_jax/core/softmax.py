@@ -138,15 +138,18 @@ def find_softmaxes(graph: Graph) -> Softmaxes:
 
 def _sum_of_two(graph: Graph, operation: Operation) -> list[Operation]:
     """The operations of max(a, b) + log(1 + exp(-|a - b|)), as in `jnp.logaddexp`; none if a sum is another one."""
-    for largest, rest in (operation.inputs, operation.inputs[::-1]):
+    for largest, value in (operation.inputs, operation.inputs[::-1]):
         chain: list[Operation] = []
-        for names in ({"log1p"}, {"exp", "exp2"}, {"neg"}, {"abs"}, {"sub"}):
-            step = graph.producer.get(chain[-1].inputs[0] if chain else rest)
-            if step is None or step.name not in names:
+        for names in ({"mul"}, {"log1p"}, {"exp", "exp2"}, {"neg"}, {"abs"}, {"sub"}):
+            step = graph.producer.get(value)
+            live = [] if step is None else graph.live_inputs(step)
+            if step is not None and step.name in names and (len(live) == 1 or step.name == "sub"):
+                chain.append(step)
+                value = step.inputs[live[0]]
+            elif names != {"mul"}:  # by a number, for a logarithm with another base
                 break
-            chain.append(step)
         maximum = graph.producer.get(largest)
-        if len(chain) < 5 or maximum is None or maximum.name != "max":
+        if not chain or chain[-1].name != "sub" or maximum is None or maximum.name != "max":
             continue
         if set(maximum.inputs) == set(chain[-1].inputs) and len(graph.live_inputs(maximum)) == 2:
             return [operation, maximum, *chain]

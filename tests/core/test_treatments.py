@@ -478,6 +478,7 @@ LOGARITHMS = {
     "smallest": lambda x: -jax.nn.logsumexp(-x, 1),
     "in twos": lambda x: jnp.log2(jnp.exp2(x).sum(1)),
     "logaddexp": lambda x: jnp.logaddexp(x[:, 0], x[:, 1]),
+    "logaddexp in twos": lambda x: jnp.logaddexp2(x[:, 0], x[:, 1]),
     "logaddexp of three": lambda x: jnp.logaddexp(jnp.logaddexp(x[:, 0], x[:, 3]), x[:, 2]),
     "so far": lambda x: lax.cumlogsumexp(x, 1).sum(1),
 }
