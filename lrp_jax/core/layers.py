@@ -1,5 +1,6 @@
 """Layers: a linear operation with one live operand, and the constant affine operations that follow it."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -315,11 +316,11 @@ def _axes_after(axes: _Axes, operation: Operation) -> _Axes:
     if name == "broadcast_in_dim":
         place = {axis: i for i, axis in enumerate(params["broadcast_dimensions"])}
         return [axes[place[i]] if i in place else None for i in range(len(after))]
-    kept = [axis for axis, size in zip(axes, before, strict=True) if size > 1]
-    if [size for size in before if size > 1] == [size for size in after if size > 1]:
-        given = iter(kept)
-        return [next(given) if size > 1 else None for size in after]
-    return [axes[i] if i < len(before) and before[: i + 1] == after[: i + 1] else None for i in range(len(after))]
+    if name == "slice":
+        return [axis if before[i] == after[i] else None for i, axis in enumerate(axes)]
+    # Of what is reshaped, a dimension stays one if as many elements come before it, and it has as many entries.
+    kept = {(math.prod(before[:i]), size): axes[i] for i, size in enumerate(before)}
+    return [kept.get((math.prod(after[:i]), size)) if size > 1 else None for i, size in enumerate(after)]
 
 
 def _is_move(operation: Operation) -> bool:

@@ -876,3 +876,41 @@ def test_parameters_in_every_place_make_layers():
     for model in models.values():
         found = jit_by_day(jax.grad(lambda x, model=model: lrp(model, rules.ZPlus(0.0))(x).sum()))(x)
         assert_close(found, [[0.0, 5.0]], 1e-7)
+
+
+KERNEL = PARAMETERS.normal(size=(3, 3, 2, 4))
+SCALE, SHIFT = np.array([-1.5, 0.4, 2.0, 0.7]), np.array([0.3, -0.2, 0.5, 0.1])
+MOVED_NORMS = {
+    "pixels merged": lambda z, norm: norm(z.reshape(-1, 36, 4)).reshape(z.shape),
+    "all but channels merged": lambda z, norm: norm(z.reshape(-1, 4)).reshape(z.shape),
+    "a dimension of one": lambda z, norm: norm(z[:, :, None])[:, :, 0],
+    "channels among others": lambda z, norm: (
+        (jnp.moveaxis(z, -1, 1).reshape(-1, 4, 36) * SCALE[:, None] + SHIFT[:, None])
+        .reshape(-1, 4, 6, 6)
+        .transpose(0, 2, 3, 1)
+    ),
+    "two halves of the pixels": lambda z, norm: jnp.concatenate([norm(z[:, :2]), norm(z[:, 2:])], 1),
+}
+
+
+@float64
+@pytest.mark.parametrize("rule", [rules.Gamma(0.25, 0.0), rules.WSquare(0.0), rules.ZPlus(0.0)], ids=repr)
+@table(MOVED_NORMS)
+def test_batch_norm_of_moved_outputs_belongs_to_the_layer(case, rule):
+    # The layer is the convolution with the weight w s and the bias b, wherever its output is moved to in between.
+    def model(kernel, after):
+        def run(x):
+            z = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            return (jax.nn.relu(after(z)) ** 2).sum((1, 2))
+
+        return run
+
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(2, 6, 6, 2)))
+    found, expected = (
+        jit_by_day(jax.grad(lambda x, model=model: lrp(model, rule)(x).sum()))(x)
+        for model in (
+            model(KERNEL, lambda z: case(z, lambda z: z * SCALE + SHIFT)),
+            model(KERNEL * SCALE, lambda z: z + SHIFT),
+        )
+    )
+    assert_close(found, expected, 1e-9)
