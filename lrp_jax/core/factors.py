@@ -31,8 +31,8 @@ from lrp_jax.core.signs import ranges_by_values
 from lrp_jax.core.softmax import Softmaxes, find_softmaxes
 
 _GATHERED = Family.ADDITION | Family.CHOICE | Family.REDUCTION | Family.CUMULATIVE | Family.WINDOW | Family.SUM
-_Factor: TypeAlias = tuple[int, bool]
-"""The number of a value, and whether it divides."""
+_Factor: TypeAlias = tuple["Factors", int, bool]
+"""The graph, the number of a value in it, and whether it divides."""
 
 
 class Rank(enum.IntEnum):
@@ -44,18 +44,18 @@ class Rank(enum.IntEnum):
 
 
 class _Depends(NamedTuple):
-    """A value is as a factor what the lowest of others is, or what the one beside a norm is, if it is a normaliser."""
+    """A value is as a factor what the lowest of others is, or a normaliser if one of those beside a norm is one."""
 
     factors: Sequence[_Factor]
-    beside_norm: _Factor | None = None
+    beside_norm: Sequence[_Factor] = ()
 
     def rank(self, known: Mapping[_Factor, Rank]) -> Rank:
-        if self.beside_norm is not None and known[self.beside_norm] is Rank.NORMALISER:
+        if any(known[factor] is Rank.NORMALISER for factor in self.beside_norm):
             return Rank.NORMALISER
         return min(known[factor] for factor in self.factors)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Factors:
     """What the values of a graph are as factors.
 
@@ -91,7 +91,9 @@ class Factors:
             carried = () if operation.control is None else operation.control.carried
             pairs = enumerate(zip(body.inputs, operation.operands, strict=True))
             operands = {inner: outer for i, (inner, outer) in pairs if i not in carried}
-            self._bodies[id(body)] = Factors(body, self.holds_attention, self, operands)
+            self._bodies[id(body)] = Factors(
+                body, self.holds_attention, self, operands, _known=self._known, _found=self._found
+            )
         return self._bodies[id(body)]
 
     def signal_of(self, operation: Operation) -> int | None:
@@ -111,24 +113,25 @@ class Factors:
 
     def rank_of(self, value: int, *, divides: bool = False) -> Rank:
         """What a value is as a factor; if it divides, what its reciprocal is."""
-        waiting = [(value, divides)]
+        start: _Factor = (self, value, divides)
+        waiting = [start]
         while waiting:
-            factor = waiting[-1]
+            factor = there, inner, is_divisor = waiting[-1]
             if factor not in self._found:
-                self._found[factor] = self._rank_or_others(*factor)
+                self._found[factor] = there._rank_or_others(inner, is_divisor)
             found = self._found[factor]
             unknown = [] if isinstance(found, Rank) else [other for other in found.factors if other not in self._known]
             waiting.extend(unknown)
             if not unknown:
                 self._known[waiting.pop()] = found if isinstance(found, Rank) else found.rank(self._known)
-        return self._known[value, divides]
+        return self._known[start]
 
     def _rank_or_others(self, value: int, divides: bool) -> Rank | _Depends:
         graph = self.graph
         if (marked := _marked(graph, value)) is not None:
             return marked
         if self.outside is not None and value in self.operands:
-            return self.outside.rank_of(self.operands[value], divides=divides)
+            return _Depends([(self.outside, self.operands[value], divides)])
         if self.holds_attention and value in self.softmaxes.weights:
             return Rank.NORMALISER
         if (function := self.functions.whole(value)) is not None:
@@ -141,11 +144,11 @@ class Factors:
             return Rank.SIGNAL
         if before.bodies:
             returned = self._returned(before, value)
-            return min((there.rank_of(i, divides=divides) for there, i in returned), default=Rank.SIGNAL)
-        if _scales(before) or (before.family & _GATHERED and self._has_one_sign(value) and not divides):
-            factors = [(before.inputs[i], divides != _divides(before, i)) for i in live]
-            beside = self._beside_norm(before) if len(live) == 2 and before.name in {"mul", "div"} else None
-            return _Depends(factors, None if beside is None else factors[beside])
+            return _Depends([(there, i, divides) for there, i in returned]) if returned else Rank.SIGNAL
+        is_gathered = before.family & _GATHERED and self._has_one_sign(value) and not divides
+        if live and (_scales(before) or is_gathered):
+            factors = [(self, before.inputs[i], divides != _divides(before, i)) for i in live]
+            return _Depends(factors, [factors[i] for i in self._beside_norms(before)])
         return Rank.SIGNAL
 
     @functools.cached_property
@@ -175,9 +178,8 @@ class Factors:
             if behind is not None and falls(with_positive_sign(behind.formula, divides)):
                 return Rank.NORMALISER
         values = with_positive_sign(function.formula, divides)
-        if is_constant(values(POSITIVE) / POSITIVE):  # a multiple of its root
-            return _Depends([(function.root, divides)])
-        return _Depends([(function.root, not divides)]) if is_constant(values(POSITIVE) * POSITIVE) else Rank.SIGNAL
+        is_multiple, is_quotient = (is_constant(values(POSITIVE) * powers) for powers in (1 / POSITIVE, POSITIVE))
+        return _Depends([(self, function.root, divides != is_quotient)]) if is_multiple or is_quotient else Rank.SIGNAL
 
     def _longer(self, function: Function) -> Iterator[tuple["Factors", Function]]:
         """A function, and as what it is one that its root is moved from, as 1 - sigmoid(u)[:3] is a function of u.
@@ -228,16 +230,12 @@ class Factors:
                 return marked
         return _marked(self.graph, function.root) if function.formula.is_affine else None
 
-    def _beside_norm(self, operation: Operation) -> int | None:
-        """Which factor makes a product a normaliser if it is one, as the mean of norms does that divides one.
-
-        Returns:
-            Its position; None if neither is beside a norm.
-        """
-        first, second = operation.inputs
-        if operation.name == "mul" and self._is_norm(second) and self.rank_of(second) is not Rank.NORMALISER:
-            return 0
-        return 1 if self._is_norm(first) else None
+    def _beside_norms(self, operation: Operation) -> list[int]:
+        """Which factors make a product a normaliser if they are one, as the mean of norms does that divides one."""
+        if operation.name not in {"mul", "div"} or len(self.graph.live_inputs(operation)) != 2:
+            return []
+        norms = [self._is_norm(value) for value in operation.inputs]
+        return [i for i in (0, 1) if norms[1 - i] and not _divides(operation, 1 - i)]
 
     def _is_norm(self, value: int) -> bool:
         """Whether a value is a sum, mean or maximum of squares or absolute values, or a root of it."""

@@ -16,7 +16,7 @@ from compiling import quick_jit
 from jax import lax, nn
 from jax.lax import stop_gradient as held
 
-from lrp_jax import composites, lrp
+from lrp_jax import composites, lrp, plan, rules
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -217,3 +217,13 @@ def maps(samples):
 def test_one_factor_is_held_in_every_order_and_place(name, samples):
     found, expected = maps(samples)[name]
     assert_close(found, expected, 1e-8)
+
+
+def test_hundreds_of_loops_in_a_row_with_a_gate_from_outside():
+    def network(x):
+        for _ in range(200):
+            x = lax.map(lambda row: row[0] * row[1], (x, S(x)))
+        return x
+
+    kinds = [row[1] for row in plan(network, jnp.asarray(X), rules.Zero()).rows]
+    assert kinds.count("gate") == 200
