@@ -181,10 +181,9 @@ def test_folded_code_is_left_out_and_all_other_code_is_printed(book):
     text = "".join(book.squeezed)
     seen = [line for page in CHAPTERS for line in code(page, folded=False)]
     folded = {line for page in CHAPTERS if page in EXECUTED for line in code(page, folded=True)} - {*seen}
-    assert len(folded) > 200
     assert [line for line in folded if line in text and not any(line in other for other in seen)] == []
     missing = [line for line in seen if line not in text]
-    assert len(seen) > 100
+    assert min(len(folded), len(seen)) > 100  # there is something to look for
     assert len(missing) < 0.05 * len(seen), missing  # lines that a new page divides
 
 
