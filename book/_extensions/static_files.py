@@ -13,11 +13,11 @@ from sphinx.application import Sphinx
 
 def digest(folders: Sequence[Path]) -> str:
     """Returns a text that is another one if a file in the folders is."""
-    files = sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
     contents = hashlib.sha256()
-    for file in files:
-        contents.update(f"{file} {file.stat().st_size} ".encode())
-        contents.update(file.read_bytes())
+    for folder in folders:
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            contents.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode())
+            contents.update(file.read_bytes())
     return contents.hexdigest()
 
 

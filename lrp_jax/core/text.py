@@ -131,7 +131,7 @@ class _Writer:
             return str(value.dtype), value.tobytes()
         if isinstance(value, jax.Array | np.ndarray):
             return array_digest(value)
-        if inspect.isfunction(value) or isinstance(value, types.MethodType | functools.partial):
+        if _is_function(value):
             return self._function(value)
         if callable(value) and is_dataclass(value) and _is_of_jax(type(value)):  # around a function of the user
             return type(value), *(self._value(getattr(value, part.name)) for part in fields(value))
@@ -167,8 +167,7 @@ class _Writer:
 
     def _held(self, value: Any) -> Any:
         """What a function holds: by what it says if that cannot change, else by which it is."""
-        is_function = inspect.isfunction(value) or isinstance(value, types.MethodType | functools.partial)
-        return self._value(value) if is_function or isinstance(value, _UNCHANGING) else _Same(value)
+        return self._value(value) if _is_function(value) or isinstance(value, _UNCHANGING) else _Same(value)
 
 
 @dataclass(frozen=True)
@@ -177,6 +176,10 @@ class _Code:
 
     def __repr__(self) -> str:
         return self.code.co_qualname
+
+
+def _is_function(value: Any) -> bool:
+    return inspect.isfunction(value) or isinstance(value, types.MethodType | functools.partial)
 
 
 def _is_of_jax(value: Any) -> bool:
