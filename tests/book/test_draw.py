@@ -1,11 +1,12 @@
 """The page "Draw a digit" in Chromium, against Python. Needs `make book` before, Chromium and the extra `dev`."""
 
 import re
+from urllib.parse import unquote
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from explorers import GAMMA, RULES, foreign_requests, last, nameless_controls, opened, shown_on_paper
+from explorers import BUILT, GAMMA, RULES, foreign_requests, last, nameless_controls, opened, shown_on_paper
 
 from lrp_book import datasets, models, training
 from lrp_jax import composites, relevance, rules
@@ -162,3 +163,31 @@ def test_paper_shows_the_figure_and_not_the_controls(page):
 def test_everything_comes_from_the_book(page):
     assert foreign_requests(page) == []
     assert any(url.endswith("interactive/ort-wasm-simd.js") for url in page.requested)
+
+
+def test_front_page_loads_the_drawing_on_a_click(browser, network):
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page.requested = []
+    page.on("request", lambda asked: page.requested.append(asked.url))
+    page.add_init_script(
+        "globalThis.explained = [];"
+        "addEventListener('explained', (event) => explained.push(event.detail), true)"
+    )  # fmt: skip
+    page.goto((BUILT / "book" / "index.html").as_uri())
+    before = list(page.requested)
+    assert not any("draw-data" in url or "ort" in url for url in before)
+    assert shown_on_paper(page, "#draw-offer", "#draw") == [False, False]
+    page.get_by_role("button", name="Draw a digit here").click()
+    page.wait_for_function("explained.length > 0", timeout=60_000)
+    assert_is_that_of_python(last(page, rule="LRP-gamma"), network, RULES["LRP-gamma"])
+    assert page.evaluate("document.activeElement.ariaLabel") == "sample digit 0"
+    assert not page.locator("#draw-offer").is_visible()
+    assert foreign_requests(page) == []
+    loaded = sum(
+        (BUILT / unquote(url).removeprefix(BUILT.as_uri() + "/")).stat().st_size
+        for url in page.requested
+        if url.startswith(BUILT.as_uri()) and url not in before
+    )
+    assert f"about {loaded / 1e6:.0f} MB" in (BUILT / "book" / "index.html").read_text()
+    draw(page, SEVEN)
+    assert_is_that_of_python(last(page, rule="LRP-gamma"), network, RULES["LRP-gamma"])

@@ -6,6 +6,7 @@ const relevanceProgram = (() => {
   const folder = new URL(".", document.currentScript.src);
   let runtime;
 
+  /** Loads a script of this folder. */
   const script = (name) =>
     new Promise((resolve, reject) => {
       const element = document.createElement("script");
@@ -40,5 +41,5 @@ const relevanceProgram = (() => {
     };
   }
 
-  return { start, bytes };
+  return { start, bytes, script };
 })();
