@@ -176,7 +176,7 @@ def percent(band: dict[str, float] | None) -> str:
     if band is None:
         return ""
     mean, low, high = (f"{100 * band[end]:.2g}" if abs(band[end]) < 0.1 else f"{100 * band[end]:.0f}" for end in ENDS)
-    return mean if low == high else f"{mean} ({low} to {high})"
+    return (mean if low == high else f"{mean} ({low} to {high})").replace("-", "\N{MINUS SIGN}")
 
 
 def as_code(name: str) -> str:
