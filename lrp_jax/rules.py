@@ -428,7 +428,7 @@ class Pass(Rule):
         relevance = jnp.transpose(relevance, layer.product.output_axes)
         if layer.x.shape != relevance.shape:
             raise RuleError(
-                f"Pass hands relevance on element by element, but the layer maps {layer.x.shape} to {layer.z.shape}. "
+                f"Pass passes relevance on element by element, but the layer maps {layer.x.shape} to {layer.z.shape}. "
                 "Choose another rule for it."
             )
         return relevance

@@ -41,17 +41,17 @@ def choices(epsilon: Any, gamma: Any) -> dict[str, composites.Rules]:
     any_layer, conv, first = composites.any_layer, composites.conv, composites.first
     return {
         "LRP-0": rules.Zero(),
-        "LRP-epsilon": adjusted,
-        "LRP-gamma": favouring,
-        "z+": rules.ZPlus(),
+        "LRP-ε": adjusted,
+        "LRP-γ": favouring,
+        "z⁺": rules.ZPlus(),
         "EpsilonPlusFlat": [(first, rules.Flat()), (conv, rules.ZPlus()), (any_layer, adjusted)],
         "EpsilonGammaBox": [(first, rules.ZBox(0.0, 1.0)), (conv, favouring), (any_layer, adjusted)],
     }
 
 
 _PARAMETERS = {
-    "LRP-epsilon": {"epsilon"},
-    "LRP-gamma": {"gamma"},
+    "LRP-ε": {"epsilon"},
+    "LRP-γ": {"gamma"},
     "EpsilonPlusFlat": {"epsilon"},
     "EpsilonGammaBox": {"epsilon", "gamma"},
 }

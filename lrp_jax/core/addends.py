@@ -1,7 +1,7 @@
 """Where a function of one value is cut: behind a constant that is an addend of its own, as in relu(x + 1).
 
 What is added to the output of a layer is its bias, and a cut there leaves relevance as it is where what comes behind
-is zero at zero or piecewise linear. A ReLU is looked for first, as it hands relevance on one to one.
+is zero at zero or piecewise linear. A ReLU is looked for first, as it passes relevance on one to one.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Accounts of relevance: what arrives at every piece of a function, what it hands on, and what stays there."""
+"""Accounts of relevance: what arrives at every piece of a function, what it passes on, and what stays there."""
 
 import re
 from collections.abc import Callable, Sequence

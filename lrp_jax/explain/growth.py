@@ -72,7 +72,7 @@ def summarised(flow: Flow) -> Flow:
 
 
 def is_meant_to_conserve(composite: Composite) -> bool:
-    """Whether a composite is meant to hand the explained output on to the input.
+    """Whether a composite is meant to pass the explained output on to the input.
 
     That is not so where every rule shares relevance whatever the input is, or is the gradient.
     """
@@ -148,7 +148,7 @@ def report_loss(composite: Composite, explained: float, arrived: float) -> None:
     has_epsilon = any(getattr(rule, name, None) is not None for rule in rules for name in ("epsilon", "stabilizer"))
     kept = ["biases"] * has_bias + ["the epsilon of the rules"] * has_epsilon
     keep = f"{' and '.join(kept)}, or other constants" if kept else "constants, or operations that do not conserve it"
-    remedies = ["rules with bias='ignore' or bias='distribute', which hand on what biases keep"] * has_bias
+    remedies = ["rules with bias='ignore' or bias='distribute', which pass on what biases keep"] * has_bias
     remedies += ["a smaller epsilon"] * has_epsilon + ["another preset of lrp_jax.composites"]
     warnings.warn(
         f"Relevance vanishes: {arrived:.3g} of {explained:.3g} that are explained arrive at the input, "

@@ -259,7 +259,7 @@ class Ledger:
 
     @property
     def not_conserved(self) -> float:
-        """What operations and rules that do not conserve relevance did not hand on."""
+        """What operations and rules that do not conserve relevance did not pass on."""
         return sum(row.not_conserved for row in self.rows)
 
     @property

@@ -8,9 +8,9 @@ BUILT = ROOT / "_build" / "html"
 EPSILON, GAMMA = 10**-0.6, 10**-0.6  # where the sliders stand at first
 RULES = {
     "LRP-0": rules.Zero(),
-    "LRP-epsilon": rules.Epsilon(EPSILON),
-    "LRP-gamma": rules.Gamma(GAMMA),
-    "z+": rules.ZPlus(),
+    "LRP-ε": rules.Epsilon(EPSILON),
+    "LRP-γ": rules.Gamma(GAMMA),
+    "z⁺": rules.ZPlus(),
     "EpsilonPlusFlat": composites.EpsilonPlusFlat(EPSILON),
     "EpsilonGammaBox": composites.EpsilonGammaBox(0.0, 1.0, EPSILON, GAMMA),
 }

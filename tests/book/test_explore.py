@@ -88,7 +88,7 @@ def test_keyboard_alone_steps_back_through_the_layers(page, network):
 
 def test_all_layers_are_drawn_at_once(page):
     pictures = "Array.from(document.querySelectorAll('#explore label canvas'), (canvas) => canvas.toDataURL())"
-    last(page, rule="LRP-gamma")
+    last(page, rule="LRP-γ")
     before = page.evaluate(pictures)
     assert len(set(before)) == len(LAYERS) + 1
     page.get_by_label("Rule", exact=True).select_option("LRP-0")
@@ -122,12 +122,12 @@ def test_bars_have_one_scale_for_all_digits(page):
 
 
 def test_sentence_says_how_much_of_the_score_is_left(page, network):
-    page.get_by_label("Rule", exact=True).select_option("LRP-epsilon")
+    page.get_by_label("Rule", exact=True).select_option("LRP-ε")
     result = last(page)
     explanation = expected(network, result, rules.Epsilon(EPSILON))
     percent = float(100 * explanation.relevance.sum() / explanation.output[0, 3])
     sentence = page.locator("#explore [role=status]").inner_text()
-    assert sentence.startswith("Under LRP-epsilon the relevance for the 3 begins with its score")
+    assert sentence.startswith("Under LRP-ε the relevance for the 3 begins with its score")
     assert sentence.endswith(f"{percent:.1f} % of the score.")
     scores = page.get_by_label("Class, and its score").locator("option").all_inner_texts()
     assert [float(text.split()[-1].replace("\u2212", "-")) for text in scores[1:]] == pytest.approx(

@@ -112,7 +112,7 @@ def test_relevance_of_the_pixels(model, coffee):
 
 
 def test_relevance_that_vanishes_on_its_way_is_reported(model, coffee):
-    """The biases, into which batch normalisations are folded, keep more in each block than z+ hands on."""
+    """The biases, into which batch normalisations are folded, keep more in each block than z+ passes on."""
     with pytest.warns(LRPWarning, match="Relevance vanishes: .* stays with biases, or other constants") as found:
         explanation = relevance(model, coffee)
     assert len(found) == 1

@@ -25,8 +25,8 @@ def dense(weight, bias=0.0):
 
 def test_residual_sum():
     # x = (2, 4). Layer: (2 + 2 * 4, 2 - 4) = (10, -2). Sum: (12, 2).
-    # R = 12 of the first output: 2 go to the skip connection, 10 to the layer, which hands on (2, 8).
-    # R = 2 of the second output: 4 go to the skip connection, -2 to the layer, which hands on (2, -4).
+    # R = 12 of the first output: 2 go to the skip connection, 10 to the layer, which passes on (2, 8).
+    # R = 2 of the second output: 4 go to the skip connection, -2 to the layer, which passes on (2, -4).
     # x_1: 2 + 2 + 2 = 6. x_2: 8 + 4 - 4 = 8.
     layer = dense([[1.0, 1.0], [2.0, -1.0]])
     np.testing.assert_allclose(relevance(lambda x: x + layer(x), [2.0, 4.0]), [6.0, 8.0])

@@ -3,10 +3,10 @@
 Relevance depends on what a network computes, not on how it is written. Each expected value is worked out in numpy from
 the definition: c is the cotangent of a value in ratio form, relevance over value.
 
-- A constant keeps its share: a sum hands c on unchanged.
-- A function of one value hands on c (f(u) - f(0)) / u, and c f'(0) at u = 0; where f(0) is not finite, c f'(u).
+- A constant keeps its share: a sum passes c on unchanged.
+- A function of one value passes on c (f(u) - f(0)) / u, and c f'(0) at u = 0; where f(0) is not finite, c f'(u).
 - Of two live factors a normaliser is held before a gate, a gate before a signal; two of a kind get half each.
-- A softmax hands relevance on by its own derivative, as does what is computed from one.
+- A softmax passes relevance on by its own derivative, as does what is computed from one.
 """
 
 import functools

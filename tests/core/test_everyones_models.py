@@ -512,7 +512,7 @@ def attention_by_hand(x, holds_weights):
     q, k, v = (x @ w + b for w, b in zip((QUERY, KEY, VALUE), BIASES[:3], strict=True))
     s = q @ k.T / np.sqrt(WIDTH)
     a = np.exp(s) / np.exp(s).sum(-1, keepdims=True)
-    c = np.tile(HEAD[:, 1] / len(x), (len(x), 1))  # of h; what is added hands it on unchanged
+    c = np.tile(HEAD[:, 1] / len(x), (len(x), 1))  # of h; what is added passes it on unchanged
     of_mixed = c @ OUT.T
     if holds_weights:
         return x * (c + a.T @ of_mixed @ VALUE.T)

@@ -83,7 +83,7 @@ def test_random_program_in_single_precision(program):
     ids=["sum", "product", "difference"],
 )
 def test_a_layer_combined_with_itself_is_no_bias(float64, twice, factor):
-    # z = 2 - 3 + 5 = 4. Whatever is made of z alone hands all relevance on to z, which shares it in proportion.
+    # z = 2 - 3 + 5 = 4. Whatever is made of z alone passes all relevance on to z, which shares it in proportion.
     weight, bias = jnp.array([[2.0], [-3.0]]), 5.0
     value, relevance = jax.value_and_grad(lrp(lambda x: twice(x @ weight + bias)[0], rules.Zero()))(jnp.ones(2))
     np.testing.assert_allclose(relevance, value * np.array([2.0, -3.0]) / 4)

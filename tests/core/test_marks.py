@@ -146,7 +146,7 @@ def test_input_that_is_moved_and_in_front_of_a_relu():
     order = lambda x: mark.input((x.reshape(1, 3)[:, ::-1] - 1.0).T[:, 0])
     np.testing.assert_allclose(order(X), X[::-1] - 1)
     assert_relevance(lambda x: jax.nn.relu(order(x)), X, expected=([0.0, 0.0, 2.0],))
-    # Without the mark relu(x - 1) hands on 3 for an x of 3, of which the constant takes 1 away.
+    # Without the mark relu(x - 1) passes on 3 for an x of 3, of which the constant takes 1 away.
     assert_relevance(lambda x: jax.nn.relu(x - 1), X, expected=([0.0, 0.0, 3.0],))
 
 

@@ -253,7 +253,7 @@ def normalised(x):
 
 
 def map_behind_a_norm(function, x):
-    """The cotangent at the operand of a maximum behind a norm, and what the norm hands on."""
+    """The cotangent at the operand of a maximum behind a norm, and what the norm passes on."""
     value, transpose = jax.vjp(lambda x: function(x), normalised(x))
     (cotangent,) = transpose(jnp.ones_like(value))
     return cotangent, jax.vjp(normalised, x)[1](cotangent)[0] * x

@@ -167,7 +167,7 @@ def test_what_is_denied_fails_for_the_neuron_of_the_page(row, column):
 
 @pytest.mark.parametrize(("row", "column"), pairs(RULES, "if inhibited"))
 def test_a_neuron_without_inhibition_refutes_alpha_beta(row, column):
-    # max(0, 2 x_1 + x_2) at (2, 1) is 5: alpha 5 = 10 are handed on, and nothing is taken back.
+    # max(0, 2 x_1 + x_2) at (2, 1) is 5: alpha 5 = 10 are passed on, and nothing is taken back.
     received = of_neuron(RULES[row](SUMS[column]), w=np.abs(W))
     np.testing.assert_allclose(received, [8.0, 2.0])
 
@@ -265,7 +265,7 @@ def test_claims_hold_for_random_networks(row, column, data):
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize(("row", "column"), pairs(COMPOSITES, "no"))
 def test_what_is_denied_fails_for_two_pixels(row, column):
-    # The neuron of the page behind a convolution that hands on each pixel as it is.
+    # The neuron of the page behind a convolution that passes on each pixel as it is.
     kernel = jnp.ones((1, 1, 1, 1))
     b = 1.0 if column == "bias absorbed" else 0.0
 

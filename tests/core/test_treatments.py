@@ -109,7 +109,7 @@ def test_structural_operation_moves_relevance_with_the_values(name):
     assert (value == fun(x)).all()
     assert_close(relevance, pulled_back(weights) * x)
     each, relevance = relevance_from_relevance(fun, x)
-    # A relu hands relevance on also where it is inactive, which only a rule that ignores activations sends there.
+    # A relu passes relevance on also where it is inactive, which only a rule that ignores activations sends there.
     expected = each * jnp.ones_like(x) if "relu" in name else pulled_back(jnp.full(value.shape, each))
     assert_close(relevance, expected)
 

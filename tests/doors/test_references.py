@@ -14,7 +14,7 @@ pytestmark = pytest.mark.doors
 REFERENCES = np.load(Path(__file__).with_name("references.npz"))
 CONVOLUTIONAL = sorted({key.split("/")[0] for key in REFERENCES if key.endswith("/epsilon_plus")})
 LANGUAGE = sorted({key.split("/")[0] for key in REFERENCES if key.endswith("/attnlrp")})
-# As in zennit, a stabilizer is a number in units of z, and a constant that is added hands its share on.
+# As in zennit, a stabilizer is a number in units of z, and a constant that is added passes its share on.
 EPSILON = (any_layer, rules.Epsilon(1e-6))
 RULES = {
     "epsilon": Composite([EPSILON], constants="pass"),

@@ -4,9 +4,9 @@ A value may be read by rules of two kinds, and has a cotangent for each: the rat
 that split in proportion to values, and relevance itself, for rules that give some to values that are zero. The two
 travel separately down to the input, whose relevance is x * ratio + relevance. The conventions:
 
-- A constant addend hands both on unchanged: in ratio form it keeps its own share.
+- A constant addend passes both on unchanged: in ratio form it keeps its own share.
 - Elementwise operations between two values, with numbers alone beside them, are one function f of one value u. It
-  hands on the ratio times (f(u) - f(0)) / u, at zero f'(0), and relevance one to one. A constant that is added on the
+  passes on the ratio times (f(u) - f(0)) / u, at zero f'(0), and relevance one to one. A constant that is added on the
   only way before a function that is zero at zero is an addend of its own. Where a piecewise-linear function is not zero
   at zero, its derivative counts unless it is zero.
 - Constants that scale or shift what a layer returns belong to the layer, whoever else reads the values on the way.
