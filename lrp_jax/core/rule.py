@@ -93,6 +93,16 @@ class Rule(Saved):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         jax.tree_util.register_pytree_with_keys(cls, _take_apart, functools.partial(_put_together, cls))
+        if "__repr__" in vars(cls) and "__str__" not in vars(cls):  # its own, as dataclass has written none yet
+            cls.__str__ = cls.__repr__  # type: ignore[method-assign]
+
+    def __str__(self) -> str:
+        """The rule as one would write it: with the parameters that are not the default ones."""
+        if not is_dataclass(self):
+            return repr(self)
+        values = ((field, getattr(self, field.name)) for field in fields(self) if field.repr)
+        given = (f"{field.name}={value!r}" for field, value in values if repr(value) != repr(field.default))
+        return f"{type(self).__name__}({', '.join(given)})"
 
     def shares(self, layer: LinearMap, relevance: jax.Array) -> Sequence[Share]:
         """The terms of the rule's formula.

@@ -26,7 +26,7 @@ class Entry:
     Attributes:
         piece: The piece.
         arrived: The relevance of its outputs.
-        handed_on: The relevance that its operands received.
+        passed_on: The relevance that its operands received.
         bias: What the bias of a layer kept.
         unshared: What no input of a layer got, as it has no contributions of the sign that its rule asks for.
         moved: The sum of the absolute relevance of its outputs.
@@ -35,7 +35,7 @@ class Entry:
 
     piece: Piece
     arrived: float
-    handed_on: float
+    passed_on: float
     bias: float
     unshared: float
     moved: float
@@ -44,7 +44,7 @@ class Entry:
     @property
     def lost(self) -> float:
         """What arrived and was not passed on."""
-        return self.arrived - self.handed_on
+        return self.arrived - self.passed_on
 
     @property
     def stabilizer(self) -> float:
@@ -174,10 +174,10 @@ def _sums(
     for piece in pieces:
         arrived = [found[id(piece), "output", value] for value in piece.outputs if is_followed(value)]
         operands = (*piece.live, *piece.constants)
-        handed_on = [found[id(piece), "operand", value] for value in operands if is_followed(value)]
+        passed_on = [found[id(piece), "operand", value] for value in operands if is_followed(value)]
         bias, unshared = (share(piece, arrived[0], values).sum() for share in (bias_share, _unshared))
-        moved, moved_on = _sum(map(jnp.abs, arrived)), _sum(map(jnp.abs, handed_on))
-        rows.append((_sum(arrived), _sum(handed_on), bias, unshared, moved, moved_on))
+        moved, moved_on = _sum(map(jnp.abs, arrived)), _sum(map(jnp.abs, passed_on))
+        rows.append((_sum(arrived), _sum(passed_on), bias, unshared, moved, moved_on))
     total = _sum(s * e for s, e in zip(jax.tree.leaves(start), jax.tree.leaves(explained), strict=True))
     return (total, _sum(relevance), rows), also(returned, relevance)
 

@@ -125,13 +125,13 @@ def plan(
         >>> table = plan(lambda x: jax.nn.relu(x @ weight), jnp.ones((1, 2)), rules.Zero())
         >>> print(table)
         Plan: 1 layer; .operations() shows 1 more row
-        path     kind   shape   rule                 form   input
-        dense_0  dense  (1, 2)  Zero(bias='absorb')  ratio  any sign
+        path     kind   shape   rule    form   input
+        dense_0  dense  (1, 2)  Zero()  ratio  any sign
         >>> print(table.operations())  # doctest: +ELLIPSIS
         Plan: 1 layer
-        path... kind   shape   rule                 form   input
-        dense_0... dense  (1, 2)  Zero(bias='absorb')  ratio  any sign
-        ... relu   (1, 2)  passed one to one    ratio  any sign
+        path... kind   shape   rule               form   input
+        dense_0... dense  (1, 2)  Zero()             ratio  any sign
+        ... relu   (1, 2)  passed one to one  ratio  any sign
     """
     check_places(None, rules, takes_target=False)
     number_of_samples(x, has_values=False)
@@ -205,7 +205,7 @@ class LedgerRow:
         kind: That of a layer ("dense", "conv", "ragged"), or the name of the function or operation.
         rule: The rule, or the treatment in words.
         arrived: The relevance of its outputs.
-        handed_on: The relevance that its operands received.
+        passed_on: The relevance that its operands received.
         bias: What the bias kept.
         stabilizer: What else is missing in a layer: the stabiliser of the denominator absorbed it.
         constants: What constants outside of layers kept: shifts, positions, masks, values at zero, class tokens,
@@ -220,7 +220,7 @@ class LedgerRow:
     kind: str
     rule: str
     arrived: float
-    handed_on: float
+    passed_on: float
     bias: float
     stabilizer: float
     constants: float
@@ -273,7 +273,7 @@ class Ledger:
         """In words: how much arrived, and which layer lost most."""
         if not self.rows:
             return f"All of {self.explained:.6g} arrived at the input."
-        worst = max(self.rows, key=lambda row: abs(row.arrived - row.handed_on))
+        worst = max(self.rows, key=lambda row: abs(row.arrived - row.passed_on))
         unconserved = " to the operation, which does not conserve relevance"
         if worst.kind in _LAYERS:
             unconserved = ", for which there are no contributions of that sign"
@@ -295,7 +295,7 @@ class Ledger:
         rows = [
             (row.path, row.kind, row.rule, *_numbers(*(getattr(row, name) for name in _COLUMNS)))
             for row in self.rows
-            if row.kind in _LAYERS or abs(row.arrived - row.handed_on) > 1e-6 * abs(self.explained)
+            if row.kind in _LAYERS or abs(row.arrived - row.passed_on) > 1e-6 * abs(self.explained)
         ]
         sums = self.explained, self.inputs, self.bias, self.stabilizer, self.constants, self.not_conserved
         header = ("path", "kind", "rule", *(name.replace("_", " ") for name in _COLUMNS))
@@ -312,7 +312,7 @@ class Ledger:
 
 
 _LAYERS = {kind.name for kind in KINDS.values()}
-_COLUMNS = ("arrived", "handed_on", "bias", "stabilizer", "constants", "not_conserved", "growth")
+_COLUMNS = ("arrived", "passed_on", "bias", "stabilizer", "constants", "not_conserved", "growth")
 
 
 def _numbers(*values: float) -> tuple[str, ...]:
@@ -391,7 +391,7 @@ def _ledger_row(entry: Entry) -> LedgerRow:
         piece.kind,
         str(piece.rule) if piece.layer is not None else piece.treatment.summary,
         entry.arrived,
-        entry.handed_on,
+        entry.passed_on,
         entry.bias,
         entry.stabilizer,
         entry.constants,

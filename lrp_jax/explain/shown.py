@@ -115,7 +115,7 @@ class Shown:
             >>> from lrp_jax import relevance, rules
             >>> explanation = relevance(lambda x: x @ jnp.eye(2), jnp.array([[1.0, 3.0]]), 1, rules.Zero())
             >>> print(explanation.summary(["cat", "dog"]))
-            Relevance of 1 sample. Rules: any_layer: Zero(bias='absorb')
+            Relevance of 1 sample. Rules: any_layer: Zero()
             Of 3 that are explained, 3 arrived at the input.
             sample  largest outputs  sum of the relevance
             0       dog: 3, cat: 1   3

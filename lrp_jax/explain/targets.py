@@ -44,7 +44,7 @@ def check_places(target: Any, rules: Any, *, takes_target: bool = True) -> None:
 def _rules_in_words(value: Any) -> str:
     """Rules as one would write them; empty for anything else."""
     if isinstance(value, Rule):
-        return repr(value)
+        return str(value)
     if isinstance(value, Composite):
         return "a composite"
     if isinstance(value, type) and issubclass(value, Rule):

@@ -98,7 +98,7 @@ def test_max_pooling_with_another_treatment_is_compiled(treatment):
     np.testing.assert_allclose(jax.jit(explain)(image), explain(image), rtol=1e-6)
 
 
-def test_pass_hands_relevance_on_to_the_same_sample():
+def test_pass_passes_relevance_on_to_the_same_sample():
     # As many samples as features, and the samples in the second dimension of the product.
     weight, x = jnp.eye(2), jnp.array([[1.0, 2.0], [3.0, 4.0]])
     for layer in (lambda x: (weight @ x.T).T + 1.0, lambda x: jnp.einsum("fg,nf->gn", weight, x) + 1.0):

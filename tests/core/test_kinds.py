@@ -163,7 +163,7 @@ def test_plan_and_ledger_know_them(params):
     account = ledger(model, x, 0, rules.Zero())
     (up,) = [row for row in account.rows if row.path == "up"]
     assert up.kind == "ragged"
-    assert up.bias == pytest.approx(up.arrived - up.handed_on)
+    assert up.bias == pytest.approx(up.arrived - up.passed_on)
     total = account.inputs + account.bias + account.stabilizer + account.constants + account.not_conserved
     assert total == pytest.approx(account.explained)
 

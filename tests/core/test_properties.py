@@ -177,7 +177,7 @@ def test_scaled_output_has_scaled_relevance(float64):
 def test_ledger_closes_for_random_programs(float64, program):
     mask = np.where(program.seed == 0, 1.0, program.seed)
     book = ledger(program, program.x, lambda output: output * mask, program.composite)
-    moved = max([abs(book.explained), *(abs(row.arrived) + abs(row.handed_on) for row in book.rows)])
+    moved = max([abs(book.explained), *(abs(row.arrived) + abs(row.passed_on) for row in book.rows)])
     assert abs(book.unaccounted) <= 1e-9 * moved
 
 

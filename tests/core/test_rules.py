@@ -351,7 +351,7 @@ def test_pass_needs_equal_shapes():
         jax.grad(lambda x: lrp(linear_map("dense"), rules.Pass())(x).sum())(jnp.ones(5))
 
 
-def test_pass_hands_relevance_on():
+def test_pass_passes_relevance_on():
     weight = jnp.array([[1.0, 2.0], [3.0, 4.0]])
     _, propagate = jax.vjp(lrp(lambda x: x @ weight, rules.Pass()), jnp.array([1.0, 1.0]))
     np.testing.assert_allclose(propagate(jnp.array([1.0, 10.0]))[0], [4.0, 60.0])
@@ -384,7 +384,7 @@ def test_gamma_keeps_what_arrives_at_an_output_of_zero(sign):
     weight = sign * jnp.array([[1.0], [-1.0]])
     network = lambda x: jnp.exp(x @ weight) @ jnp.ones(1)
     rules_of_both = [(composites.last, rules.Flat()), (composites.any_layer, rules.Gamma(1.0))]
-    # The flat layer hands relevance to an output that has no sign.
+    # The flat layer gives relevance to an output that has no sign.
     relevance = jax.grad(lambda x: lrp(network, rules_of_both)(x))(jnp.array([2.0, 2.0]))
     np.testing.assert_array_equal(relevance, [0.0, 0.0])
 
@@ -571,6 +571,28 @@ def test_numbers_that_must_be_known_say_so():
     several = jax.tree.map(lambda number: number * jnp.ones(3), rules.Gamma(0.5))
     with pytest.raises(RuleError, match=r"gamma=float32\[3\]"):
         relevance_of(lambda x: x @ jnp.asarray(np.ones((4, 3))), jnp.ones((3, 4)), 0, several)
+
+
+@dataclass(frozen=True)
+class OwnWords(rules.Zero):
+    """A rule that says of itself how it is written."""
+
+    def __repr__(self):
+        return "my own LRP-0"
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (rules.Epsilon(), "Epsilon()"),
+        (rules.Epsilon(0.25, relative=True), "Epsilon(epsilon=0.25, relative=True)"),
+        (rules.Flat(bias="absorb"), "Flat(bias='absorb')"),
+        (rules.ZBox(0.0, 1.0), "ZBox(low=0.0, high=1.0)"),
+        (OwnWords(), "my own LRP-0"),
+    ],
+)
+def test_rule_is_written_with_what_is_not_the_default(rule, expected):
+    assert str(rule) == expected
 
 
 def test_rules_are_pytrees_of_their_numbers():

@@ -723,7 +723,7 @@ def test_ledger_of_a_treatment_that_returns_nonsense_does_not_close():
     book = ledger(lambda x: jnp.tanh(x @ BIASED[0]), jnp.array([[0.5]]), 0, rules_with_it)
     (row,) = (row for row in book.rows if row.kind == "tanh")
     assert row.growth > 9
-    assert abs(book.unaccounted) < 1e-4 * abs(row.handed_on)
+    assert abs(book.unaccounted) < 1e-4 * abs(row.passed_on)
 
 
 HIDDEN_WEIGHTS = np.random.default_rng(5).normal(size=(5, 4)), np.random.default_rng(6).normal(size=(4, 2))
@@ -966,7 +966,7 @@ def test_ledger_keeps_the_stabilizer_apart_from_what_has_no_contributions(float6
     # The first output has both signs, the second has positive ones alone; stabilizer 1: 2 R zp/(zp+1) - R zn/(zn-1).
     weight, x = jnp.array([[1.0, 1.0], [-3.0, 3.0]]), jnp.array([[2.0, 1.0]])
     book = ledger(lambda x: x @ weight, x, lambda output: output.sum(), rules.AlphaBeta(2.0, 1.0, stabilizer=1.0))
-    handed_on = -1 * (2 * 2 / 3 - 3 / 4) + 5 * 2 * 5 / 6
-    np.testing.assert_allclose(book.inputs, handed_on)
+    passed_on = -1 * (2 * 2 / 3 - 3 / 4) + 5 * 2 * 5 / 6
+    np.testing.assert_allclose(book.inputs, passed_on)
     np.testing.assert_allclose(book.not_conserved, -5.0)
-    np.testing.assert_allclose(book.stabilizer, 4.0 - handed_on + 5.0)
+    np.testing.assert_allclose(book.stabilizer, 4.0 - passed_on + 5.0)

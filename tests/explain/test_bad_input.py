@@ -309,7 +309,7 @@ CASES = {
     ),
     "A rule or a composite is in the place of the target": (
         lambda: explain(network, target=rules.Zero()),
-        r"Did you mean rules=Zero\(bias='absorb'\)\?",
+        r"Did you mean rules=Zero\(\)\?",
     ),
     "A class is in the place of the rules": (lambda: relevance(network, X, None, 2), r"Did you mean target=2\?"),
     "No class, or more than one, has the name in `target.name`": (

@@ -265,7 +265,7 @@ def dense(x):
 
 
 PLACES = {
-    "rule": (lambda: relevance(dense, X[0, 0], rules.Epsilon(0.1)), r"Did you mean rules=Epsilon\(epsilon=0.1, .*\)\?"),
+    "rule": (lambda: relevance(dense, X[0, 0], rules.Epsilon(0.1)), r"Did you mean rules=Epsilon\(epsilon=0.1\)\?"),
     "composite": (lambda: relevance(dense, X[0, 0], composites.EpsilonPlus()), "Did you mean rules=a composite"),
     "class": (lambda: relevance(dense, X[0, 0], rules.Epsilon), r"Did you mean rules=Epsilon\(\)\?"),
     "preset": (lambda: relevance(dense, X[0, 0], composites.EpsilonPlus), r"Did you mean rules=EpsilonPlus\(\)\?"),
