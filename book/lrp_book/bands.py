@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from lrp_book.numbers import with_decimals
+
 
 @dataclass(frozen=True)
 class Band:
@@ -31,13 +33,3 @@ class Band:
         """
         mean, low, high = (with_decimals(factor * value, digits) for value in (self.mean, self.low, self.high))
         return f"{mean}{unit} ({low} to {high})"
-
-
-def with_decimals(number: float, digits: int = 2) -> str:
-    """A number with a fixed number of decimals, a true minus sign, and none in front of zero.
-
-    Example:
-        >>> with_decimals(-0.125), with_decimals(-0.001), with_decimals(0.5)
-        ('−0.12', '0.00', '0.50')
-    """
-    return f"{round(number, digits) + 0.0:.{digits}f}".replace("-", "−")

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from lrp_book.figures import BLUE, GREY, INK, MUTED, ORANGE, PAPER, RED
 from lrp_book.line_labels import label_ends
 from lrp_book.network_figure import ACTIVATIONS
+from lrp_book.numbers import with_decimals
 from lrp_jax.plotting import heatmap
 
 
@@ -60,7 +61,7 @@ def draw_unrolled(matrix: ArrayLike, dense: ArrayLike, output: tuple[int, int], 
     heatmap(column, axes[1], limit=limit)
     _frame(axes[1], (output[1] - 1.5, output[0] - 1.5), 3, 3)
     for row, place in np.argwhere(column != 0):
-        text = f"{column[row, place]:.0f}".replace("-", "−")
+        text = with_decimals(column[row, place], 0)
         axes[1].text(place, row, text, ha="center", va="center", fontsize=9, color=INK)
     axes[1].set(title="one column", xlabel="of the convolution")
     heatmap(np.asarray(dense)[:, number].reshape(side, side), axes[2], limit=limit)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from lrp_book.tables import as_text
+from lrp_book.numbers import as_text
 from lrp_jax import lrp
 from lrp_jax.rules import Rule, WSquare, ZBox, Zero, ZPlus
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lrp_book import figures, flipping
+from lrp_book.numbers import with_decimals
 from lrp_jax.plotting import heatmap
 
 COLOURS = {
@@ -44,13 +45,13 @@ def draw_what_is_left(
     for ax in axes[1:, 0]:
         ax.axis("off")
     axes[0, 0].imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
-    axes[0, 0].set(title="the digit", xlabel=f"logit {whole:.1f}")
+    axes[0, 0].set(title="the digit", xlabel=f"logit {with_decimals(whole, 1)}")
     for column, (name, values) in zip(axes[:, 1:].T, maps.items(), strict=True):
         drawn = heatmap(values / np.abs(values).max(), column[0], limit=1.0)
         column[0].set_title(name.replace("Epsilon", "Epsilon\n"), fontsize=9)
         for ax, replacement in zip(column[1:], left, strict=True):
             ax.imshow(left[replacement][name].squeeze(), cmap="gray", vmin=0, vmax=1)
-            ax.set_xlabel(f"logit {logits[replacement][name]:.1f}".replace("-", "−"))
+            ax.set_xlabel(f"logit {with_decimals(logits[replacement][name], 1)}")
     for ax, replacement in zip(axes[1:, 0], left, strict=True):
         ax.text(1, 0.5, f"they become\n{replacement}", ha="right", va="center", transform=ax.transAxes)
     bar = figure.colorbar(drawn, ax=axes[:, 1:], ticks=[-1, 0, 1], aspect=8, pad=0.02, shrink=0.28, anchor=(0, 0.95))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrp_book.hand_network import INPUT, WEIGHTS, Drawing, Step
-from lrp_book.tables import as_text
+from lrp_book.numbers import as_text
 
 _Layers = list[NDArray[np.float64]]
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_book.hand_network import INPUT, WEIGHTS, Drawing, Step
-from lrp_book.tables import as_text
+from lrp_book.numbers import as_text
 from lrp_jax.deep_taylor import find_root, neuron_root, taylor_messages, training_free_relevance_model
 
 _X, _LOWER, _UPPER = jnp.array(INPUT), jnp.array(WEIGHTS[0]), jnp.array(WEIGHTS[1])

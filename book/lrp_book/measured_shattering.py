@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lrp_book import DATA, figures
-from lrp_book.bands import Band, with_decimals
+from lrp_book.bands import Band
+from lrp_book.numbers import with_decimals
 from lrp_book.shattering import LINE, OnTheLine
 
 _KEYS = ("part", "setting", "depth", "method")

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from lrp_book.numbers import with_decimals
+
 
 def standard_error(values: ArrayLike) -> float:
     """The standard deviation of the mean of independent values.
@@ -24,8 +26,8 @@ def with_error(values: ArrayLike, decimals: int = 1) -> str:
         >>> with_error([-1.0, -3.0])
         '−2.0 ± 1.0'
     """
-    mean = f"{np.mean(np.asarray(values, float)):.{decimals}f}".replace("-", "−")
-    return f"{mean} ± {standard_error(values):.{decimals}f}"
+    mean = float(np.mean(np.asarray(values, float)))
+    return f"{with_decimals(mean, decimals)} ± {with_decimals(standard_error(values), decimals)}"
 
 
 def interval_of_mean(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:

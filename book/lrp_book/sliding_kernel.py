@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lrp_book.tables import as_text
+from lrp_book.numbers import as_text
 
 _PIXEL, _PRODUCT, _OUTPUT = 30, 58, 36  # sides of the squares
 _TOP, _GAP = 26, 26

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lrp_book.figures import BLUE, GREEN, GREY, INK, MUTED, ORANGE, PURPLE
-from lrp_book.tables import as_text
+from lrp_book.numbers import as_text
 from lrp_jax import Ledger
 from lrp_jax.explain.ledger import LedgerRow
 

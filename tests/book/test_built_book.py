@@ -9,8 +9,9 @@ import jupytext
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from numbers_in_text import written
 from test_book import CHAPTERS, EXECUTED, GUIDES, PAGES, ROOT, extension, figure_cells
+
+from lrp_book.numbers import typeset
 
 pytestmark = pytest.mark.book
 
@@ -125,7 +126,7 @@ def test_numbers_of_the_text_are_computed_in_the_notebook(page):
     shown = "\n".join(cell.source for cell in cells)
     assert set(re.findall(r'^    \("(.*)", "(.*)"\),$', shown, re.MULTILINE)) == named
     for line in "".join(cell.outputs[0].text for cell in cells).splitlines():
-        assert written(line.rpartition("  ")[2].strip()) in prose(page)
+        assert typeset(line.rpartition("  ")[2].strip()) in prose(page)
 
 
 @pytest.mark.parametrize("page", EXECUTED)
