@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from results import FOLDER, origin
 from scipy import stats
 
+from lrp_book.bands import Band
+
 SEEDS = range(8)
 PICTURES = 200
 FILE = FOLDER / "token-flipping.json"
@@ -89,7 +91,7 @@ def interval(values: Sequence[float]) -> str:
     """The mean over networks, and in brackets its 95 % interval."""
     mean = np.mean(values)
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return f"{mean:.2f} ({mean - half:.2f} to {mean + half:.2f})".replace("-", "−")
+    return Band(mean, mean - half, mean + half).as_text()
 
 
 def main() -> None:
