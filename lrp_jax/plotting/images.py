@@ -284,7 +284,7 @@ def draw_grid(
     axes = figure.subplots(len(rows) + 1, len(pictures), squeeze=False)
     for ax, picture, label in zip(axes[0], pictures, labels, strict=True):
         ax.imshow(picture, cmap="gray", vmin=0, vmax=white_of(pictures), interpolation="nearest")
-        ax.set_xlabel(label)
+        ax.set(xlabel=label, anchor="E")  # as the maps are, beside their colour bar
         only_a_frame(ax)
     for row_axes, (name, maps) in zip(axes[1:], rows.items(), strict=True):
         for ax, one in zip(row_axes, maps, strict=True):

@@ -153,6 +153,15 @@ def test_grid_gives_each_map_a_scale_of_its_own(images):
     assert figure.axes[6].get_ylabel() == "relative"
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 4), (2, 8, 2), (3, 2, 8)])
+def test_grid_draws_each_image_straight_above_its_maps(shape):
+    values = RANDOM.random(shape)
+    figure = grid(values, {"LRP-0": values, "z+": 1e4 * values}, ["label"] * len(values))
+    figure.draw_without_rendering()
+    rows = np.reshape([ax.get_position().intervalx for ax in figure.axes[: 3 * len(values)]], (3, -1))
+    np.testing.assert_allclose(rows[1:], rows[:1].repeat(2, axis=0), atol=1e-6)
+
+
 @pytest.mark.parametrize(("scale", "message"), [("rows", "not 'rows'"), (0.0, "a positive number, but it is 0.0")])
 def test_grid_refuses_another_scale(images, scale, message):
     with pytest.raises(ArrayError, match=message):
