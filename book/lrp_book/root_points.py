@@ -10,8 +10,8 @@ from flax import nnx
 from numpy.typing import ArrayLike, NDArray
 
 from lrp_book import datasets
-from lrp_book.numbers import with_decimals
 from lrp_book.models import DenseNetwork
+from lrp_book.numbers import with_decimals
 from lrp_jax import lrp, rules
 from lrp_jax.deep_taylor import find_root, taylor_messages, taylor_relevance, training_free_relevance_model
 
