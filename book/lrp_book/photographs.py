@@ -68,7 +68,7 @@ def measured() -> dict[str, Any]:
 
     Example:
         >>> sorted(measured())
-        ['classes', 'date', 'integrated', 'ledgers', 'machine', 'sums', 'versions']
+        ['classes', 'date', 'integrated', 'ledgers', 'machine', 'nudged', 'sums', 'versions']
     """
     found: dict[str, Any] = json.loads((_MEASURED / "photographs.json").read_text())
     return found

@@ -1,7 +1,8 @@
 """Measures what takes too long for the page on photographs.
 
 It measures the maps of three treatments of biases and their ledgers, the maps without folded normalisations, SmoothGrad
-with fifty samples, and integrated gradients with as many steps as its sum takes to be right.
+with fifty samples, and integrated gradients with as many steps as its sum takes to be right. It also measures how far
+the sums move when every input grows by a millionth.
 
 It writes after each part, and does not repeat what it finds, so that an interrupted run resumes; `--again` begins anew.
 """
@@ -27,6 +28,7 @@ from lrp_jax.rules import Bias
 TREATMENTS: tuple[Bias, ...] = ("absorb", "ignore", "distribute")
 SAMPLES = 50
 STEPS = (6, 18, 54, 162, 486, 1458)  # each contains the points of the one before
+NUDGE = 1e-6  # by which share every input grows, to see what rounding decides
 COMPLETE = 0.02  # how far the sum of integrated gradients may be from what it has to be, as a share of it
 
 Maps = dict[str, NDArray[np.float32]]
@@ -43,7 +45,7 @@ def main() -> None:
     network, x = pretrained.efficientnet_lite0(), jnp.asarray(photographs.images())
     names = pretrained.imagenet_classes()
     record["classes"] = [names[number] for number in np.asarray(network(x)).argmax(-1)]
-    parts = (of_treatments(network, x, maps, record), smooth(network, x[:1], maps))
+    parts = (of_treatments(network, x, maps, record), nudged(network, x, record), smooth(network, x[:1], maps))
     for done in itertools.chain(*parts, integrated(network, x[:1], maps, record), ledgers(network, x, record)):
         FILE.write_text(json.dumps(record | origin("lrp_jax", "jax", "flax"), indent=1) + "\n")
         np.savez_compressed(FOLDER / "photographs.npz", **photographs.packed(maps))
@@ -62,6 +64,16 @@ def of_treatments(network: Any, x: jax.Array, maps: Maps, record: dict[str, Any]
             maps[kind] = np.asarray(explanation.relevance.sum(-1))
             record["sums"][kind] = maps[kind].sum((1, 2)).tolist()
             yield f"maps, {kind}"
+
+
+def nudged(network: Any, x: jax.Array, record: dict[str, Any]) -> Iterator[str]:
+    """The sums of the maps under each treatment when every input has grown a little."""
+    sums = record.setdefault("nudged", {})
+    for treatment in TREATMENTS:
+        if treatment not in sums:
+            explanation = relevance(network, (1 + NUDGE) * x, rules=photographs.composite(treatment))
+            sums[treatment] = np.asarray(explanation.relevance.sum((1, 2, 3))).tolist()
+            yield f"sums of nudged photographs, {treatment}"
 
 
 class Unfolded(pretrained.NormalizedConvolution):
