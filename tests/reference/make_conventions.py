@@ -1,11 +1,11 @@
-"""Writes conventions.npz: what zennit 1.0 and Captum 0.8 make of one small network, in float64.
+"""Writes conventions.npz: what zennit 1.0 and Captum 0.9 make of one small network, in float64.
 
 The page "Coming from zennit or Captum" says where their conventions are ours and where they differ;
 `tests/core/test_conventions_of_others.py` compares. The network is a convolution, a batch normalisation, a relu, a
 maximum pooling, a convolution, a relu, a sum with what came before, if there is one, and a dense layer. To write the
 file again, in an environment of its own with Python 3.11:
 
-    pip install torch==2.12.1 torchvision==0.27.1 captum==0.8.0
+    pip install torch==2.12.1 torchvision==0.27.1 captum==0.9.0
     pip install --ignore-requires-python zennit==1.0.0
     python tests/reference/make_conventions.py
 """
