@@ -18,6 +18,8 @@ from pypdf.generic import DictionaryObject, NameObject, TextStringObject
 from volumes import Volume, volumes
 
 ROOT = Path(__file__).parents[2]
+TEXT = 168, 260  # width and height of what is printed on a page, in millimetres: those of paper.css
+FLOATS = Path(__file__).with_name("floats.js").read_text()
 PASSES = 5  # two are enough as long as the numbers move nothing to another page, three if they move it once
 
 FILL_IN = """(numbers) => document.querySelectorAll(".page-number")
@@ -40,6 +42,8 @@ def main(built: Path, folder: Path) -> None:
         document = folder / "paper" / f"{name}.html"
         write_document(volume, built, document, f"{config['author']} · version {version('lrp_jax')}")
         with opened(document) as tab:
+            tab.set_viewport_size({"width": round(TEXT[0] / 25.4 * 96), "height": 1000})
+            tab.evaluate(FLOATS, TEXT[1])
             printed = print_with_numbers(tab)
             headings = tab.evaluate(HEADINGS)
         finish(printed, headings, volume, config["author"]).write(folder / f"{name}.pdf")

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.browser
 BUILD = ROOT / "_build"
 SOURCES = {page: (ROOT / f"{page}.md").read_text() for page in PAGES}
 TOP = 790  # points above the foot of the paper: running heads stand higher, and nothing else
-BOUND = {"book": 110, "reference": 250}  # pages: of the chapters alone, and of the whole reference
+MIDDLE = 421
+BOUND = {"book": 90, "reference": 250}  # pages: of the chapters alone, and of the whole reference
 
 
 def squeezed(text):
@@ -219,6 +220,12 @@ def test_no_box_and_no_heading_stands_alone_at_the_foot_of_a_page(printed):
     titles = {squeezed(head.get_text()) for head in heads if not head.select(".math")} - {""}
     assert len(titles) > 100
     assert [number for number, rows in enumerate(printed.rows[1:], 2) if rows[-1][1] in titles] == []
+
+
+def test_no_page_of_the_chapters_is_left_half_empty_but_their_last(book):
+    ends = {book.page_of(sheet) - 1 for sheet in book.sheets}
+    inner = set(range(book.page_of(book.sheets[2]), book.page_of(book.sheets[-1]))) - ends
+    assert [number for number in sorted(inner) if book.rows[number - 1][-1][0] > MIDDLE] == []
 
 
 def test_links_lead_to_places_in_the_file_or_to_other_sites(printed):
