@@ -22,7 +22,7 @@ from flax import nnx
 from PIL import Image
 from results import FOLDER, origin
 
-from lrp_book import DATA, compare_composites, datasets, figures, models, pretrained, residual, training
+from lrp_book import DATA, compare_composites, datasets, figures, models, numbers, pretrained, residual, training
 
 SEEDS = range(5)
 WEIGHTS = Path(__file__).parents[2] / "_build" / "models"
@@ -175,8 +175,9 @@ def percent(band: dict[str, float] | None) -> str:
     """A band in percent: the mean, and in brackets from where to where if that can be seen."""
     if band is None:
         return ""
-    mean, low, high = (f"{100 * band[end]:.2g}" if abs(band[end]) < 0.1 else f"{100 * band[end]:.0f}" for end in ENDS)
-    return (mean if low == high else f"{mean} ({low} to {high})").replace("-", "\N{MINUS SIGN}")
+    shown = (f"{100 * band[end]:.2g}" if abs(band[end]) < 0.1 else f"{100 * band[end]:.0f}" for end in ENDS)
+    mean, low, high = map(numbers.typeset, shown)
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def as_code(name: str) -> str:
