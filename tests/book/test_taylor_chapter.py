@@ -8,6 +8,7 @@ from flax import nnx
 
 from lrp_book import datasets, digit_pairs, disguise, fitted_relevance, hand_taylor, models, root_points, sums_of_rules
 from lrp_book.bands import Band
+from lrp_book.numbers import typeset
 from lrp_jax import composites, lrp, relevance, rules
 
 IMAGES = jax.random.uniform(jax.random.key(0), (3, 28, 28, 1))
@@ -154,5 +155,5 @@ def test_numbers_of_the_lines_are_those_of_the_table(dense):
     for name, share, distance, remainder in root_points.rows_of_lines(found, IMAGES):
         assert [numbers[f"{name}-{key}"] for key in ("found", "distance", "remainder")] == [share, distance, remainder]
     lowest = float(found["downhill"].root.min())
-    assert numbers["root-lowest"] == f"{lowest:.2f}".replace("-", "−")
+    assert numbers["root-lowest"] == typeset(f"{lowest:.2f}")
     assert numbers["rival-beyond"] == 0  # the rival's mean is black here, at which the root lies
