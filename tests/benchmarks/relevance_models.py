@@ -2,7 +2,7 @@
 
     python relevance_models.py [--resume]
 
-Three detectors of the digits 0 to 3 in a pair of digits, each trained for 10,000 steps and for 1,600. With --resume,
+Five detectors of the digits 0 to 3 in a pair of digits, each trained for 10,000 steps and for 1,600. With --resume,
 only what the file does not hold yet is measured. The maps of three pairs go to a file of their own.
 """
 
@@ -19,7 +19,7 @@ from lrp_book import datasets, digit_pairs, fitted_relevance
 from lrp_book.digit_pairs import PairDetector
 
 LONG, BRIEF = 10_000, 1_600  # steps of training
-SEEDS = range(3)
+SEEDS = range(5)
 TRAIN, TEST, ON_THE_WAY, SHOWN = 20_000, 2_000, 200, 3  # pairs
 
 

@@ -274,7 +274,7 @@ PLACES = {
     "index": (lambda: relevance(dense, X[0, 0], None, 2), r"2 is a target, .*Did you mean target=2\?"),
     "all": (lambda: relevance(dense, X[0, 0], rules="all"), r"Did you mean target='all'\?"),
     "choice": (lambda: relevance(dense, X[0, 0], rules=target.at[2]), r"Did you mean target=target.at\[2\]\?"),
-    "ledger": (lambda: ledger(dense, X[0, 0], rules.Zero()), r"Did you mean rules=Zero\(bias='absorb'\)\?"),
+    "ledger": (lambda: ledger(dense, X[0, 0], rules.Zero()), r"Did you mean rules=Zero\(\)\?"),
     "plan": (lambda: plan(dense, X[0, 0], 2), "A plan is the same for every target: leave it out"),
     "data set": (lambda: explain_dataset(dense, X[0, 0], "maps", rules.Zero()), r"Did you mean rules=Zero\("),
     "baseline": (lambda: baselines.gradient(dense, X[0, 0], rules.Zero()), r"says how relevance is propagated"),
