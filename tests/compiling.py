@@ -4,7 +4,8 @@ The default run has XLA optimise nothing, which takes a third of the time; the n
 optimisation, a value that is computed twice may be fused into one multiply-add in one place and rounded in the other: a
 largest value is then equal to none of the values among which it was found, and its gradient is zero or not a number.
 So the default run keeps to AVX, which has no such instruction. Machines of other makers cannot, and optimise little.
-It also reaches into JAX, where its programs are lowered one by one, and saves what each of them would begin with.
+It also reaches into JAX, where its programs are lowered one by one, and saves what each of them would begin with, and
+where arrays are made of numbers, which takes no program.
 `quick_jit` optimises nothing by day and by night, and is for relevance that is compared with something else.
 `jit_by_day` is for what may be compiled or not: it is compiled in the default run, and computed operation by operation,
 which takes longer, in the nightly one.
@@ -16,6 +17,7 @@ import platform
 import threading
 
 import jax
+from jax._src import core
 from jax._src.interpreters import mlir
 from nightly import NIGHTLY
 
@@ -49,6 +51,7 @@ def compile_quickly() -> None:
     """Lets XLA optimise nothing in this process and those that it starts, unless flags of XLA are given."""
     os.environ.setdefault("XLA_FLAGS", as_flags(QUICK))
     share_contexts()
+    make_arrays_without_programs()
 
 
 def share_contexts(programs: int = 64) -> None:
@@ -66,3 +69,12 @@ def share_contexts(programs: int = 64) -> None:
         return of_thread.context
 
     mlir.make_ir_context = shared
+
+
+def make_arrays_without_programs() -> None:
+    """Has JAX place an array of NumPy or a number where it is asked for one of its own.
+
+    Since JAX 0.10, `jnp.asarray` compiles a program for each shape, which returns what it is given.
+    """
+    if (stage := getattr(core, "stage_p", None)) is not None:
+        stage.def_impl(jax.device_put)

@@ -111,14 +111,7 @@ class Cuts:
 
     @functools.cached_property
     def _looks(self) -> dict[int, np.ndarray]:
-        """What each value is for some numbers in place of its root."""
-        looks: dict[int, np.ndarray] = {}
-        for value, root in self.functions.roots.items():
-            operation = self.functions.graph.producer[value]
-            known = {i: _FEW if i == root else looks[i] for i in self.functions.varying(operation)}
-            with np.errstate(all="ignore"):
-                looks[value] = self.functions.step(operation, lambda i: i).run(known)
-        return looks
+        return self.functions.looks(_FEW)
 
     def _only_ways(self, value: int) -> Iterator[tuple[int, np.ndarray, bool]]:
         """The sums and multiples through which all ways lead from the root to a value, the last first.

@@ -21,7 +21,8 @@ R = TypeVar("R")
 Body: TypeAlias = Callable[[list[Any]], tuple[list[Any], Any]]
 
 
-def _closed(program: ClosedJaxpr | Jaxpr) -> ClosedJaxpr:
+def closed(program: ClosedJaxpr | Jaxpr) -> ClosedJaxpr:
+    """A program with the arrays that it holds; in a bare one there are none."""
     return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
 
 
@@ -95,7 +96,7 @@ def scan(equation: Any) -> Control:
         carry, (outputs, others) = loop(step, list(carried), list(stacked))
         return [*carry, *outputs], others
 
-    program = _closed(params["jaxpr"])
+    program = closed(params["jaxpr"])
     return Control(
         (program,),
         run,
@@ -131,7 +132,7 @@ def shard_map(equation: Any) -> Control:
             check_vma=params["check_vma"],
         )(list(inputs))
 
-    return Control((_closed(params["jaxpr"]),), run, axes={axis: params["mesh"].shape[axis] for axis in axes})
+    return Control((closed(params["jaxpr"]),), run, axes={axis: params["mesh"].shape[axis] for axis in axes})
 
 
 def _once(body: Body) -> Body:

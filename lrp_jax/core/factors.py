@@ -20,13 +20,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+from lrp_jax.core.curves import falls, is_constant, is_even, is_gate, needs_positive, with_positive_sign
 from lrp_jax.core.equations import Mark
 from lrp_jax.core.formulas import POSITIVE
 from lrp_jax.core.functions import Function, Functions
 from lrp_jax.core.graph import Graph, Operation
 from lrp_jax.core.primitive import Family
 from lrp_jax.core.ranges import Range
-from lrp_jax.core.shapes import falls, is_constant, is_even, is_gate, needs_positive, with_positive_sign
 from lrp_jax.core.signs import ranges_by_values
 from lrp_jax.core.softmax import Softmaxes, find_softmaxes
 

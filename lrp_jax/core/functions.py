@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from lrp_jax.core import primitives
 from lrp_jax.core.formulas import Formula, Step
@@ -119,6 +120,16 @@ class Functions:
         """An operation as a step of a formula, in which `place` says where each value is that it reads."""
         numbers = ((value, self.graph.number(value)) for value in operation.inputs)
         return Step(operation.equation, tuple(place(value) if number is None else number for value, number in numbers))
+
+    def looks(self, numbers: np.ndarray) -> dict[int, np.ndarray]:
+        """What each value that is a function of another one is for some numbers in place of that."""
+        looks: dict[int, np.ndarray] = {}
+        for value, root in self.roots.items():
+            operation = self.graph.producer[value]
+            known = {i: numbers if i == root else looks[i] for i in self.varying(operation)}
+            with np.errstate(all="ignore"):
+                looks[value] = self.step(operation, lambda i: i).run(known)
+        return looks
 
     def _formula(self, root: int, operations: Sequence[Operation]) -> Formula:
         places = {root: 0} | {operation.outputs[0]: i + 1 for i, operation in enumerate(operations)}

@@ -88,6 +88,10 @@ class Kind:
         """The transposes for several weights, applied to one s: as one product, which is faster than several."""
         return list(jax.vmap(lambda w: self.transpose(x, w, s, *others))(jnp.stack(weights)))
 
+    @property
+    def _numbers(self) -> Any:
+        return self.equation.params["dimension_numbers"]
+
     def _ordered(self, x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
         return (w, x) if self.side else (x, w)
 
@@ -124,10 +128,6 @@ class Dense(Kind):
         place.update(zip(self._contracted(self.side), features, strict=False))
         ordered = [place[axis] for axis in sorted(place)]
         return ordered if len(ordered) == rank else range(rank)
-
-    @property
-    def _numbers(self) -> Any:
-        return self.equation.params["dimension_numbers"]
 
     def _contracted(self, side: int) -> Sequence[int]:
         return self._numbers[0][side]
@@ -183,10 +183,6 @@ class Convolution(Kind):
         return lax.platform_dependent(
             w, s, cpu=lambda w, s: transposed_products(s, w, params, x.shape), default=plainly
         )
-
-    @property
-    def _numbers(self) -> Any:
-        return self.equation.params["dimension_numbers"]
 
 
 class Ragged(Dense):

@@ -220,10 +220,9 @@ def _find_heads(graph: Graph, near: set[int]) -> Iterator[tuple[Graph, Operation
             yield graph, operation, weight, bool(near.intersection(operation.inputs))
             continue
         if operation.bodies:
-            operands = operation.inputs[len(operation.inputs) - len(operation.bodies[0].inputs) :]
-            reached = {i for i, value in enumerate(operands) if value in near}
             for body in operation.bodies:
-                inner_near = {body.inputs[i] for i in reached} | set(body.embeddings)
+                pairs = zip(body.inputs, operation.operands, strict=True)
+                inner_near = {inner for inner, outer in pairs if outer in near} | set(body.embeddings)
                 yield from _find_heads(body, inner_near)
                 near.update(
                     out for out, inner in zip(operation.outputs, body.outputs, strict=True) if inner in inner_near

@@ -74,10 +74,7 @@ def is_elementwise(equation: Any) -> bool:
 def called_program(equation: Any) -> ClosedJaxpr | None:
     """The program that a call runs; None if the equation is no call."""
     key = named(equation.primitive.name).called
-    if not key:
-        return None
-    called = equation.params[key]
-    return called if isinstance(called, ClosedJaxpr) else ClosedJaxpr(called, ())
+    return control.closed(equation.params[key]) if key else None
 
 
 def is_checkpoint(equation: Any) -> bool:

@@ -30,19 +30,13 @@ def ranges_by_values(functions: Functions, of_inputs: Mapping[int, Range]) -> Se
     """
     graph = functions.graph
     found = [of_inputs.get(value, bounds) for value, bounds in enumerate(graph.ranges)]
-    looks: dict[int, np.ndarray] = {}
+    looks = functions.looks(GRID)
     for operation in graph.operations:
         if not operation.bodies:
             _follow(operation, found)
         for value in operation.outputs:
-            root = functions.root(value)
-            if root == value:
-                continue
-            known = {i: GRID if i == root else looks[i] for i in functions.varying(operation)}
-            with np.errstate(all="ignore"):
-                looks[value] = functions.step(operation, lambda i: i).run(known)
             low, high = found[value]
-            if low < 0 and _is_nonnegative(looks[value], found[root]):
+            if value in looks and low < 0 and _is_nonnegative(looks[value], found[functions.root(value)]):
                 found[value] = 0.0, high
     return found
 

@@ -78,24 +78,27 @@ class Checks:
         is_sound: Whether the relevance is finite and the output is not NaN.
         outside: What is outside of its bounds, by the layer and the bounds in words.
         flow: From how much relevance it started, and how much arrived; None where that was not asked for.
+        total: The same of all samples together.
     """
 
     is_sound: jax.Array
     outside: dict[str, Outside]
     flow: Flow | None = None
+    total: Flow | None = None
 
 
 def check(plan: Plan, inputs: Sequence[jax.Array], output: Any, relevance: Any, flow: Flow | None = None) -> Checks:
     """Looks at the values of an explanation; part of the compiled program."""
     known = [~jnp.isnan(leaf).any() for leaf in jax.tree.leaves(output) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(relevance)]
-    return Checks(jnp.stack([*known, *finite]).all(), _outside_of_boxes(plan, inputs), flow)
+    total = None if flow is None else summarised(flow)
+    return Checks(jnp.stack([*known, *finite]).all(), _outside_of_boxes(plan, inputs), flow, total)
 
 
 def summarise(checks: Checks) -> Checks:
     """One number of each kind for what was found in the parts of a batch."""
-    flow = None if checks.flow is None else summarised(checks.flow)
-    return Checks(checks.is_sound.all(), _together(checks.outside), flow)
+    total = None if checks.total is None else summarised(checks.total)
+    return Checks(checks.is_sound.all(), _together(checks.outside), total=total)
 
 
 def _outside_of_boxes(plan: Plan, inputs: Sequence[jax.Array]) -> dict[str, Outside]:
@@ -224,8 +227,8 @@ def report_batches(checks: Mapping[range, Checks], composite: Composite) -> None
                 LRPWarning,
                 stacklevel=3,
             )
-    flows = [batch.flow for batch in checks.values() if batch.flow is not None]
-    grown = [flow.growth for flow in flows if flow.growth > MOST_GROWTH]
+    totals = [batch.total for batch in checks.values() if batch.total is not None]
+    grown = [total.growth for total in totals if total.growth > MOST_GROWTH]
     if grown:
         warnings.warn(
             f"Absolute relevance at the input is up to {max(grown):.3g} times what it started from, in {len(grown)} of "
@@ -234,8 +237,7 @@ def report_batches(checks: Mapping[range, Checks], composite: Composite) -> None
             LRPWarning,
             stacklevel=3,
         )
-    explained, arrived = (sum(float(getattr(flow, name)) for flow in flows) for name in ("explained", "arrived"))
-    report_loss(composite, explained, arrived)
+    report_loss(composite, totals)
     unsound = [samples for samples, batch in checks.items() if not batch.is_sound]
     if unsound:
         warnings.warn(

@@ -57,7 +57,7 @@ def explain_batch(
                 f"{name} has the shape {jnp.shape(leaf)} for {samples} samples, but model and reduce must return them "
                 "in the first dimension."
             )
-    return arrays_by_name, jax.tree.map(lambda leaf: leaf[None], checks)
+    return arrays_by_name, jax.tree.map(lambda leaf: leaf[None], replace(checks, flow=None))
 
 
 def explain_shared(

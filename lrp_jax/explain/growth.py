@@ -68,7 +68,7 @@ def flow_of(samples: int, started: Sequence[jax.Array], at_last_layer: Sequence[
 
 def summarised(flow: Flow) -> Flow:
     """Sums of the absolute values of the samples, and the largest growth."""
-    return Flow(jnp.abs(flow.explained).sum(), flow.arrived.sum(), flow.growth.max(initial=0))
+    return Flow(abs(flow.explained).sum(), flow.arrived.sum(), flow.growth.max(initial=0))
 
 
 def is_meant_to_conserve(composite: Composite) -> bool:
@@ -114,6 +114,7 @@ def report_flow(
     values: Any,
     composite: Composite,
     flow: Flow | None,
+    totals: Sequence[Flow],
     *,
     is_whole: bool,
 ) -> None:
@@ -126,21 +127,23 @@ def report_flow(
         values: Its array.
         composite: The rules.
         flow: What was found.
+        totals: The same of each batch as `summarised` returns it.
         is_whole: Whether relevance was let through everywhere.
     """
     if flow is None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(flow)):
         return
-    _report_growth(call_of, x, kind, values, composite, flow.growth)
+    if not all(float(total.growth) <= MOST_GROWTH for total in totals):
+        _report_growth(call_of, x, kind, values, composite, flow.growth)
     if is_whole:
-        total = summarised(flow)
-        report_loss(composite, float(total.explained), float(total.arrived))
+        report_loss(composite, totals)
 
 
-def report_loss(composite: Composite, explained: float, arrived: float) -> None:
-    """Warns if next to nothing of what was explained arrived at the input; both are sums of absolute values.
+def report_loss(composite: Composite, totals: Sequence[Flow]) -> None:
+    """Warns if next to nothing of what was explained in some batches arrived at the input.
 
     What keeps the rest is said as far as the rules tell, as an account takes a pass of its own.
     """
+    explained, arrived = (sum(float(getattr(total, name)) for total in totals) for name in ("explained", "arrived"))
     if not is_meant_to_conserve(composite) or not arrived < LEAST_ARRIVAL * explained:
         return
     rules = [rule for _, rule in composite.rules]

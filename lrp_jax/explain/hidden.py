@@ -125,7 +125,12 @@ def samples_first(
     places = axes_of(number, shapes)
     if not any(places.values()):
         return list(parts)
-    return [{name: jnp.moveaxis(array, places[name] + axis, axis) for name, array in part.items()} for part in parts]
+    return [{name: _moved(array, places[name] + axis, axis) for name, array in part.items()} for part in parts]
+
+
+def _moved(array: jax.Array, source: int, destination: int) -> jax.Array:
+    """An array with one dimension at another place; if that is the same, nothing is compiled."""
+    return array if source == destination else jnp.moveaxis(array, source, destination)
 
 
 def axes_of_samples(
@@ -192,7 +197,7 @@ def factors_of(
         first = (*shape[axis : axis + 1], *shape[:axis], *shape[axis + 1 :])
         if not broadcasts(array.shape, first):
             raise InputError(f"given[{name!r}] has the shape {array.shape}, which does not broadcast to {first}.")
-        array = jnp.moveaxis(array.reshape((1,) * (len(shape) - array.ndim) + array.shape), 0, axis) if shape else array
+        array = _moved(array.reshape((1,) * (len(shape) - array.ndim) + array.shape), 0, axis) if shape else array
         is_by_sample = bool(shape) and number > 1 and array.shape[axis] == number == shape[axis]
         factors.append(Factor(array, axis if is_by_sample else None))
     return factors

@@ -172,7 +172,8 @@ def relevance(
     report(checks, whole.read)
     hidden_by_samples = samples_first(axes_of, min(size, number), hidden, axis)
     flow = _joined([part.flow for part in checks], -1)
-    report_flow(call_of, x, kind, values, composite, flow, is_whole=not given)
+    totals = [part.total for part in checks if part.total is not None]
+    report_flow(call_of, x, kind, values, composite, flow, totals, is_whole=not given)
     growth, explained = (None, None) if flow is None else (flow.growth, flow.explained)
     found = _joined(outputs, 0), _joined(maps, axis), _joined(hidden_by_samples, axis)
     return Explanation(*found, x, composite, growth, explained)

@@ -172,6 +172,8 @@ def _indices_or_mask(target: Any, shape: tuple[int, int]) -> tuple[str, jax.Arra
     if not isinstance(array, jax.core.Tracer) and array.size and not (array.min() >= 0 and array.max() < classes):
         raise InputError(f"The target must be from 0 to {classes - 1}, for {classes} classes, but it is {target}.")
     with within_memory("The target"):
+        if isinstance(array, np.ndarray):
+            array = np.broadcast_to(array.astype(np.int32), samples)  # by JAX, it would be compiled
         return "index", jnp.broadcast_to(jnp.asarray(array, jnp.int32), (samples,))
 
 

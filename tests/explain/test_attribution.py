@@ -530,6 +530,13 @@ def test_same_shapes_are_compiled_once(network, compiled):
     assert compiled.count("explain_arrays") == 2
 
 
+@pytest.mark.parametrize(("number", "target"), [(6, None), (7, 1), (8, [0, 1] * 4)])
+def test_an_explanation_is_one_program(compiled, number, target):
+    weight, images = np.ones((17, 2), np.float32), np.ones((number, 17), np.float32)  # in no other test
+    relevance(lambda x: x @ weight, images, target, rules.Epsilon())
+    assert compiled == ["explain_arrays"]
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [

@@ -1,4 +1,4 @@
-"""The shapes of functions of one number: which of them fall, which are even, which are gates."""
+"""The curves of functions of one number: which of them fall, which are even, which are gates."""
 
 from collections.abc import Callable
 from typing import TypeAlias
