@@ -2,8 +2,8 @@
 
 Equal operations on equal values are one. Operands that JAX broadcasts inside of an elementwise operation are broadcast
 by an operation of their own. A move of all operands of an elementwise operation comes after that operation. A selection
-by a number that stands in the program is what it selects. The maximum over a value and a constant that were put side by
-side is that of the two.
+by a number that stands in the program is what it selects. A slice of values that were put side by side is one of those
+that it lies in. The maximum over a value and a constant that were put side by side is that of the two.
 """
 
 import functools
@@ -21,8 +21,10 @@ from lrp_jax.core.equations import Mark
 from lrp_jax.core.graph import Checkpoint, Graph, Held, Operation, Status
 from lrp_jax.core.primitive import Family
 from lrp_jax.core.ranges import Range, range_of_dtype, ranges_of_outputs
+from lrp_jax.core.slices import Slicer, boxes_of_outputs, keeps_order
 from lrp_jax.core.statuses import Bodies, if_continuous, status_after
 
+_SCATTERS: Mapping[str, Callable[..., Any]] = {"scatter-mul": lax.scatter_mul, "scatter-sub": lax.scatter_add}
 _OF_TWO: Mapping[str, Callable[..., Any]] = {"reduce_max": lax.max, "reduce_min": lax.min}
 
 
@@ -76,6 +78,9 @@ class Builder:
             chosen = self.graph.chosen(inputs[0], len(inputs) - 1)
             if chosen is not None:
                 return [inputs[1 + chosen]]
+        for known in (self._undone, self._slices_of_parts, self._scattered, self._product_of_counts):
+            if (outputs := known(equation, inputs, place)) is not None:
+                return outputs
         if (parts := self._with_and_without_constants(equation, inputs, place)) is not None:
             return [self.add_function(_OF_TWO[equation.primitive.name], parts, place)]
         if primitives.is_elementwise(equation):
@@ -96,6 +101,8 @@ class Builder:
     def append(self, equation: Any, inputs: tuple[int, ...], place: Place, treatment: Any = None) -> list[int]:
         """Appends an operation without bodies as it is; returns its outputs."""
         graph = self.graph
+        looked_up = tokens.looked_up_as_given(graph, equation, inputs)
+        inputs = tuple(self._token(value, place) if value in looked_up else value for value in inputs)
         statuses = [graph.status[value] for value in inputs]
         followed: list[tokens.Followed] = []
         if Status.TOKEN in statuses and Status.LIVE not in statuses:
@@ -110,7 +117,21 @@ class Builder:
                 graph.codes[value] = found.code
             if found.is_lost:
                 graph.lost_tokens.add(value)
+        if not followed and tokens.stays_as_given(graph, equation, inputs):
+            graph.as_given.update(outputs)
         return outputs
+
+    def _token(self, value: int, place: Place) -> int:
+        """A value of explained numbers as they were given, as a token: computed again from a copy of these numbers."""
+        graph = self.graph
+        operation = graph.producer.get(value)
+        if operation is None:
+            copy = equation_of(jnp.copy, graph.shapes[value])
+            ranges = [graph.ranges[value]]
+            return self._once(("token", value), lambda: self._append(copy, (value,), place, [Status.TOKEN], ranges))[0]
+        inputs = tuple(self._token(i, place) if i in graph.as_given else i for i in operation.inputs)
+        made = self._once(("token", id(operation)), lambda: self.append(operation.equation, inputs, place))
+        return made[operation.outputs.index(value)]
 
     def append_bodies(
         self, equation: Any, inputs: tuple[int, ...], place: Place, bodies: Bodies, statuses: Sequence[Status]
@@ -174,6 +195,59 @@ class Builder:
             return value
         dimensions = tuple(range(len(shape) - len(there), len(shape)))
         return self.add_function(lambda x: lax.broadcast_in_dim(x, shape, dimensions), (value,), place)
+
+    def _undone(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
+        """The value before two changes of its shape of which the second undoes the first; None if there are no such."""
+        graph, before = self.graph, self.graph.producer.get(inputs[0]) if inputs else None
+        if before is None or not graph.is_live(inputs[0]) or inputs[0] in graph.marks:
+            return None
+        is_same = graph.shapes[before.inputs[0]].shape == equation.outvars[0].aval.shape if before.inputs else False
+        return [before.inputs[0]] if is_same and keeps_order(equation) and keeps_order(before.equation) else None
+
+    def _slices_of_parts(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
+        """What an equation returns that takes values apart again which were put side by side; None for another one."""
+        graph = self.graph
+        if not inputs or not graph.is_live(inputs[0]):
+            return None
+        slicer = Slicer(graph, functools.partial(self.add_function, place=place))
+        boxes = boxes_of_outputs(graph, equation, inputs)
+        found = [slicer.within(inputs[0], box) for box in boxes]
+        if all(value is None for value in found):
+            return None
+        pairs = zip(found, boxes, strict=True)
+        slices = [slicer.sliced(inputs[0], box) if value is None else value for value, box in pairs]
+        return [slicer.reshaped(value, out.aval.shape) for value, out in zip(slices, equation.outvars, strict=True)]
+
+    def _scattered(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
+        """What is subtracted at some places is added there, and a factor at some places is one for all of them."""
+        name, graph = equation.primitive.name, self.graph
+        if name not in _SCATTERS or not graph.is_live(inputs[0]):
+            return None
+        if name == "scatter-mul" and graph.is_live(inputs[2]):
+            return None
+        add = functools.partial(self.add_function, place=place)
+        names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+        function = functools.partial(_SCATTERS[name], **{name: equation.params[name] for name in names})
+        x, indices, updates = inputs
+        if name == "scatter-sub":
+            return [add(function, (x, indices, add(lax.neg, (updates,))))]
+        shape, one = graph.shapes[x].shape, self.number(np.ones((), graph.shapes[x].dtype))
+        ones = add(lambda x: lax.broadcast_in_dim(x, shape, ()), (one,))
+        return [add(lax.mul, (x, add(function, (ones, indices, updates))))]
+
+    def _product_of_counts(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
+        """A product of a table and of integers that are made of explained ones: with these as numbers of its kind."""
+        graph = self.graph
+        if Family.LINEAR_MAP not in primitives.family_of(equation):
+            return None
+        dtype = equation.outvars[0].aval.dtype
+        tokens = [i for i in inputs[:2] if graph.is_token(i)]
+        counts = [i for i in tokens if not jnp.issubdtype(graph.shapes[i].dtype, jnp.floating)]
+        if not counts or not jnp.issubdtype(dtype, jnp.floating):
+            return None
+        cast = functools.partial(lax.convert_element_type, new_dtype=dtype)
+        operands = tuple(self.add_function(cast, (i,), place) if i in counts else i for i in inputs)
+        return [self.add_function(functools.partial(equations.run, equation), operands, place)]
 
     def _with_and_without_constants(self, equation: Any, inputs: Sequence[int], place: Place) -> tuple[int, ...] | None:
         """The largest (or smallest) of constants, and of all else, where both stand side by side; None otherwise."""
