@@ -104,8 +104,10 @@ _ONLY_BOUND = "only accessible from inside 'init' or 'apply'"
 _UNBOUND = {"CallCompactUnboundModuleError", "CallSetupUnboundModuleError"}
 _NO_HASH = "__hash__ on modules that hold variables"
 _LACKS_COLLECTION = {"ScopeCollectionNotFound", "ApplyScopeInvalidVariablesTypeError"}
-# Errors of Flax that say the same: a module writes to its variables, or dropout asks for a key.
-_CHANGES_STATE = {"TraceContextError", "ModifyScopeVariableError", "InvalidRngError"}
+# Errors of Flax and Haiku that say the same: a module writes to its variables, or dropout asks for a key.
+_CHANGES_STATE = {"TraceContextError", "ModifyScopeVariableError", "InvalidRngError", "MissingRNGError"}
+# What Equinox says where dropout asks for one.
+_LACKS_KEY = "requires a key when running in non-deterministic mode"
 
 
 def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -156,9 +158,10 @@ def _refusal(model: Callable[..., Any], error: Exception) -> ModelError | None:
             "jax.lax.cond, jax.lax.scan or jnp."
         )
     kind = type(error).__name__
-    if kind in _CHANGES_STATE:
+    if kind in _CHANGES_STATE or _LACKS_KEY in str(error):
         return ModelError(
-            f"The model is in training mode, or changes its state{_line_of(error)}: {error}. {HOW_TO_SWITCH}."
+            f"The model is in training mode, or changes its state{_line_of(error)}: {str(error).rstrip('.')}. "
+            f"{HOW_TO_SWITCH}."
         )
     if kind in _UNBOUND or _ONLY_BOUND in str(error) or _is_unbound(model):
         return ModelError(

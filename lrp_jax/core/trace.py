@@ -294,9 +294,10 @@ def check_dtype(leaf: Any, *, tokens: bool = False) -> None:
         )
     dtype = leaf.dtype if is_array(leaf) else jnp.result_type(leaf)
     if not (jnp.issubdtype(dtype, jnp.floating) or (tokens and jnp.issubdtype(dtype, jnp.integer))):
+        mask = " A mask stays outside of it, as in lambda x: model(x, mask)." if dtype == jnp.bool_ else ""
         raise InputError(
             f"The explained argument holds {dtype} values, and relevance needs real floating-point "
-            "numbers. Convert it first, for example with x.astype('float32')."
+            f"numbers. Convert it first, for example with x.astype('float32').{mask}"
         )
 
 

@@ -62,6 +62,11 @@ def tensor_parallel(x):
     return jax.shard_map(parts, mesh=mesh, in_specs=(features, jax.P("features")), out_specs=jax.P())(x, WEIGHT)
 
 
+def hk_dropout(x):
+    dropout = hk.transform(lambda x: hk.dropout(hk.next_rng_key(), 0.5, x @ WEIGHT))
+    return dropout.apply({}, None, x)
+
+
 def with_parameters(parameters, x):
     return x @ parameters["dense"]["kernel"] + parameters["dense"]["bias"]
 
@@ -250,14 +255,17 @@ CASES = {
     ),
     "The arrays of `x` have different numbers of samples": (
         lambda: explain(lambda x: network(x["a"]), {"a": X, "b": X[:2]}),
-        r"first dimension, but these differ: \{2, 5\}",
+        r"their numbers differ: 5 in x\['a'\], 2 in x\['b'\].*array\[None\], x\), and pass jax\.vmap\(model\)",
     ),
     "`x` holds integers that are not looked up in an embedding, or whose size meets a live value": (
         lambda: explain(network, jnp.ones((5, 4), jnp.uint8)),
         r"embedding.*astype\('float32'\)",
     ),
     "`x` holds complex numbers": (lambda: explain(network, X + 1j), r"complex64"),
-    "`x` holds truth values": (lambda: explain(network, X > 0), r"bool.*astype\('float32'\)"),
+    "`x` holds truth values": (
+        lambda: explain(network, X > 0),
+        r"bool.*astype\('float32'\)\. A mask stays outside .*lambda x: model\(x, mask\)",
+    ),
     "`x` is a list of numbers, not an array": (
         lambda: explain(network, [[1.0, 2.0, 3.0, 4.0]]),
         r"x\[0\]\[0\] is no array of numbers, but a float. Pass jnp.asarray\(x\)",
@@ -427,6 +435,10 @@ CASES = {
         "The model .*: missing a required argument: 'x'",
     ),
     "It returns something that is not an array": (lambda: explain(lambda x: (network(x), "cat")), "returns a str"),
+    "It returns several arrays": (
+        lambda: explain(lambda x: {"box": x.sum(1), "class": network(x)}),
+        r"'class': \(5, 3\).*lambda x: model\(x\)\['class'\], .*lambda output: output\['class'\]\[:, 0\]",
+    ),
     "It returns no classes": (lambda: explain(lambda x: x @ WEIGHT[:, :0]), r"no classes, but \(5, 0\)"),
     "Flax NNX: batch normalisation in training mode": (
         lambda: explain(NNXModule()),
@@ -464,9 +476,17 @@ CASES = {
         lambda: explain(equinox(rate=0.5, norm_inference=True)),
         r"dropout is active.*inference_mode\(model\)",
     ),
+    "Equinox: dropout without a key": (
+        lambda: explain(jax.vmap(eqx.nn.Sequential([eqx.nn.Linear(4, 3, key=KEY), eqx.nn.Dropout(0.5)]))),
+        r"training mode.*requires a key.* mode\. Switch.*eqx\.nn\.inference_mode\(model\)",
+    ),
     "Haiku: batch normalisation in training mode": (
         lambda: explain(haiku(True)),
         r"statistics of this batch.*is_training=False",
+    ),
+    "Haiku: dropout without a key": (
+        lambda: explain(hk_dropout),
+        r"training mode.*non-None PRNGKey.*is_training=False for Haiku",
     ),
     "A mask or noise is drawn in it, and multiplies": (
         lambda: explain(lambda x: x * jnp.floor(0.5 + jax.random.uniform(jax.random.key(0), x.shape)) @ WEIGHT),
