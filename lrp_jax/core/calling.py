@@ -65,6 +65,8 @@ def _hint(model: Callable[..., Any], x: Any) -> str:
     first = next(iter(_signature(model).parameters), "")
     if first in {"params", "parameters", "variables"}:
         return f"Its first argument, {first}, stands for its parameters. {_PASS_PARAMETERS}."
+    if first == "rng":
+        return "Its first argument, rng, is a key: functools.partial(network.apply, params, None), if it draws nothing."
     if isinstance(x, tuple | list) and len(x) > 1 and _takes(model, *x):
         return f"If the {len(x)} parts of x are arguments of their own, pass lambda x: model(*x)."
     if isinstance(x, dict) and _takes(model, **x):

@@ -180,13 +180,13 @@ AXES = Figure().subplots()
 MAP = np.float32([[0.5, -2.0], [0.0, 1.0]])
 LAYER = {"w": np.float32([[1], [-1]]), "b": np.float32([0]), "relevance": np.float32([6])}
 
-# By name: a function, and arguments that are right.
 def loaded(path):
     """What is read from a file that is there, if its name is right."""
     rules.Zero().save("rule.npz")
     return rules.Zero.load(path)
 
 
+# By name: a function, and arguments that are right.
 DOORS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "relevance": (relevance, EXPLAINED),
     "relevance in batches": (functools.partial(relevance, progress=False, batch_size=1), EXPLAINED),

@@ -398,6 +398,10 @@ CASES = {
         lambda: explain(hk.transform(lambda x: hk.Linear(3)(x)).apply),
         r"missing.*'rng'\. Its first argument, params, .*functools\.partial\(network\.apply, params\), with None",
     ),
+    "It is an `apply` of Haiku that lacks the key": (
+        lambda: explain(functools.partial(hk.transform(lambda x: hk.Linear(3)(x)).apply, {})),
+        r"missing.*'x'\. Its first argument, rng, is a key: functools\.partial\(network\.apply, params, None\)",
+    ),
     "`x` is a tuple, and the model takes several arguments": (
         lambda: relevance(lambda x, y: x @ WEIGHT + y, (X, X[:, :3])),
         r"missing.*'y'\. If the 2 parts of x .*lambda x: model\(\*x\)",
