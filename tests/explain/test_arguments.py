@@ -180,6 +180,7 @@ AXES = Figure().subplots()
 MAP = np.float32([[0.5, -2.0], [0.0, 1.0]])
 LAYER = {"w": np.float32([[1], [-1]]), "b": np.float32([0]), "relevance": np.float32([6])}
 
+
 def loaded(path):
     """What is read from a file that is there, if its name is right."""
     rules.Zero().save("rule.npz")
