@@ -324,6 +324,20 @@ def test_parameters_among_the_arguments_have_the_names_of_those_that_are_held():
     jax.eval_shape(jax.grad(lambda x: explained(x)[:, 0].sum()), SAMPLES)
 
 
+def test_weights_of_one_module_have_names_of_their_own():
+    step, ends = {"in": LOW, "again": jnp.eye(6)}, [HIGH, jnp.eye(2)]
+
+    def network(weights, x):
+        hidden = x @ weights["cell"]["in"]
+        for _ in range(2):
+            hidden = jnp.tanh(hidden @ weights["cell"]["again"])
+        return hidden @ weights["ends"][0] @ weights["ends"][1] @ weights["last"]["w"]
+
+    model = functools.partial(network, {"cell": step, "ends": ends, "last": {"w": jnp.eye(2)}})
+    names = [row[0] for row in plan(model, SAMPLES, rules.Epsilon()).rows if row[1] == "dense"]
+    assert names == ["cell.in", "cell.again", "cell.again'", "ends.0", "ends.1", "last"]
+
+
 def newton_schulz(w, steps):
     w = w / jnp.linalg.norm(w)
     for _ in range(steps):
