@@ -456,6 +456,12 @@ CASES = {
         lambda: (lambda module: explain(lambda x: module(x)))(NNXModule()),
         r"training mode, or changes its state at .*test_bad_input.py:\d+.*BatchStat.*model.eval\(\)",
     ),
+    "Flax NNX: a module with `nnx.RNN` or `nnx.scan` inside of a function": (
+        lambda: (lambda module: explain(lambda x: module(x[:, None])[:, 0]))(
+            nnx.RNN(nnx.SimpleCell(4, 3, rngs=nnx.Rngs(0)))
+        ),
+        r"changes its state at .*different trace level.*lambda x: nnx\.clone\(model\)\(x\)",
+    ),
     "Flax Linen: batch normalisation updates its statistics": (
         lambda: explain(linen(norm=nn.BatchNorm(use_running_average=False), mutable=())),
         r"training mode.*\"mean\".*batch_stats.*use_running_average=True",
