@@ -152,8 +152,10 @@ def find_layers(graph: Graph) -> list[Layer]:
 
 def _names_of_weights(paths: Sequence[str]) -> list[str]:
     """The paths of weights without the last part, and with it where that tells several of one module apart."""
-    modules = Counter(path.rpartition(".")[0] for path in set(paths))
-    return [path if modules[module := path.rpartition(".")[0]] > 1 and module else module for path in paths]
+    different = set(paths)
+    modules = Counter(path.rpartition(".")[0] for path in different)
+    modules[""] = len(different)  # what is in no module stands beside all others
+    return [path if modules[module := path.rpartition(".")[0]] > 1 and not path.isdigit() else module for path in paths]
 
 
 def linear_operations_without_parameter(graph: Graph) -> list[Operation]:

@@ -331,11 +331,11 @@ def test_weights_of_one_module_have_names_of_their_own():
         hidden = x @ weights["cell"]["in"]
         for _ in range(2):
             hidden = jnp.tanh(hidden @ weights["cell"]["again"])
-        return hidden @ weights["ends"][0] @ weights["ends"][1] @ weights["last"]["w"]
+        return hidden @ weights["ends"][0] @ weights["ends"][1] @ weights["one"]["w"] @ weights["head"]
 
-    model = functools.partial(network, {"cell": step, "ends": ends, "last": {"w": jnp.eye(2)}})
+    model = functools.partial(network, {"cell": step, "ends": ends, "one": {"w": jnp.eye(2)}, "head": jnp.eye(2)})
     names = [row[0] for row in plan(model, SAMPLES, rules.Epsilon()).rows if row[1] == "dense"]
-    assert names == ["cell.in", "cell.again", "cell.again'", "ends.0", "ends.1", "last"]
+    assert names == ["cell.in", "cell.again", "cell.again'", "ends.0", "ends.1", "one", "head"]
 
 
 def newton_schulz(w, steps):
