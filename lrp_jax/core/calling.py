@@ -71,6 +71,9 @@ def _hint(model: Callable[..., Any], x: Any) -> str:
         return f"If the {len(x)} parts of x are arguments of their own, pass lambda x: model(*x)."
     if isinstance(x, dict) and _takes(model, **x):
         return "If the entries of x are arguments of their own, pass lambda x: model(**x)."
+    inputs = [one.name for one in getattr(model.model, "inputs", ())] if isinstance(model, KerasModel) else []
+    if len(inputs) > len(jax.tree.leaves(x)):
+        return f"The Keras model has the inputs {', '.join(inputs)}: let x be a list of them, or a dictionary by name."
     if _derives_from(model, "equinox"):
         return "An Equinox module takes one sample at a time: pass jax.vmap(model), and the samples first in x."
     return ""

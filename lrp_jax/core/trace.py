@@ -17,7 +17,7 @@ from lrp_jax.core.inference import Inference, check_choice, check_inference
 from lrp_jax.core.programs import Program, computation, take_apart
 from lrp_jax.core.reader import Input, read
 from lrp_jax.core.tokens import check_tokens, place_of_size
-from lrp_jax.errors import InputError, ModelError
+from lrp_jax.errors import InputError, LRPError, ModelError
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,14 @@ def explaining(call: TracedCall, output: Any, target: Callable[[Any], Any]) -> T
         target: A function of the value.
     """
     check_function(target, "The target", "output")
-    traced = computation(functools.partial(call_model, target), output)
+    try:
+        traced = computation(functools.partial(call_model, target), output)
+    except LRPError:
+        raise
+    except Exception as error:
+        shapes = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", output)
+        error.add_note(f"The target raised this when it was called with the model's output: {shapes}.")
+        raise
     explained = jax.tree.structure(traced.value)
     text = replace(call.text, target=traced.program, explained=explained)
     return replace(call, held_by_target=list(traced.arrays), text=text)

@@ -4,6 +4,7 @@ import builtins
 import functools
 import importlib
 import re
+import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +61,13 @@ def tensor_parallel(x):
     mesh, features = jax.sharding.AbstractMesh((2,), ("features",)), jax.P(None, "features")
     parts = lambda x, weight: jax.lax.psum(x @ weight, "features")
     return jax.shard_map(parts, mesh=mesh, in_specs=(features, jax.P("features")), out_specs=jax.P())(x, WEIGHT)
+
+
+class OfTwoInputs(keras_like.Model):
+    inputs = (types.SimpleNamespace(name="image"), types.SimpleNamespace(name="text"))
+
+    def call(self, x):
+        raise ValueError("Output with path `` is not connected to `inputs`")
 
 
 def hk_dropout(x):
@@ -310,6 +318,10 @@ CASES = {
         lambda: explain(network, target=lambda output, label: output),
         "The target .* can be called with output alone: missing .*'label'",
     ),
+    "The target raises an error": (
+        lambda: explain(lambda x: {"class": network(x)}, target=lambda output: output["box"]),
+        r"(?s)box.*target raised this when it was called with the model's output: \{'class': 'float32\[5, 3\]'\}",
+    ),
     "The target has no return": (lambda: explain(network, target=lambda output: None), "returns nothing.*return"),
     "A mask has another shape than the output": (
         lambda: explain(network, target=jnp.ones((5, 4))),
@@ -421,6 +433,10 @@ CASES = {
     "Keras: a layer that changes its state without `training`": (
         lambda: explain(keras_like.Model("network", keras_like.BatchNorm("norm", np.zeros(4), asks=False))),
         r"network changes its state .*training=False: norm\.moving_mean",
+    ),
+    "Keras: fewer inputs than the model has": (
+        lambda: explain(OfTwoInputs("network", keras_like.Dense("dense", WEIGHT))),
+        r"(?s)not connected.*The Keras model has the inputs image, text: let x be a list of them",
     ),
     "Flax Linen: a module without its variables": (
         lambda: explain(nn.Dense(3)),
