@@ -65,10 +65,15 @@ def _hint(model: Callable[..., Any], x: Any) -> str:
     first = next(iter(_signature(model).parameters), "")
     if first in {"params", "parameters", "variables"}:
         return f"Its first argument, {first}, stands for its parameters. {_PASS_PARAMETERS}."
+    if first == "rng":
+        return "Its first argument, rng, is a key: functools.partial(network.apply, params, None), if it draws nothing."
     if isinstance(x, tuple | list) and len(x) > 1 and _takes(model, *x):
         return f"If the {len(x)} parts of x are arguments of their own, pass lambda x: model(*x)."
     if isinstance(x, dict) and _takes(model, **x):
         return "If the entries of x are arguments of their own, pass lambda x: model(**x)."
+    inputs = [one.name for one in getattr(model.model, "inputs", ())] if isinstance(model, KerasModel) else []
+    if len(inputs) > len(jax.tree.leaves(x)):
+        return f"The Keras model has the inputs {', '.join(inputs)}: let x be a list of them, or a dictionary by name."
     if _derives_from(model, "equinox"):
         return "An Equinox module takes one sample at a time: pass jax.vmap(model), and the samples first in x."
     return ""
@@ -104,8 +109,16 @@ _ONLY_BOUND = "only accessible from inside 'init' or 'apply'"
 _UNBOUND = {"CallCompactUnboundModuleError", "CallSetupUnboundModuleError"}
 _NO_HASH = "__hash__ on modules that hold variables"
 _LACKS_COLLECTION = {"ScopeCollectionNotFound", "ApplyScopeInvalidVariablesTypeError"}
-# Errors of Flax that say the same: a module writes to its variables, or dropout asks for a key.
-_CHANGES_STATE = {"TraceContextError", "ModifyScopeVariableError", "InvalidRngError"}
+# Errors of Flax and Haiku that say the same: a module writes to its variables, or dropout asks for a key.
+_CHANGES_STATE = {"TraceContextError", "ModifyScopeVariableError", "InvalidRngError", "MissingRNGError"}
+# What Flax NNX says, in errors of several kinds, of a module that a transformation of its own would write to.
+_OTHER_LEVEL = "different trace level"
+_COPY_OF_NNX = (
+    " If it is in inference mode, it is a module of Flax NNX that runs nnx.scan, nnx.vmap or nnx.jit, as nnx.RNN does, "
+    "and is read from a variable of the function. Pass the module itself, or a copy: lambda x: nnx.clone(model)(x)."
+)
+# What Equinox says where dropout asks for a key.
+_LACKS_KEY = "requires a key when running in non-deterministic mode"
 
 
 def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -132,8 +145,8 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         raise refusal from error
     if changed := _changed_numbers(before, model, copied):
         raise ModelError(
-            f"The model changes its state while it runs: {', '.join(changed)}. It is in training mode, or keeps a "
-            f"cache. {HOW_TO_SWITCH}."
+            f"The model changes its state while it runs: {', '.join(changed)}. It is in training mode, keeps a "
+            f"cache, or is called by nnx.jit, which you can leave out. {HOW_TO_SWITCH}."
         )
     for leaf in jax.tree.leaves(value):
         if not is_array_like(leaf):
@@ -156,9 +169,11 @@ def _refusal(model: Callable[..., Any], error: Exception) -> ModelError | None:
             "jax.lax.cond, jax.lax.scan or jnp."
         )
     kind = type(error).__name__
-    if kind in _CHANGES_STATE:
+    copy = _COPY_OF_NNX if _OTHER_LEVEL in str(error) else ""
+    if kind in _CHANGES_STATE or _LACKS_KEY in str(error) or copy:
         return ModelError(
-            f"The model is in training mode, or changes its state{_line_of(error)}: {error}. {HOW_TO_SWITCH}."
+            f"The model is in training mode, or changes its state{_line_of(error)}: "
+            f"{str(error).partition(', got')[0].rstrip('.')}. {HOW_TO_SWITCH}.{copy}"
         )
     if kind in _UNBOUND or _ONLY_BOUND in str(error) or _is_unbound(model):
         return ModelError(

@@ -205,6 +205,9 @@ def _parts_of_instance(value: Any) -> _Parts:
         for slot in (slots,) if isinstance(slots, str) else slots:
             if hasattr(value, slot):
                 attributes.setdefault(slot, getattr(value, slot))
+        for name, held in () if _is_closed(cls) else cls.__dict__.items():
+            if isinstance(held, np.ndarray | jax.Array | dict | list | tuple):
+                attributes.setdefault(name, held)
     yield from (((name,), held) for name, held in attributes.items())
     if dataclasses.is_dataclass(value) or callable(value):
         yield from (((), cls) for cls in type(value).__mro__)

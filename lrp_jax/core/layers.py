@@ -1,6 +1,7 @@
 """Layers: a linear operation with one live operand, and the constant affine operations that follow it."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -23,8 +24,9 @@ class Layer:
     A layer whose output is read in several places is one for each of them, with the affine operations on the way there.
 
     Attributes:
-        name: The path of its weight in the model or among the arguments, without the weight's own name, such as
-            "blocks.0.conv"; the module path that the program carries, or a number, where the weight has none.
+        name: The path of its weight in the model or among the arguments, such as "blocks.0.conv". The weight's own name
+            is a part of it where several of a module are weights, as in "lstm.weight_hh". The module path that the
+            program carries, or a number, where the weight has no path.
         kind: "dense" (a `dot_general`), "conv" (a `conv_general_dilated`) or "ragged" (a `ragged_dot_general`).
         index: Its position among the layers, from 0, in the order in which the function runs them.
         count: How many layers there are.
@@ -117,13 +119,14 @@ def find_layers(graph: Graph) -> list[Layer]:
     """
     near_input = {value for value in (*graph.inputs, *graph.embeddings) if graph.is_live(value)}
     found = list(_find_heads(graph, near_input))
+    given = _names_of_weights([inner.name_of(weight) for inner, _, weight, _ in found])
     layers: list[Layer] = []
     taken: set[str] = set()
     for index, (inner, head, weight, reads_input) in enumerate(found):
         x, *others = (value for value in head.inputs if value != weight)
         (output,) = head.outputs
         kind = KINDS[head.name].name
-        name = inner.name_of(weight).rpartition(".")[0] or head.module or f"{kind}_{index}"
+        name = given[index] or head.module or f"{kind}_{index}"
         while name in taken:
             name += "'"
         taken.add(name)
@@ -145,6 +148,14 @@ def find_layers(graph: Graph) -> list[Layer]:
             )
         )
     return layers
+
+
+def _names_of_weights(paths: Sequence[str]) -> list[str]:
+    """The paths of weights without the last part, and with it where that tells several of one module apart."""
+    different = set(paths)
+    modules = Counter(path.rpartition(".")[0] for path in different)
+    modules[""] = len(different)  # what is in no module stands beside all others
+    return [path if modules[module := path.rpartition(".")[0]] > 1 and not path.isdigit() else module for path in paths]
 
 
 def linear_operations_without_parameter(graph: Graph) -> list[Operation]:

@@ -295,7 +295,14 @@ ROWS: Sequence[tuple[str, Primitive]] = (
     ("psum_invariant", Primitive(proportional, _SPLIT, bounds=ranges.total)),
     (
         "scatter-add",
-        Primitive(proportional, _SPLIT, Family.WRITE, ranges.total, data=_FIRST_AND_THIRD, samples=samples.SCATTER),
+        Primitive(
+            proportional,
+            _SPLIT,
+            Family.WRITE | Family.SUM,
+            ranges.total,
+            data=_FIRST_AND_THIRD,
+            samples=samples.SCATTER,
+        ),
     ),
     ("complex conj fft imag real", Primitive(proportional, _SPLIT)),
     ("reduce_prod", _product_of_elements(Family.REDUCTION)),

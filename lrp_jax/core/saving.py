@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax import treatments
+from lrp_jax.core.arguments import as_path
 from lrp_jax.core.equations import Mark
 from lrp_jax.core.forms import Form
 from lrp_jax.errors import InputError, StoreError
@@ -57,7 +58,7 @@ class Saved:
         Raises:
             InputError: If something in it cannot be written: a rule, a selector or a treatment of your own, a random
                 key, a value that is traced, a class of another library.
-            StoreError: If the path cannot be written.
+            StoreError: If the path is none, or cannot be written.
         """
         _write(self, path)
 
@@ -77,7 +78,7 @@ class Saved:
         loaded = _read(path)
         if not isinstance(loaded, cls):
             kind = type(loaded).__name__
-            raise StoreError(f"{os.fspath(path)!r} holds a {kind}, and no {cls.__name__}: call {kind}.load.")
+            raise StoreError(f"{str(path)!r} holds a {kind}, and no {cls.__name__}: call {kind}.load.")
         return loaded
 
 
@@ -86,7 +87,7 @@ def _write(whole: Saved, path: str | os.PathLike[str]) -> None:
     arrays: dict[str, np.ndarray] = {}
     described = _describe(whole, type(whole).__name__, arrays)
     structure = json.dumps({"lrp_jax": _FORMAT, "content": described})
-    path = Path(path)
+    path = as_path(path, "path", StoreError)
     try:
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as folder:
             complete = Path(folder) / path.name
@@ -99,19 +100,20 @@ def _write(whole: Saved, path: str | os.PathLike[str]) -> None:
 
 def _read(path: str | os.PathLike[str]) -> Any:
     """Reads what `_write` has written."""
+    path = as_path(path, "path", StoreError)
     try:
         with np.load(path, allow_pickle=False) as archive:
             described = json.loads(archive["structure"].item())
             version = described["lrp_jax"]
             whole = _restored(described["content"], archive) if version <= _FORMAT else None
     except FileNotFoundError as error:
-        raise StoreError(f"There is no file {os.fspath(path)!r}.") from error
+        raise StoreError(f"There is no file {str(path)!r}.") from error
     except (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise StoreError(
-            f"{os.fspath(path)!r} is no file that save has written, or is damaged. Restore it, or explain again."
+            f"{str(path)!r} is no file that save has written, or is damaged. Restore it, or explain again."
         ) from error
     if version > _FORMAT:
-        raise StoreError(f"{os.fspath(path)!r} was written by a later version of lrp_jax. Install that one.")
+        raise StoreError(f"{str(path)!r} was written by a later version of lrp_jax. Install that one.")
     return whole
 
 

@@ -17,7 +17,7 @@ from lrp_jax.core.inference import Inference, check_choice, check_inference
 from lrp_jax.core.programs import Program, computation, take_apart
 from lrp_jax.core.reader import Input, read
 from lrp_jax.core.tokens import check_tokens, place_of_size
-from lrp_jax.errors import InputError, ModelError
+from lrp_jax.errors import InputError, LRPError, ModelError
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,14 @@ def explaining(call: TracedCall, output: Any, target: Callable[[Any], Any]) -> T
         target: A function of the value.
     """
     check_function(target, "The target", "output")
-    traced = computation(functools.partial(call_model, target), output)
+    try:
+        traced = computation(functools.partial(call_model, target), output)
+    except LRPError:
+        raise
+    except Exception as error:
+        shapes = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", output)
+        error.add_note(f"The target raised this when it was called with the model's output: {shapes}.")
+        raise
     explained = jax.tree.structure(traced.value)
     text = replace(call.text, target=traced.program, explained=explained)
     return replace(call, held_by_target=list(traced.arrays), text=text)
@@ -294,9 +301,10 @@ def check_dtype(leaf: Any, *, tokens: bool = False) -> None:
         )
     dtype = leaf.dtype if is_array(leaf) else jnp.result_type(leaf)
     if not (jnp.issubdtype(dtype, jnp.floating) or (tokens and jnp.issubdtype(dtype, jnp.integer))):
+        mask = " A mask stays outside of it, as in lambda x: model(x, mask)." if dtype == jnp.bool_ else ""
         raise InputError(
             f"The explained argument holds {dtype} values, and relevance needs real floating-point "
-            "numbers. Convert it first, for example with x.astype('float32')."
+            f"numbers. Convert it first, for example with x.astype('float32').{mask}"
         )
 
 

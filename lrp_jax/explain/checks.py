@@ -45,12 +45,17 @@ def number_of_samples(x: Any, *, has_values: bool = True) -> int:
             check_has_values(leaf)
         if leaf.ndim == 0:
             raise InputError(f"{name} has no dimension for the samples. Pass x[None] for one sample.")
-    samples = {leaf.shape[0] for _, leaf in with_paths}
+    samples = {f"x{jax.tree_util.keystr(path)}": leaf.shape[0] for path, leaf in with_paths}
     if not samples:
         raise InputError("x holds no array: there is nothing to explain.")
-    if len(samples) > 1:
-        raise InputError(f"The arrays of x need the samples in their first dimension, but these differ: {samples}.")
-    return samples.pop()
+    if len(set(samples.values())) > 1:
+        differing = ", ".join(f"{number} in {name}" for name, number in samples.items())
+        raise InputError(
+            f"The arrays of x need the samples in their first dimension, but their numbers differ: {differing}. If x "
+            "is one sample of several arrays, as a graph is, give each a first dimension: x = jax.tree.map(lambda "
+            "array: array[None], x), and pass jax.vmap(model)."
+        )
+    return next(iter(samples.values()))
 
 
 @jax.tree_util.register_dataclass

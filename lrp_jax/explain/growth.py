@@ -1,5 +1,6 @@
 """How much relevance there is at the input for each unit that it started from: too much, or next to nothing."""
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Sequence
@@ -8,13 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrp_jax.composites import Composite
 from lrp_jax.core.forms import Form
 from lrp_jax.core.planner import make_plan
 from lrp_jax.core.trace import TracedCall
 from lrp_jax.errors import LRPWarning
-from lrp_jax.explain.accounts import keep_account, path_of
+from lrp_jax.explain.accounts import Account, keep_account, path_of
 from lrp_jax.explain.targets import seed_of, values_of_samples
 from lrp_jax.rules import Flat, WSquare
 
@@ -34,7 +36,8 @@ class Flow:
         explained: The explained output, in which relevance starts; one number for all samples if it has no dimension
             for them.
         arrived: The absolute relevance of the input.
-        growth: That for each unit of the explained output, or of absolute relevance at the last layer if that is more.
+        growth: That for each unit of the explained output, or of absolute relevance at the last layer if that is more;
+            that of all samples together if relevance went from one to another.
     """
 
     explained: jax.Array
@@ -62,7 +65,10 @@ def flow_of(samples: int, started: Sequence[jax.Array], at_last_layer: Sequence[
     end = functools.reduce(jnp.add, [total(jnp.abs(leaf)) for leaf in jax.tree.leaves(relevance)])
     parts = [total(array) if all(map(is_by_sample, started)) else array.sum()[None] for array in started]
     explained = functools.reduce(jnp.add, parts)
-    growth = jnp.where(end == 0, 0, end / jnp.where(start == 0, jnp.finfo(end.dtype).tiny, start))
+    # What has relevance without an explained output has it from other samples, as the nodes of a graph do.
+    are_mixed = jnp.any((start == 0) & (end > 0)) & (start.size > 1)
+    arrived, started_from = (jnp.where(are_mixed, array.sum(), array) for array in (end, start))
+    growth = jnp.where(arrived == 0, 0, arrived / jnp.where(started_from == 0, jnp.finfo(end.dtype).tiny, started_from))
     return Flow(explained, end, growth)
 
 
@@ -133,7 +139,7 @@ def report_flow(
     if flow is None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(flow)):
         return
     if not all(float(total.growth) <= MOST_GROWTH for total in totals):
-        _report_growth(call_of, x, kind, values, composite, flow.growth)
+        _report_growth(call_of, x, kind, values, composite, flow)
     if is_whole:
         report_loss(composite, totals)
 
@@ -169,20 +175,18 @@ def _report_growth(
     kind: str,
     values: Any,
     composite: Composite,
-    growth: jax.Array,
+    flow: Flow,
 ) -> None:
     """Warns of relevance that explodes, and says where."""
-    growth = jnp.where(jnp.isfinite(growth), growth, 0)  # what is infinite has a warning of its own
+    growth = jnp.where(jnp.isfinite(flow.growth), flow.growth, 0)  # what is infinite has a warning of its own
     if growth.max(initial=0) <= MOST_GROWTH:
         return
     place = jnp.unravel_index(growth.argmax(), growth.shape)
     sample = int(place[-1])
     if kind == "all":
         kind, values = "index", jnp.full(growth.shape[-1], place[0])
-    traced = call_of(jax.tree.map(lambda leaf: leaf[sample : sample + 1], x)).read()
-    chosen = None if values is None else values_of_samples(values, slice(sample, sample + 1))
-    plan = make_plan(traced.graph, composite)
-    account = keep_account(traced, plan, lambda explained: seed_of(kind, chosen, explained))
+    explained = jnp.broadcast_to(flow.explained, growth.shape)[place]
+    account = _account_of(sample, float(explained), call_of, x, kind, values, composite)
     kept = max(abs(sum(entry.bias for entry in account.entries)), abs(sum(e.constants for e in account.entries)))
     arrived = account.entries[-1].moved_on if account.entries else 0.0
     if arrived <= MOST_GROWTH * max(abs(account.explained), kept):
@@ -196,3 +200,35 @@ def _report_growth(
         LRPWarning,
         stacklevel=4,
     )
+
+
+def _account_of(
+    sample: int,
+    explained: float,
+    call_of: Callable[[Any], TracedCall],
+    x: Any,
+    kind: str,
+    values: Any,
+    composite: Composite,
+) -> Account:
+    """Where the relevance goes that starts in one sample. It is explained alone, if it is the same alone."""
+
+    def account_of(x: Any, seed: Callable[[Any], Any]) -> Account:
+        traced = call_of(x).read()
+        return keep_account(traced, make_plan(traced.graph, composite), seed)
+
+    def seed_in_batch(explained: Any) -> Any:
+        return jax.tree.map(lambda seed: _only(sample, seed), seed_of(kind, values, explained))
+
+    chosen = None if values is None else values_of_samples(values, slice(sample, sample + 1))
+    with contextlib.suppress(Exception):  # whatever a model says that is made for this number of samples
+        alone = jax.tree.map(lambda leaf: leaf[sample : sample + 1], x)
+        account = account_of(alone, functools.partial(seed_of, kind, chosen))
+        if np.isclose(account.explained, explained, rtol=1e-3, atol=0):
+            return account
+    return account_of(x, seed_in_batch)
+
+
+def _only(sample: int, seed: jax.Array) -> jax.Array:
+    """The part of a seed that is that of one sample."""
+    return jnp.zeros_like(seed).at[sample].set(seed[sample]) if seed.ndim else seed

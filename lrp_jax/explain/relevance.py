@@ -40,8 +40,9 @@ class Explanation(Shown, Saved):
         x: The input.
         rules: The composite by which relevance was propagated.
         growth: For every sample, the absolute relevance of the input divided by the explained output, or by the
-            absolute relevance at the last layer if that is more. None for a modified gradient. Above 1,000 there is a
-            warning, unless constants and biases kept as much.
+            absolute relevance at the last layer if that is more. If relevance went from one sample to another, as among
+            the nodes of a graph, that of all together. None for a modified gradient. Above 1,000 there is a warning,
+            unless constants and biases kept as much.
         explained: For every sample, the explained output, with which relevance starts. With the target "all" there is a
             first dimension for the classes. None for a modified gradient. If less than 5 % of it arrives at the input,
             there is a warning.

@@ -111,10 +111,13 @@ def _shape_of(output: Any) -> tuple[int, ...]:
             "Explain what comes before an argmax or a comparison, such as the logits."
         )
     if not hasattr(output, "shape"):
+        paths = [(jax.tree_util.keystr(path), leaf.ndim) for path, leaf in jax.tree_util.tree_leaves_with_path(output)]
+        path, rank = next((entry for entry in paths if entry[1] == 2), paths[0] if paths else ("['logits']", 2))
+        entry = path + "[:, 0]" * (rank == 2)
         raise InputError(
             "A target of this kind needs one array as output, such as (samples, classes), but the model returns "
-            f"{jax.tree.map(lambda leaf: leaf.shape, output)}. Pass a function of the output that returns what is to "
-            "be explained, such as lambda output: output['logits']."
+            f"{jax.tree.map(lambda leaf: leaf.shape, output)}. Explain one of them, as in lambda x: model(x){path}, or "
+            f"pass a function of the output that returns what is to be explained, such as lambda output: output{entry}."
         )
     return output.shape
 

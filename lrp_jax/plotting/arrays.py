@@ -146,7 +146,7 @@ def as_pictures(images: ArrayLike, name: str, shape: str, channel_axis: int | No
         channel_axis: As in `channels_last`, where it cannot be told: a photograph may have its channels last, and the
             relevance of the model's input first.
     """
-    array = finite(images, name)
+    array = finite(_in_colours(images), name)
     dimensions = shape.count(",") + 1
     is_coloured = array.ndim == dimensions + 1
     if is_coloured and (channel_axis is not None or {array.shape[-3], array.shape[-1]} & set(NUMBERS_OF_CHANNELS)):
@@ -155,7 +155,9 @@ def as_pictures(images: ArrayLike, name: str, shape: str, channel_axis: int | No
         array = channels_last(array, name, asked if fits is None else fits)
     if not (array.ndim == dimensions or (is_coloured and array.shape[-1] in NUMBERS_OF_CHANNELS)):
         wanted = f"{shape}, or with 1 or 3 channels C {shape[:-1]}, C) or {shape[:-5]}C, H, W)"
-        raise ArrayError(f"{name} needs the shape {wanted}, but has {array.shape}.")
+        colours = " Of a picture with transparency, pass the colours: picture[..., :3]."
+        hint = colours if is_coloured and array.shape[-1] == 4 else ""
+        raise ArrayError(f"{name} needs the shape {wanted}, but has {array.shape}.{hint}")
     _check_pixels(array.shape[dimensions - 2 : dimensions], name)
     low, high = float(array.min(initial=0)), float(array.max(initial=0))
     if array.dtype != np.uint8 and not 0 <= low <= high <= 1:
@@ -166,6 +168,13 @@ def as_pictures(images: ArrayLike, name: str, shape: str, channel_axis: int | No
             stacklevel=3,
         )
     return array
+
+
+def _in_colours(picture: Any) -> Any:
+    """A picture of Pillow with palette, transparency or printing colours in red, green and blue; else as it is."""
+    convert, mode = getattr(picture, "convert", None), getattr(picture, "mode", "")
+    is_other = isinstance(mode, str) and mode in {"1", "P", "PA", "LA", "La", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
+    return convert("RGB") if callable(convert) and is_other else picture
 
 
 def _check_pixels(size: Sequence[int], name: str) -> None:

@@ -488,6 +488,17 @@ def guarded_softmax(x, axis=-1, eps=1e-12):
     return e / (e.sum(axis, keepdims=True) + eps)
 
 
+def softmax_of_segments(x, segments, number):
+    """As in a graph, where the edges that end at one node share a softmax."""
+    e = jnp.exp(x - jax.ops.segment_max(x, segments, number)[segments])
+    return e / jax.ops.segment_sum(e, segments, number)[segments]
+
+
+def softmax_of_a_segment(x):
+    e, place = jnp.exp(x), jnp.zeros(x.shape[-1], int)
+    return e / jnp.zeros((*x.shape[:-1], 1)).at[..., place].add(e)[..., place]
+
+
 SOFTMAX = {
     "jax.nn.softmax": nn.softmax,
     "by hand": lambda x: jnp.exp(x) / jnp.exp(x).sum(-1, keepdims=True),
@@ -500,6 +511,7 @@ SOFTMAX = {
     "exp2": lambda x: (lambda e: e / e.sum(-1, keepdims=True))(jnp.exp2(x / np.log(2))),
     "where everywhere": lambda x: nn.softmax(x, where=jnp.ones(x.shape, bool)),
     "under jit": jax.jit(lambda x: nn.softmax(x)),
+    "sum of a segment": softmax_of_a_segment,
     "product of matrices as sum": lambda x: jnp.exp(x) / (jnp.exp(x) @ jnp.ones((x.shape[-1], 1))),
 }
 
@@ -552,6 +564,10 @@ OF_SOFTMAX = {
     "masked by where": (
         lambda x: nn.softmax(jnp.where(jnp.array([True, True, False]), x, -jnp.inf)) @ V,
         np.append(by_jacobian(Z[:2], softmax(Z[:2]), V[:2]), 0.0),
+    ),
+    "of two segments": (
+        lambda x: softmax_of_segments(x, np.array([0, 1, 0]), 2) @ V,
+        by_jacobian(Z[[0, 2]], softmax(Z[[0, 2]]), V[[0, 2]]) @ np.eye(3)[[0, 2]],
     ),
     "masked by a product": (
         lambda x: (lambda e: e / e.sum())(jnp.exp(x) * jnp.array([1.0, 1.0, 0.0])) @ V,

@@ -16,6 +16,16 @@ JAX_WEIGHT = jnp.ones((2, 3))
 X = jnp.ones((1, 2))
 
 
+class Fitted:
+    """As the models of scikit-learn, it can be called by a method alone; the arrays are those of its class."""
+
+    coefficients = np.array([[0.25, 0.5], [2.0, 4.0]])
+    layers = ({"kernel": np.full((2, 3), 0.7)},)
+
+    def predict(self, x):
+        return x @ self.coefficients @ self.layers[0]["kernel"]
+
+
 class Part:
     scale = np.array([2.0, 3.0])
 
@@ -31,7 +41,7 @@ def found(function):
     return sorted(zip(map(np.shape, arrays), held_arrays.find(function, arrays), strict=True))
 
 
-part, box = Part(), {"encoder": {"kernel": jnp.ones((2, 3))}}
+part, fitted, box = Part(), Fitted(), {"encoder": {"kernel": jnp.ones((2, 3))}}
 decorated = functools.wraps(part)(lambda x: part(x))
 
 CASES = {
@@ -47,7 +57,15 @@ CASES = {
     "NumPy that the function makes": (lambda x: x @ np.eye(2, 3), [((2, 3), ("", False))]),
     "attributes of an object and of its class": (
         part,
-        [((2,), ("", True)), ((2, 3), ("kernels.0", True)), ((3, 1), ("kernels.1", True))],
+        [((2,), ("scale", True)), ((2, 3), ("kernels.0", True)), ((3, 1), ("kernels.1", True))],
+    ),
+    "attributes of the class of an object that has a method": (
+        Fitted().predict,
+        [((2, 2), ("coefficients", True)), ((2, 3), ("layers.0.kernel", True))],
+    ),
+    "the same, of an object in a variable": (
+        lambda x: fitted.predict(x),
+        [((2, 2), ("coefficients", True)), ((2, 3), ("layers.0.kernel", True))],
     ),
     "behind jit and vmap": (
         jax.jit(jax.vmap(lambda x: x @ box["encoder"]["kernel"])),
@@ -55,7 +73,7 @@ CASES = {
     ),
     "behind a decorator": (
         decorated,
-        [((2,), ("", True)), ((2, 3), ("kernels.0", True)), ((3, 1), ("kernels.1", True))],
+        [((2,), ("scale", True)), ((2, 3), ("kernels.0", True)), ((3, 1), ("kernels.1", True))],
     ),
     "in a function in the function": (
         lambda x: (lambda y: jax.jit(lambda z: z @ box["encoder"]["kernel"])(y))(x),

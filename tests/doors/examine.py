@@ -78,9 +78,15 @@ def _answers(model: architectures.Model) -> dict[str, Any]:
         "value": same("output", model.value, 1e-4),
         "finite": bool(np.isfinite(explanation.relevance).all() and np.any(explanation.relevance)),
         "ledger": bool(abs(book.unaccounted) <= 1e-4 * max(abs(row.arrived) for row in book.rows)),
-        "names": all(name.rstrip("'") in model.layers for name in names),
+        "names": all(not model.layers.isdisjoint(_names_of_module(name)) for name in names),
     }
     return found | {"layers": len(names), "arrived": float(book.inputs / book.explained)}
+
+
+def _names_of_module(layer: str) -> tuple[str, str]:
+    """What the module of a layer may be called: as the layer, or without the name of one of several weights."""
+    name = layer.rstrip("'")
+    return name, name.rpartition(".")[0]
 
 
 def _rounded(x: Any) -> Any:

@@ -180,6 +180,13 @@ AXES = Figure().subplots()
 MAP = np.float32([[0.5, -2.0], [0.0, 1.0]])
 LAYER = {"w": np.float32([[1], [-1]]), "b": np.float32([0]), "relevance": np.float32([6])}
 
+
+def loaded(path):
+    """What is read from a file that is there, if its name is right."""
+    rules.Zero().save("rule.npz")
+    return rules.Zero.load(path)
+
+
 # By name: a function, and arguments that are right.
 DOORS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "relevance": (relevance, EXPLAINED),
@@ -307,6 +314,8 @@ DOORS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         {"classes": ["a", "b", "c"], "tokens": ["so", "it", "is", "."], "channel_axis": None, "samples": [1]},
     ),
     "to_png": (relevance(network, X, 0, rules.Zero()).to_png, {"path": "file.png", "classes": None, "samples": None}),
+    "save": (relevance(network, X, 0, rules.Zero()).save, {"path": "file.npz"}),
+    "load": (loaded, {"path": "rule.npz"}),
     "summary": (relevance(network, X, 0, rules.Zero()).summary, {"classes": ["a", "b", "c"]}),
     "mark.gate": (mark.gate, {"x": X}),
     "mark.piece": (

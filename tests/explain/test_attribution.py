@@ -324,6 +324,20 @@ def test_parameters_among_the_arguments_have_the_names_of_those_that_are_held():
     jax.eval_shape(jax.grad(lambda x: explained(x)[:, 0].sum()), SAMPLES)
 
 
+def test_weights_of_one_module_have_names_of_their_own():
+    step, ends = {"in": LOW, "again": jnp.eye(6)}, [HIGH, jnp.eye(2)]
+
+    def network(weights, x):
+        hidden = x @ weights["cell"]["in"]
+        for _ in range(2):
+            hidden = jnp.tanh(hidden @ weights["cell"]["again"])
+        return hidden @ weights["ends"][0] @ weights["ends"][1] @ weights["one"]["w"] @ weights["head"]
+
+    model = functools.partial(network, {"cell": step, "ends": ends, "one": {"w": jnp.eye(2)}, "head": jnp.eye(2)})
+    names = [row[0] for row in plan(model, SAMPLES, rules.Epsilon()).rows if row[1] == "dense"]
+    assert names == ["cell.in", "cell.again", "cell.again'", "ends.0", "ends.1", "one", "head"]
+
+
 def newton_schulz(w, steps):
     w = w / jnp.linalg.norm(w)
     for _ in range(steps):
@@ -699,6 +713,27 @@ def test_relevance_that_explodes_is_reported_with_the_place(float64):
     with pytest.warns(LRPWarning, match="sample 1"):
         batched = relevance(cancelling, x, 0, rules.Zero(), batch_size=1, progress=False)
     np.testing.assert_array_equal(batched.growth, explanation.growth)
+
+
+NEIGHBOURS = jnp.array([[0.0, 1.0], [1.0, 0.0]])
+
+
+@pytest.mark.parametrize(("target", "growth"), [(0, [4e6, 1.0]), (jnp.eye(2)[:, :1], [2e6, 2e6])], ids=["all", "one"])
+def test_relevance_that_explodes_in_a_graph_whose_nodes_are_no_samples(float64, target, growth):
+    # Each node reads the other one. The first has z = 1e-6 and hands on (1, -1 + 1e-6), the second 3 - 1.
+    nodes = jnp.array([[3.0, 1.0], [1.0, 1.0]])
+    with pytest.warns(LRPWarning, match=r"sample 0 has \de\+06 times.*dense_1 \(dense\), where it grows 2e\+06-fold"):
+        explanation = relevance(lambda x: cancelling(NEIGHBOURS @ x), nodes, target, rules.Zero())
+    np.testing.assert_allclose(explanation.growth, growth, rtol=1e-3)
+
+
+def test_growth_of_nodes_of_which_one_is_explained(float64):
+    # What is explained is 2, and 3 and -1 arrive, at the other node.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, nodes = lambda x: cancelling(NEIGHBOURS @ x), jnp.array([[3.0, 1.0], [1.0, 1.0]])
+        explanation = relevance(model, nodes, jnp.array([[0.0], [1.0]]), rules.Zero())
+    np.testing.assert_allclose(explanation.growth, [2.0, 2.0], rtol=1e-3)
 
 
 def test_growth_is_known_under_jit_and_silent(float64):

@@ -4,6 +4,7 @@ import builtins
 import functools
 import importlib
 import re
+import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +61,18 @@ def tensor_parallel(x):
     mesh, features = jax.sharding.AbstractMesh((2,), ("features",)), jax.P(None, "features")
     parts = lambda x, weight: jax.lax.psum(x @ weight, "features")
     return jax.shard_map(parts, mesh=mesh, in_specs=(features, jax.P("features")), out_specs=jax.P())(x, WEIGHT)
+
+
+class OfTwoInputs(keras_like.Model):
+    inputs = (types.SimpleNamespace(name="image"), types.SimpleNamespace(name="text"))
+
+    def call(self, x):
+        raise ValueError("Output with path `` is not connected to `inputs`")
+
+
+def hk_dropout(x):
+    dropout = hk.transform(lambda x: hk.dropout(hk.next_rng_key(), 0.5, x @ WEIGHT))
+    return dropout.apply({}, None, x)
 
 
 def with_parameters(parameters, x):
@@ -250,14 +263,17 @@ CASES = {
     ),
     "The arrays of `x` have different numbers of samples": (
         lambda: explain(lambda x: network(x["a"]), {"a": X, "b": X[:2]}),
-        r"first dimension, but these differ: \{2, 5\}",
+        r"their numbers differ: 5 in x\['a'\], 2 in x\['b'\].*array\[None\], x\), and pass jax\.vmap\(model\)",
     ),
     "`x` holds integers that are not looked up in an embedding, or whose size meets a live value": (
         lambda: explain(network, jnp.ones((5, 4), jnp.uint8)),
         r"embedding.*astype\('float32'\)",
     ),
     "`x` holds complex numbers": (lambda: explain(network, X + 1j), r"complex64"),
-    "`x` holds truth values": (lambda: explain(network, X > 0), r"bool.*astype\('float32'\)"),
+    "`x` holds truth values": (
+        lambda: explain(network, X > 0),
+        r"bool.*astype\('float32'\)\. A mask stays outside .*lambda x: model\(x, mask\)",
+    ),
     "`x` is a list of numbers, not an array": (
         lambda: explain(network, [[1.0, 2.0, 3.0, 4.0]]),
         r"x\[0\]\[0\] is no array of numbers, but a float. Pass jnp.asarray\(x\)",
@@ -301,6 +317,10 @@ CASES = {
     "The target does not take exactly one argument": (
         lambda: explain(network, target=lambda output, label: output),
         "The target .* can be called with output alone: missing .*'label'",
+    ),
+    "The target raises an error": (
+        lambda: explain(lambda x: {"class": network(x)}, target=lambda output: output["box"]),
+        r"(?s)box.*target raised this when it was called with the model's output: \{'class': 'float32\[5, 3\]'\}",
     ),
     "The target has no return": (lambda: explain(network, target=lambda output: None), "returns nothing.*return"),
     "A mask has another shape than the output": (
@@ -390,6 +410,10 @@ CASES = {
         lambda: explain(hk.transform(lambda x: hk.Linear(3)(x)).apply),
         r"missing.*'rng'\. Its first argument, params, .*functools\.partial\(network\.apply, params\), with None",
     ),
+    "It is an `apply` of Haiku that lacks the key": (
+        lambda: explain(functools.partial(hk.transform(lambda x: hk.Linear(3)(x)).apply, {})),
+        r"missing.*'x'\. Its first argument, rng, is a key: functools\.partial\(network\.apply, params, None\)",
+    ),
     "`x` is a tuple, and the model takes several arguments": (
         lambda: relevance(lambda x, y: x @ WEIGHT + y, (X, X[:, :3])),
         r"missing.*'y'\. If the 2 parts of x .*lambda x: model\(\*x\)",
@@ -410,6 +434,10 @@ CASES = {
         lambda: explain(keras_like.Model("network", keras_like.BatchNorm("norm", np.zeros(4), asks=False))),
         r"network changes its state .*training=False: norm\.moving_mean",
     ),
+    "Keras: fewer inputs than the model has": (
+        lambda: explain(OfTwoInputs("network", keras_like.Dense("dense", WEIGHT))),
+        r"(?s)not connected.*The Keras model has the inputs image, text: let x be a list of them",
+    ),
     "Flax Linen: a module without its variables": (
         lambda: explain(nn.Dense(3)),
         r"Linen module without its variables\. Pass functools\.partial\(module\.apply, variables\)",
@@ -427,6 +455,10 @@ CASES = {
         "The model .*: missing a required argument: 'x'",
     ),
     "It returns something that is not an array": (lambda: explain(lambda x: (network(x), "cat")), "returns a str"),
+    "It returns several arrays": (
+        lambda: explain(lambda x: {"box": x.sum(1), "class": network(x)}),
+        r"'class': \(5, 3\).*lambda x: model\(x\)\['class'\], .*lambda output: output\['class'\]\[:, 0\]",
+    ),
     "It returns no classes": (lambda: explain(lambda x: x @ WEIGHT[:, :0]), r"no classes, but \(5, 0\)"),
     "Flax NNX: batch normalisation in training mode": (
         lambda: explain(NNXModule()),
@@ -439,6 +471,12 @@ CASES = {
     "Flax NNX: a module in training mode inside of a function": (
         lambda: (lambda module: explain(lambda x: module(x)))(NNXModule()),
         r"training mode, or changes its state at .*test_bad_input.py:\d+.*BatchStat.*model.eval\(\)",
+    ),
+    "Flax NNX: a module with `nnx.RNN` or `nnx.scan` inside of a function": (
+        lambda: (lambda module: explain(lambda x: module(x[:, None])[:, 0]))(
+            nnx.RNN(nnx.SimpleCell(4, 3, rngs=nnx.Rngs(0)))
+        ),
+        r"changes its state at .*different trace level.*lambda x: nnx\.clone\(model\)\(x\)",
     ),
     "Flax Linen: batch normalisation updates its statistics": (
         lambda: explain(linen(norm=nn.BatchNorm(use_running_average=False), mutable=())),
@@ -464,9 +502,17 @@ CASES = {
         lambda: explain(equinox(rate=0.5, norm_inference=True)),
         r"dropout is active.*inference_mode\(model\)",
     ),
+    "Equinox: dropout without a key": (
+        lambda: explain(jax.vmap(eqx.nn.Sequential([eqx.nn.Linear(4, 3, key=KEY), eqx.nn.Dropout(0.5)]))),
+        r"training mode.*requires a key.* mode\. Switch.*eqx\.nn\.inference_mode\(model\)",
+    ),
     "Haiku: batch normalisation in training mode": (
         lambda: explain(haiku(True)),
         r"statistics of this batch.*is_training=False",
+    ),
+    "Haiku: dropout without a key": (
+        lambda: explain(hk_dropout),
+        r"training mode.*non-None PRNGKey.*is_training=False for Haiku",
     ),
     "A mask or noise is drawn in it, and multiplies": (
         lambda: explain(lambda x: x * jnp.floor(0.5 + jax.random.uniform(jax.random.key(0), x.shape)) @ WEIGHT),

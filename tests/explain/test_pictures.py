@@ -103,6 +103,21 @@ def test_overlay_of_a_photograph_has_a_percentile_as_limit_and_may_be_in_colour(
         overlay(photograph, values, background="grey")
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "P", "CMYK", "LA", "1"])
+def test_photograph_in_another_mode_of_pillow_is_drawn_in_its_colours(mode):
+    # Black, white, blue and yellow are in every palette; the modes without colours have their greys.
+    colours = np.array([[[0, 0, 0], [255, 255, 255]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
+    photograph = Image.fromarray(colours).convert(mode)
+    overlay(photograph, np.ones((2, 2)), ax := Figure().subplots(), background="colour")
+    expected = colours if mode in {"RGBA", "P", "CMYK"} else np.asarray(photograph.convert("RGB"))
+    np.testing.assert_array_equal(ax.images[0].get_array(), expected)
+
+
+def test_array_with_transparency_is_refused_and_what_helps_is_named():
+    with pytest.raises(ArrayError, match=r"has \(4, 5, 4\)\. Of a picture with transparency.*picture\[\.\.\., :3\]"):
+        overlay(np.ones((4, 5, 4)), np.ones((4, 5)))
+
+
 @pytest.mark.parametrize("size", [(20, 30), (10, 15), (80, 120)])
 def test_map_of_another_size_is_stretched_over_its_image(size):
     drawn = overlay(np.ones((40, 60)), RANDOM.normal(size=size), ax := Figure().subplots())
