@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lrp_jax.core.shapes import falls, is_even, is_gate, needs_positive, with_positive_sign
+from lrp_jax.core.curves import falls, is_even, is_gate, needs_positive, with_positive_sign
 
 
 @np.errstate(all="ignore")
