@@ -3,7 +3,7 @@
 (millimetres) => {
   const height = (millimetres * 96) / 25.4;
   const line = 20;
-  const whole = "figure, table, .exercise, .important, .tip, .cell_input, .math";
+  const whole = "figure, table, .exercise, .important, .tip, .cell_input, div.math";
   const isText = (element) => element?.matches("p, ul, ol") && !element.textContent.trim().endsWith(":");
 
   for (const sheet of document.querySelectorAll(".sheet")) {

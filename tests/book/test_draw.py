@@ -71,10 +71,12 @@ def test_map_of_a_drawing_is_that_of_python(page, network, name):
     assert_is_that_of_python(last(page, rule=name, **{"class": 7}), network, RULES[name])
 
 
-@pytest.mark.parametrize(("slider", "rule"), [("Epsilon", rules.Epsilon), ("Gamma", rules.Gamma)])
-def test_map_follows_the_slider_and_the_class(page, network, slider, rule):
+@pytest.mark.parametrize(
+    ("slider", "name", "rule"), [("Epsilon", "LRP-ε", rules.Epsilon), ("Gamma", "LRP-γ", rules.Gamma)]
+)
+def test_map_follows_the_slider_and_the_class(page, network, slider, name, rule):
     draw(page, SEVEN)
-    page.get_by_label("Rule", exact=True).select_option(f"LRP-{slider.lower()}")
+    page.get_by_label("Rule", exact=True).select_option(name)
     before = last(page, **{"class": 7})
     page.get_by_role("radio", name=re.compile(r"^\s*2(\s|$)")).check()
     page.get_by_label(slider).fill("0.5")
@@ -179,7 +181,7 @@ def test_front_page_loads_the_drawing_on_a_click(browser, network):
     assert shown_on_paper(page, "#draw-offer", "#draw") == [False, False]
     page.get_by_role("button", name="Draw a digit here").click()
     page.wait_for_function("explained.length > 0", timeout=60_000)
-    assert_is_that_of_python(last(page, rule="LRP-gamma"), network, RULES["LRP-gamma"])
+    assert_is_that_of_python(last(page, rule="LRP-γ"), network, RULES["LRP-γ"])
     assert page.evaluate("document.activeElement.ariaLabel") == "sample digit 0"
     assert not page.locator("#draw-offer").is_visible()
     assert foreign_requests(page) == []
@@ -190,4 +192,4 @@ def test_front_page_loads_the_drawing_on_a_click(browser, network):
     )
     assert f"about {loaded / 1e6:.0f} MB" in (BUILT / "book" / "index.html").read_text()
     draw(page, SEVEN)
-    assert_is_that_of_python(last(page, rule="LRP-gamma"), network, RULES["LRP-gamma"])
+    assert_is_that_of_python(last(page, rule="LRP-γ"), network, RULES["LRP-γ"])
