@@ -46,7 +46,7 @@ def find_batch_statistics(graph: Graph, samples_first: bool) -> Operation | None
         graph: The function.
         samples_first: Whether this is known; if not, a convolution may show it, or the rank of the outputs.
     """
-    explained = [value for value in graph.inputs if graph.status[value] in (Status.LIVE, Status.TOKEN)]
+    explained = list(filter(graph.is_explained, graph.inputs))
     shapes = [graph.shapes[value].shape for value in explained]
     samples = _Samples(Moments(graph), {value: 0 for value, shape in zip(explained, shapes, strict=True) if shape})
     samples.follow()

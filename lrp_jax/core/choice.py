@@ -142,18 +142,14 @@ def check_shares(graph: Graph, operation: Operation) -> None:
     (body,), params = operation.bodies, operation.equation.params
     places = [*zip(operation.inputs, params["in_specs"], strict=True)]
     places += zip(operation.outputs, params["out_specs"], strict=True)
-    is_split = any(
-        _axes_of_dimensions(spec, axes) != [axes]
-        for value, spec in places
-        if graph.is_live(value) or graph.is_token(value)
-    )
+    is_split = any(_axes_of_dimensions(spec, axes) != [axes] for value, spec in places if graph.is_explained(value))
     between = next(
         (
             inner
             for within, inner in body.all_operations()
             if inner.name != "pvary"
             and not axes.isdisjoint(equations.axes_named(inner.equation))
-            and any(within.is_live(value) or within.is_token(value) for value in inner.inputs)
+            and any(map(within.is_explained, inner.inputs))
         ),
         None,
     )

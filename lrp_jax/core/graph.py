@@ -231,6 +231,10 @@ class Graph:
         """Whether the value is made of explained integers."""
         return self.status[value] is Status.TOKEN
 
+    def is_explained(self, value: int) -> bool:
+        """Whether relevance flows through the value, or it is made of explained integers."""
+        return self.is_live(value) or self.is_token(value)
+
     def is_constant(self, value: int) -> bool:
         """Whether the value does not depend on what is explained."""
         return self.status[value] is Status.CONSTANT

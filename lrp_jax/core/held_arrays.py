@@ -56,7 +56,7 @@ def arrays_of(holder: Any) -> Iterator[tuple[str, Any]]:
             continue
         seen[id(value)] = value  # kept, so that its identity is not given to something new
         if is_array(value):
-            yield _name(path), value
+            yield name_of_parameter(".".join(map(str, path))), value
         else:
             parts: list[Any] = []
             with contextlib.suppress(Exception):  # of an object of somebody else, which may do anything when looked at
@@ -95,10 +95,6 @@ def _search(holder: Any, wanted: Sequence[Any], is_same: Callable[[Any, Any], bo
             if i not in found and is_same(one, array):
                 found[i] = path
     return found
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return name_of_parameter(".".join(map(str, path)))
 
 
 def name_of_parameter(name: str) -> str:
@@ -182,7 +178,7 @@ def _parts_of_function(function: types.FunctionType) -> _Parts:
             if isinstance(held, types.ModuleType):
                 is_open = _package(held.__name__) not in {*_CLOSED, *sys.stdlib_module_names}
                 yield from (((), vars(held)[name]) for name in names if is_open and name in vars(held))
-            elif _is_users(function) or not callable(held):
+            elif is_of_user(function.__code__.co_filename) or not callable(held):
                 yield (), held
 
 
@@ -190,10 +186,6 @@ def _names(code: types.CodeType) -> list[str]:
     """The names of globals and attributes in a function's code and in those of the functions that it defines."""
     inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _names(constant)]
     return list(dict.fromkeys([*code.co_names, *inner]))
-
-
-def _is_users(function: types.FunctionType) -> bool:
-    return is_of_user(function.__code__.co_filename)
 
 
 def _parts_of_instance(value: Any) -> _Parts:

@@ -75,7 +75,7 @@ def propagator(
         return rebind(plan, arrays, observe, shadows)
 
     by_number = dict(zip(graph.inputs, inputs, strict=True))
-    numbers = [i for i in graph.inputs if graph.is_live(i) or graph.is_token(i)]
+    numbers = list(filter(graph.is_explained, graph.inputs))
     explained = [by_number[i] if graph.is_live(i) else shadow_of_input(by_number[i]) for i in numbers]
     shapes = [graph.shapes[probe.value] for probe in probes]
     dtypes = [float if graph.is_token(probe.value) else graph.shapes[probe.value].dtype for probe in probes]

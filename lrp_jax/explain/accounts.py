@@ -152,17 +152,13 @@ def _sums(
     also: Callable[[Any, Any], Any],
     inputs: Sequence[jax.Array],
 ) -> tuple[Any, Any]:
-    pieces = _reached(plan)
-
-    def is_followed(value: int) -> bool:
-        return plan.graph.is_live(value) or plan.graph.is_token(value)
-
+    pieces, is_explained = _reached(plan), plan.graph.is_explained
     probes = [
         Probe(piece, side, value)
         for piece in pieces
         for side, numbers in (("output", piece.outputs), ("operand", (*piece.live, *piece.constants)))
         for value in numbers
-        if is_followed(value)
+        if is_explained(value)
     ]
     outputs, propagate = propagator(plan, inputs, probes)
     returned, explained = traced.split(outputs)
@@ -172,9 +168,9 @@ def _sums(
     values = run_pieces(plan, inputs)
     rows = []
     for piece in pieces:
-        arrived = [found[id(piece), "output", value] for value in piece.outputs if is_followed(value)]
+        arrived = [found[id(piece), "output", value] for value in piece.outputs if is_explained(value)]
         operands = (*piece.live, *piece.constants)
-        passed_on = [found[id(piece), "operand", value] for value in operands if is_followed(value)]
+        passed_on = [found[id(piece), "operand", value] for value in operands if is_explained(value)]
         bias, unshared = (share(piece, arrived[0], values).sum() for share in (bias_share, _unshared))
         moved, moved_on = _sum(map(jnp.abs, arrived)), _sum(map(jnp.abs, passed_on))
         rows.append((_sum(arrived), _sum(passed_on), bias, unshared, moved, moved_on))
