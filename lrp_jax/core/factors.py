@@ -96,6 +96,13 @@ class Factors:
             )
         return self._bodies[id(body)]
 
+    def all_factors(self) -> Iterator["Factors"]:
+        """These factors and those of inner functions."""
+        yield self
+        for operation in self.graph.operations:
+            for body in operation.bodies:
+                yield from self.inside(operation, body).all_factors()
+
     def signal_of(self, operation: Operation) -> int | None:
         """The position of the factor that takes all relevance of a product or quotient, as the other one is held.
 

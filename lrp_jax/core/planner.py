@@ -25,7 +25,6 @@ from lrp_jax.core.layers import (
 from lrp_jax.core.marks import check_marks
 from lrp_jax.core.plan import Forms, Piece, Plan, names_of
 from lrp_jax.core.rule import Rule
-from lrp_jax.core.softmax import find_softmaxes
 from lrp_jax.core.statuses import with_marks
 from lrp_jax.errors import ModelError, SelectorError
 from lrp_jax.treatments import Arrays, Call, Treatment
@@ -52,21 +51,22 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
     check_marks(graph)
     _check_pieces(graph)
     layers = find_layers(graph)
+    factors = Factors(graph, composite.holds_attention)
     if not layers:
-        _check_for_layers(graph, composite)
+        _check_for_layers(factors, composite)
     rules = composite.assign(layers)
     for layer, rule in zip(layers, rules, strict=True):
         rule.check_fits(layer.input_shape, f"the layer {layer.name!r}")
     planner = _Planner(composite, {id(layer.operations[0]): layer for layer in layers}, rules)
     forms = tuple((Form.RATIO,) if graph.is_live(value) else () for value in graph.outputs)
-    plan = planner.plan(Factors(graph, composite.holds_attention), forms, composite.input_form)
+    plan = planner.plan(factors, forms, composite.input_form)
     _check_treatments(plan, composite)
     return plan
 
 
-def _check_for_layers(graph: Graph, composite: Composite) -> None:
-    derived = {place for inner in graph.all_graphs() for place in find_softmaxes(inner).derived}
-    known = derived | marked_as_none(graph)
+def _check_for_layers(factors: Factors, composite: Composite) -> None:
+    graph = factors.graph
+    known = marked_as_none(graph).union(*(inner.softmaxes.derived for inner in factors.all_factors()))
     others = [operation for operation in linear_operations_without_parameter(graph) if id(operation) not in known]
     is_needed = any(not rule.is_proportional for _, rule in composite.rules)
     if others and is_needed:  # those that split in proportion say what happens there anyway
