@@ -2,7 +2,8 @@
 
 Equal operations on equal values are one. Operands that JAX broadcasts inside of an elementwise operation are broadcast
 by an operation of their own. A move of all operands of an elementwise operation comes after that operation. A selection
-by a number that stands in the program is what it selects. The maximum over a value and a constant that were put side by
+by a number that stands in the program is what it selects. A slice of values that were put side by side is one of those
+that it lies in. The maximum over a value and a constant that were put side by
 side is that of the two.
 """
 
@@ -21,6 +22,7 @@ from lrp_jax.core.equations import Mark
 from lrp_jax.core.graph import Checkpoint, Graph, Held, Operation, Status
 from lrp_jax.core.primitive import Family
 from lrp_jax.core.ranges import Range, range_of_dtype, ranges_of_outputs
+from lrp_jax.core.slices import Slicer, boxes_of_outputs, keeps_order
 from lrp_jax.core.statuses import Bodies, if_continuous, status_after
 
 _OF_TWO: Mapping[str, Callable[..., Any]] = {"reduce_max": lax.max, "reduce_min": lax.min}
@@ -76,6 +78,8 @@ class Builder:
             chosen = self.graph.chosen(inputs[0], len(inputs) - 1)
             if chosen is not None:
                 return [inputs[1 + chosen]]
+        if (slices := self._slices_of_parts(equation, inputs, place)) is not None:
+            return slices
         if (parts := self._with_and_without_constants(equation, inputs, place)) is not None:
             return [self.add_function(_OF_TWO[equation.primitive.name], parts, place)]
         if primitives.is_elementwise(equation):
@@ -174,6 +178,27 @@ class Builder:
             return value
         dimensions = tuple(range(len(shape) - len(there), len(shape)))
         return self.add_function(lambda x: lax.broadcast_in_dim(x, shape, dimensions), (value,), place)
+
+    def _slices_of_parts(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
+        """What an equation returns that takes values apart again which were put side by side; None for another one."""
+        graph = self.graph
+        if not inputs or not graph.is_live(inputs[0]):
+            return None
+        if keeps_order(equation):
+            before, shape = graph.producer.get(inputs[0]), equation.outvars[0].aval.shape
+            is_undone = before is not None and keeps_order(before.equation) and inputs[0] not in graph.marks
+            return (
+                [before.inputs[0]] if before and is_undone and graph.shapes[before.inputs[0]].shape == shape else None
+            )
+        slicer = Slicer(graph, functools.partial(self.add_function, place=place))
+        boxes = boxes_of_outputs(graph, equation, inputs)
+        found = [slicer.within(inputs[0], box) for box in boxes]
+        if all(value is None for value in found):
+            return None
+        slices = [
+            slicer.sliced(inputs[0], box) if value is None else value for value, box in zip(found, boxes, strict=True)
+        ]
+        return [slicer.reshaped(value, out.aval.shape) for value, out in zip(slices, equation.outvars, strict=True)]
 
     def _with_and_without_constants(self, equation: Any, inputs: Sequence[int], place: Place) -> tuple[int, ...] | None:
         """The largest (or smallest) of constants, and of all else, where both stand side by side; None otherwise."""

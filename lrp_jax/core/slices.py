@@ -1,0 +1,235 @@
+"""Slices of values that were put side by side: each is a slice of the values that it lies in.
+
+What a slice keeps of a value is a box. It is followed back, through moves and elementwise operations, to where values
+were put side by side. If it lies in some of them, the slice is made of these alone.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from jax import lax
+
+from lrp_jax.core import equations
+from lrp_jax.core.graph import Graph, Operation
+from lrp_jax.core.primitive import Family
+
+Box: TypeAlias = tuple[range, ...]
+"""Which elements are kept, along each dimension."""
+
+Shape: TypeAlias = Sequence[int]
+
+
+def boxes_of_outputs(graph: Graph, equation: Any, inputs: Sequence[int]) -> list[Box]:
+    """What each output of an equation keeps of its first operand; nothing if it is no slice at known places."""
+    params, name = equation.params, equation.primitive.name
+    if name not in {"slice", "dynamic_slice", "gather", "split", "unstack"}:
+        return []
+    whole = _whole(graph.shapes[inputs[0]].shape)
+    if name == "slice":
+        strides = params["strides"] or [1] * len(whole)
+        bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+        return [tuple(kept[slice(*bound)] for kept, bound in zip(whole, bounds, strict=True))]
+    if name in {"dynamic_slice", "gather"}:
+        starts, sizes = _starts(graph, equation, inputs), params["slice_sizes"]
+        bounds = zip(whole, starts, sizes, strict=False)
+        return [tuple(kept[start : start + size] for kept, start, size in bounds)] if starts else []
+    axis = params["axis"]
+    ends = list(itertools.accumulate(params["sizes"])) if name == "split" else range(1, len(whole[axis]) + 1)
+    sizes = params["sizes"] if name == "split" else [1] * len(ends)
+    return [_with(whole, axis, range(int(end - size), int(end))) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _starts(graph: Graph, equation: Any, inputs: Sequence[int]) -> list[int]:
+    """Where a slice starts whose places are operands; nothing if they are not known."""
+    shape, sizes = graph.shapes[inputs[0]].shape, equation.params["slice_sizes"]
+    numbers = [int(number) for number in map(graph.number, inputs[1:]) if number is not None]
+    if len(numbers) < len(inputs) - 1:
+        return []
+    if equation.primitive.name == "gather":
+        known = equation.params["dimension_numbers"]
+        if len(known.start_index_map) != 1 or math.prod(graph.shapes[inputs[1]].shape) != 1:
+            return []
+        (axis,) = known.start_index_map
+        (start,) = numbers
+        return [start if i == axis else 0 for i in range(len(shape))] if 0 <= start <= shape[axis] - sizes[axis] else []
+    return [min(max(start, 0), size - kept) for start, size, kept in zip(numbers, shape, sizes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Slicer:
+    """Makes slices of the values that they lie in.
+
+    Attributes:
+        graph: The graph.
+        add: Adds the one operation that a function of some values is; returns its output.
+    """
+
+    graph: Graph
+    add: Callable[[Callable[..., Any], tuple[int, ...]], int]
+    _known: dict[tuple[int, Box], int | None] = field(default_factory=dict)
+
+    def sliced(self, value: int, box: Box) -> int:
+        """The slice of a value; itself if everything is kept."""
+        if box == _whole(self.graph.shapes[value].shape):
+            return value
+        bounds = ([r.start for r in box], [r[-1] + 1 for r in box], [r.step for r in box])
+        return self.add(lambda x: lax.slice(x, *bounds), (value,))
+
+    def reshaped(self, value: int, shape: Shape) -> int:
+        """The value in another shape; itself if it is the same."""
+        same = self.graph.shapes[value].shape == tuple(shape)
+        return value if same else self.add(lambda x: lax.reshape(x, shape), (value,))
+
+    def within(self, value: int, box: Box) -> int | None:
+        """The slice of a value, made of those of some values that it lies in; None if there are no such."""
+        if (value, box) not in self._known:
+            operation = self.graph.producer.get(value)
+            is_followed = operation is not None and self.graph.is_live(value) and value not in self.graph.marks
+            is_followed = is_followed and all(box)
+            self._known[value, box] = self._before(operation, box) if operation and is_followed else None
+        return self._known[value, box]
+
+    def _before(self, operation: Operation, box: Box) -> int | None:
+        params, shapes = operation.equation.params, self.graph.shapes
+        first, before = operation.inputs[0], shapes[operation.inputs[0]].shape
+        kept = tuple(map(len, box))
+        match operation.name:
+            case "concatenate" | "stack":
+                return self._of_parts(operation, box)
+            case "reshape" | "squeeze":
+                inner = _before_reshape(box, shapes[operation.outputs[0]].shape, before)
+                found = None if inner is None else self.within(first, inner)
+                return None if found is None else self.reshaped(found, kept)
+            case "broadcast_in_dim":
+                to = params["broadcast_dimensions"]
+                found = self.within(
+                    first, tuple(box[i] if n > 1 else range(1) for i, n in zip(to, before, strict=True))
+                )
+                return None if found is None else self.add(lambda x: lax.broadcast_in_dim(x, kept, to), (found,))
+            case "transpose":
+                order = params["permutation"]
+                found = self.within(first, tuple(box[order.index(i)] for i in range(len(box))))
+                return None if found is None else self.add(lambda x: lax.transpose(x, order), (found,))
+            case "slice":
+                ((*outer,),) = boxes_of_outputs(self.graph, operation.equation, operation.inputs)
+                return self.within(first, tuple(_inner(kept, r) for kept, r in zip(outer, box, strict=True)))
+        is_elementwise = Family.ELEMENTWISE in operation.family or operation.name in {"convert_element_type", "copy"}
+        return self._elementwise(operation, box) if is_elementwise else None
+
+    def _of_parts(self, operation: Operation, box: Box) -> int | None:
+        """What a box keeps of values that were put side by side; None if it is something of each."""
+        is_stack = operation.name == "stack"
+        axis = operation.equation.params["axis" if is_stack else "dimension"]
+        sizes = [1 if is_stack else self.graph.shapes[value].shape[axis] for value in operation.inputs]
+        ends, found = itertools.accumulate(sizes), []
+        for value, size, end in zip(operation.inputs, sizes, ends, strict=True):
+            inside = [i - end + size for i in box[axis] if end - size <= i < end]
+            if inside:
+                there = range(inside[0], inside[-1] + 1, box[axis].step)
+                found.append((value, (*box[:axis], *box[axis + 1 :]) if is_stack else _with(box, axis, there)))
+        if len(found) == len(operation.inputs):
+            return None
+        parts = tuple(self.sliced(*part) for part in found)
+        if len(parts) == 1 and is_stack:
+            return self.add(lambda x: lax.expand_dims(x, (axis,)), parts)
+        return parts[0] if len(parts) == 1 else self.add(_same(operation), parts)
+
+    def _elementwise(self, operation: Operation, box: Box) -> int | None:
+        """The operation on slices of its operands, of which the constants may have dimensions of one element."""
+        whole = self.graph.shapes[operation.outputs[0]].shape
+        operands: list[int | None] = []
+        for value in operation.inputs:
+            shape = self.graph.shapes[value].shape
+            there = tuple(kept if n == size else range(1) for kept, n, size in zip(box, shape, whole, strict=False))
+            is_live = self.graph.is_live(value)
+            operands.append(self.within(value, box) if is_live else self.sliced(value, there) if shape else value)
+        known = tuple(value for value in operands if value is not None)
+        return self.add(_same(operation), known) if len(known) == len(operands) else None
+
+
+def _same(operation: Operation) -> Callable[..., Any]:
+    """The operation as a function of other values."""
+    return functools.partial(equations.run, operation.equation)
+
+
+def _whole(shape: Shape) -> Box:
+    return tuple(map(range, shape))
+
+
+def _with(box: Sequence[range], axis: int, kept: range) -> Box:
+    return (*box[:axis], kept, *box[axis + 1 :])
+
+
+def _inner(outer: range, kept: range) -> range:
+    """What is kept of what was kept before, in places of the whole."""
+    return outer[kept.start : kept[-1] + 1 : kept.step]
+
+
+def _before_reshape(box: Box, after: Shape, before: Shape) -> Box | None:
+    """What is kept of a value by what is kept of it in another shape; None if that is no box."""
+    found: list[range] = []
+    for there, here in _groups(after, before):
+        kept, sizes = [box[i] for i in there], [before[i] for i in here]
+        of_some = [[i for i, n in enumerate(group) if n > 1] for group in ([after[i] for i in there], sizes)]
+        if len(of_some[0]) == len(of_some[1]) == 1:  # but for dimensions of one element the same
+            found.extend(_with([range(1)] * len(sizes), of_some[1][0], kept[of_some[0][0]]))
+            continue
+        run = _run_of(kept, [after[i] for i in there])
+        inner = None if run is None else _box_of_run(run, sizes)
+        if inner is None:
+            return None
+        found.extend(inner)
+    return tuple(found)
+
+
+def _groups(one: Shape, other: Shape) -> Iterator[tuple[list[int], list[int]]]:
+    """The dimensions of two shapes that hold the same elements, in order."""
+    i = j = 0
+    while i < len(one) or j < len(other):
+        first, second = [i, i + 1], [j, j + 1]
+        if i == len(one) or j == len(other):  # dimensions of one element are left
+            first[1], second[1] = len(one), len(other)
+        while (sizes := (math.prod(one[slice(*first)]), math.prod(other[slice(*second)])))[0] != sizes[1]:
+            side = first if sizes[0] < sizes[1] else second
+            side[1] += 1
+        i, j = first[1], second[1]
+        yield list(range(*first)), list(range(*second))
+
+
+def _run_of(box: Sequence[range], shape: Shape) -> range | None:
+    """The places, counted in row-major order, of a box without gaps; None for one with gaps."""
+    wide = next((i for i, kept in enumerate(box) if len(kept) > 1), len(box) - 1)
+    has_gaps = any(len(kept) != size for kept, size in zip(box[wide + 1 :], shape[wide + 1 :], strict=True))
+    if has_gaps or (box and box[wide].step != 1 and len(box[wide]) > 1):
+        return None
+    start = 0
+    for kept, size in zip(box, shape, strict=True):
+        start = start * size + kept.start
+    return range(start, start + math.prod(map(len, box)))
+
+
+def _box_of_run(run: range, shape: Shape) -> Box | None:
+    """The box that places without gaps are, counted in row-major order; None if they are none."""
+    if not shape:
+        return ()
+    rest = math.prod(shape[1:])
+    start, stop = run.start, run.stop
+    if len(run) % rest == 0 and start % rest == 0:
+        return (range(start // rest, stop // rest), *_whole(shape[1:]))
+    if start // rest != (stop - 1) // rest:
+        return None
+    inner = _box_of_run(range(start % rest, start % rest + len(run)), shape[1:])
+    return None if inner is None else (range(start // rest, start // rest + 1), *inner)
+
+
+def keeps_order(equation: Any) -> bool:
+    """Whether an equation changes nothing about a value but its shape."""
+    name = equation.primitive.name
+    if name not in {"reshape", "squeeze", "broadcast_in_dim"}:
+        return False
+    sizes = [math.prod(variable.aval.shape) for variable in (equation.invars[0], equation.outvars[0])]
+    return sizes[0] == sizes[1]
