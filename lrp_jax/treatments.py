@@ -37,6 +37,7 @@ class Call:
         remembered: What the treatment kept from the forward pass.
         rule: The rule, of a layer.
         maximum: How it is decided who wins, of a maximum or minimum.
+        fixed: For each live operand, where it is a constant; None if it is nowhere, and nothing at all if none is.
     """
 
     run: Callable[[Arrays, Arrays], Arrays]
@@ -50,6 +51,7 @@ class Call:
     remembered: Any = None
     rule: Any = None
     maximum: Maximum | None = None
+    fixed: Sequence[jax.Array | None] = ()
 
     @property
     def operands(self) -> list[jax.Array]:
@@ -146,7 +148,9 @@ def _share_beside_arrays(call: Call) -> Arrays:
 
 
 def _winners(call: Call) -> jax.Array:
-    return winners(_maximum_of(call), call.params, call.positions, call.operands)
+    known = {i: call.fixed[call.places[i]] for i in call.positions} if call.fixed else {}
+    fixed = {i: array for i, array in known.items() if array is not None}
+    return winners(_maximum_of(call), call.params, call.positions, call.operands, fixed)
 
 
 def _to_winners(call: Call) -> Arrays:

@@ -6,16 +6,17 @@ each output gives all that arrives at it to one element of one operand.
 
 The conventions for equals, for maxima and minima alike: the first one wins, in row-major order and with the first
 operand before the second; a live value that is equal to a constant loses, so that the derivative of max(x, 0) at 0 is
-0, however it is written. Padding wins nothing.
+0, however it is written. Such a constant may also be some elements of a live operand, such as padding or what a mask
+has put there (`lrp_jax.core.places`). The padding that belongs to a pooling wins nothing.
 
-The derivatives that JAX has for `sort` and `top_k` choose by index, too, and are left to it.
+The derivatives that JAX has for `sort` and `top_k` choose by index, too, and are left to it; constants come first.
 """
 
 import functools
-import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -23,11 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lrp_jax.core.windows import Windows
+
 Params = Mapping[str, Any]
 Beats = Callable[[Any, Any], jax.Array]
 Pair = tuple[jax.Array, jax.Array]
-
-_MOST_ENTRIES = 64  # of a window: each becomes an operation
+Fixed = Mapping[int, jax.Array]
+"""Where live operands are constants, by their position."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,23 @@ class Maximum:
     """How it is decided at a primitive who wins, and what the winners get.
 
     Attributes:
-        decide: The function of (parameters, positions of the live operands, operands) that returns the winners.
+        decide: The function of (parameters, positions of the live operands, operands, where live operands are
+            constants) that returns the winners.
         give: The function of (parameters, positions of the live operands, something with the shape of each operand,
             winners, cotangent of the output) that returns the cotangents of the live operands.
     """
 
-    decide: Callable[[Params, Collection[int], Sequence[jax.Array]], jax.Array]
+    decide: Callable[[Params, Collection[int], Sequence[jax.Array], Fixed], jax.Array]
     give: Callable[[Params, Collection[int], Sequence[Any], jax.Array, jax.Array], Sequence[jax.Array]]
 
 
-def winners(maximum: Maximum, params: Params, live: Collection[int], operands: Sequence[jax.Array]) -> jax.Array:
+def winners(
+    maximum: Maximum,
+    params: Params,
+    live: Collection[int],
+    operands: Sequence[jax.Array],
+    fixed: Fixed = MappingProxyType({}),
+) -> jax.Array:
     """Decides which element of which operand each output of a maximum or minimum is.
 
     Args:
@@ -52,6 +62,7 @@ def winners(maximum: Maximum, params: Params, live: Collection[int], operands: S
         params: The parameters of the operation.
         live: The positions of the operands through which relevance flows.
         operands: All operands.
+        fixed: Where live operands are constants, by their position; nowhere if one is left out.
 
     Returns:
         Integers that are meant for `to_winners`.
@@ -59,10 +70,13 @@ def winners(maximum: Maximum, params: Params, live: Collection[int], operands: S
     Example:
         >>> winners(along_axes(lax.gt), {"axes": (1,)}, {0}, [jnp.array([[1.0, 3.0, 3.0], [2.0, 2.0, 0.0]])]).tolist()
         [1, 0]
+        >>> x, fixed = jnp.array([3.0, 3.0, 2.0]), jnp.array([False, True, False])
+        >>> int(winners(along_axes(lax.gt), {"axes": (0,)}, {0}, [x], {0: fixed}))  # no element gets anything
+        -2
     """
     if any(math.prod(operand.shape) == 0 for operand in operands):
         return jnp.zeros((), jnp.uint8)  # nobody is there to win
-    return maximum.decide(params, live, [lax.stop_gradient(operand) for operand in operands])
+    return maximum.decide(params, live, [lax.stop_gradient(operand) for operand in operands], fixed)
 
 
 def to_winners(
@@ -100,18 +114,27 @@ def to_winners(
 # Element by element: the winner is the position of an operand.
 
 
-def _decide_operand(beats: Beats, params: Params, live: Collection[int], operands: Sequence[jax.Array]) -> jax.Array:
+def _decide_operand(
+    beats: Beats, params: Params, live: Collection[int], operands: Sequence[jax.Array], fixed: Fixed
+) -> jax.Array:
     first, second = operands
     is_second = beats(second, first) if 1 in live else ~beats(first, second)
+    if len(live) == 2 and 1 in fixed:
+        is_second |= (first == second) & fixed[1] & ~_where_fixed(0, live, fixed)
     return _settled_for(live, is_second.astype(jnp.uint8))
 
 
-def _decide_clamp(params: Params, live: Collection[int], operands: Sequence[jax.Array]) -> jax.Array:
+def _decide_clamp(params: Params, live: Collection[int], operands: Sequence[jax.Array], fixed: Fixed) -> jax.Array:
     low, x, high = operands
-    is_above = x >= low if 0 in live and 1 not in live else x > low
+    low_fixed, x_fixed, high_fixed = (_where_fixed(i, live, fixed) for i in range(3))
+    is_above = (x > low) | ((x == low) & x_fixed & ~low_fixed)
     raised = jnp.where(is_above, x, low)
-    is_below = raised <= high if 2 in live else raised < high
+    is_below = (raised < high) | ((raised == high) & ~high_fixed)
     return _settled_for(live, jnp.where(is_below, is_above.astype(jnp.uint8), jnp.uint8(2)))
+
+
+def _where_fixed(position: int, live: Collection[int], fixed: Fixed) -> Any:
+    return fixed.get(position, np.False_) if position in live else np.True_
 
 
 def _settled_for(live: Collection[int], index: jax.Array) -> jax.Array:
@@ -130,9 +153,11 @@ def _give_operands(
 # Over axes: the winner is a place, counted along these axes in row-major order.
 
 
-def _decide_along(beats: Beats, params: Params, live: Collection[int], operands: Sequence[jax.Array]) -> jax.Array:
+def _decide_along(
+    beats: Beats, params: Params, live: Collection[int], operands: Sequence[jax.Array], fixed: Fixed
+) -> jax.Array:
     (x,), axes = operands, params["axes"]
-    places = _places(x, axes)
+    places = _places(x, axes, fixed.get(0))
     return lax.reduce((x, places), _worst(beats, x, axes), functools.partial(_better, beats), axes)[1]
 
 
@@ -144,10 +169,12 @@ def _give_along(
     return (jnp.where(is_winner, jnp.expand_dims(cotangent, axes), zeros),)
 
 
-def _decide_so_far(beats: Beats, params: Params, live: Collection[int], operands: Sequence[jax.Array]) -> jax.Array:
+def _decide_so_far(
+    beats: Beats, params: Params, live: Collection[int], operands: Sequence[jax.Array], fixed: Fixed
+) -> jax.Array:
     (x,), axis = operands, params["axis"]
     better = functools.partial(_better, beats)
-    return lax.associative_scan(better, (x, _places(x, (axis,))), reverse=params["reverse"], axis=axis)[1]
+    return lax.associative_scan(better, (x, _places(x, (axis,), fixed.get(0))), reverse=params["reverse"], axis=axis)[1]
 
 
 def _give_so_far(
@@ -163,17 +190,21 @@ def _better(beats: Beats, one: Pair, other: Pair) -> Pair:
     return jnp.where(is_better, x, y), jnp.where(is_better, i, j)
 
 
-def _places(x: jax.Array, axes: Collection[int]) -> jax.Array:
-    """The number of each element, counted along some axes in row-major order."""
+def _places(x: jax.Array, axes: Collection[int], fixed: jax.Array | None = None) -> jax.Array:
+    """The number of each element, counted along some axes in row-major order; of a constant from the end, below 0."""
     number = jnp.zeros_like(x, dtype=jnp.int32)
     for axis in sorted(axes):
         number = number * x.shape[axis] + lax.broadcasted_iota(jnp.int32, x.shape, axis)
-    return number
+    return number if fixed is None else jnp.where(fixed, number - _number_along(x, axes), number)
+
+
+def _number_along(x: jax.Array, axes: Collection[int]) -> int:
+    return math.prod(x.shape[axis] for axis in axes)
 
 
 def _worst(beats: Beats, x: jax.Array, axes: Collection[int]) -> Pair:
     """A pair that beats no other one: the worst value at a place that there is not."""
-    return _worst_value(beats, x.dtype), jnp.int32(math.prod(x.shape[axis] for axis in axes))
+    return _worst_value(beats, x.dtype), jnp.int32(_number_along(x, axes))
 
 
 def _worst_value(beats: Beats, dtype: Any) -> jax.Array:
@@ -199,73 +230,12 @@ def _scattered(cotangent: jax.Array, places: jax.Array, shape: Sequence[int], ax
 # Windows. The winner is the number of an entry of a small window, else a place along the axes along which windows move.
 
 
-@dataclass(frozen=True)
-class _Windows:
-    """Where the windows of a pooling lie on an image that is spread and padded.
-
-    Attributes:
-        size: Of a window.
-        strides: From a window to the next.
-        steps: From an entry of a window to the next.
-        padding: At both ends of each axis.
-        spread: From an element of the image to the next.
-    """
-
-    size: tuple[int, ...]
-    strides: tuple[int, ...]
-    steps: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    spread: tuple[int, ...]
-
-    @classmethod
-    def of(cls, params: Params) -> "_Windows":
-        names = ("window_dimensions", "window_strides", "window_dilation", "padding", "base_dilation")
-        return cls(*(tuple(params[name]) for name in names))
-
-    @property
-    def is_small(self) -> bool:
-        return math.prod(self.size) <= _MOST_ENTRIES
-
-    @property
-    def axes(self) -> tuple[int, ...]:
-        """Along which a window holds more than the element at its own place."""
-        kinds = zip(self.size, self.strides, self.padding, self.spread, strict=True)
-        return tuple(axis for axis, kind in enumerate(kinds) if kind != (1, 1, (0, 0), 1))
-
-    def padded(self, x: jax.Array, value: jax.Array) -> jax.Array:
-        between = [step - 1 for step in self.spread]
-        return lax.pad(x, value, [(*ends, step) for ends, step in zip(self.padding, between, strict=True)])
-
-    def number(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """How many windows there are on a padded image."""
-        reach = [(size - 1) * step for size, step in zip(self.size, self.steps, strict=True)]
-        sizes = zip(shape, reach, self.strides, strict=True)
-        return tuple(max((size - last - 1) // stride + 1, 0) for size, last, stride in sizes)
-
-    def entries(self, number: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
-        """For each entry of the windows, from where to where it lies on the padded image; in row-major order."""
-        spans = [(count - 1) * stride + 1 for count, stride in zip(number, self.strides, strict=True)]
-        for offsets in itertools.product(*map(range, self.size)):
-            start = [offset * step for offset, step in zip(offsets, self.steps, strict=True)]
-            yield start, [first + span for first, span in zip(start, spans, strict=True)]
-
-    def first_inside(self, shape: Sequence[int], number: Sequence[int]) -> np.ndarray:
-        """The number of the first entry of each window that is an element of the image; 0 if there is none."""
-        first = np.zeros([1] * len(shape), np.uint8)
-        for axis, (size, (low, _)) in enumerate(zip(self.size, self.padding, strict=True)):
-            offsets = np.arange(size) * self.steps[axis]
-            places = np.arange(number[axis])[:, None] * self.strides[axis] + offsets - low
-            last = (shape[axis] - 1) * self.spread[axis]
-            is_inside = (places >= 0) & (places <= last) & (places % self.spread[axis] == 0)
-            along = is_inside.argmax(1).astype(np.uint8)
-            first = first * np.uint8(size) + np.expand_dims(along, [i for i in range(len(shape)) if i != axis])
-        return first
-
-
-def _decide_windows(beats: Beats, params: Params, live: Collection[int], operands: Sequence[jax.Array]) -> jax.Array:
-    (x,), windows = operands, _Windows.of(params)
+def _decide_windows(
+    beats: Beats, params: Params, live: Collection[int], operands: Sequence[jax.Array], fixed: Fixed
+) -> jax.Array:
+    (x,), windows = operands, Windows.of(params)
     if not windows.is_small:
-        places, reducer = _places(x, windows.axes), functools.partial(_better, beats)
+        places, reducer = _places(x, windows.axes, fixed.get(0)), functools.partial(_better, beats)
         sizes = (windows.size, windows.strides, windows.padding, windows.spread, windows.steps)
         return lax.reduce_window((x, places), _worst(beats, x, windows.axes), reducer, *sizes)[1]
     padded = windows.padded(x, _worst_value(beats, x.dtype))
@@ -273,10 +243,12 @@ def _decide_windows(beats: Beats, params: Params, live: Collection[int], operand
     if 0 in number:
         return jnp.zeros((), jnp.uint8)
     entries = [lax.slice(padded, start, stop, windows.strides) for start, stop in windows.entries(number)]
-    best = entries[0]
+    best, constants = entries[0], windows.padded(fixed[0], jnp.zeros((), bool)) if 0 in fixed else None
     index = jnp.zeros_like(best, dtype=jnp.uint8) + windows.first_inside(x.shape, number)
-    for i, entry in enumerate(entries[1:], 1):
+    for i, (entry, place) in list(enumerate(zip(entries, windows.entries(number), strict=True)))[1:]:
         is_better = beats(entry, best)
+        if constants is not None:
+            is_better |= (entry == best) & lax.slice(constants, place[0], place[1], windows.strides)
         best, index = jnp.where(is_better, entry, best), jnp.where(is_better, jnp.uint8(i), index)
     return _settled(index)
 
@@ -284,7 +256,7 @@ def _decide_windows(beats: Beats, params: Params, live: Collection[int], operand
 def _give_windows(
     params: Params, live: Collection[int], shapes: Sequence[Any], winners: jax.Array, cotangent: jax.Array
 ) -> Sequence[jax.Array]:
-    shape, windows = shapes[0].shape, _Windows.of(params)
+    shape, windows = shapes[0].shape, Windows.of(params)
     if not windows.is_small:
         return (_scattered(cotangent, winners, shape, windows.axes),)
     index, zero = _unsettled(winners, cotangent.shape), jnp.zeros((), cotangent.dtype)
@@ -297,8 +269,8 @@ def _give_windows(
     return (lax.slice(image, [0] * image.ndim, image.shape, windows.spread),)
 
 
-def _decide_gather(params: Params, live: Collection[int], operands: Sequence[jax.Array]) -> jax.Array:
-    return _decide_windows(_order_of(params), params, live, operands[1:])
+def _decide_gather(params: Params, live: Collection[int], operands: Sequence[jax.Array], fixed: Fixed) -> jax.Array:
+    return _decide_windows(_order_of(params), params, live, operands[1:], {})
 
 
 def _order_of(params: Params) -> Beats:
@@ -317,10 +289,16 @@ def _give_gather(
 # is larger is said once, by the order of all elements, as integers.
 
 
-def _decide_scatter(beats: Beats, params: Params, live: Collection[int], operands: Sequence[jax.Array]) -> jax.Array:
+def _decide_scatter(
+    beats: Beats, params: Params, live: Collection[int], operands: Sequence[jax.Array], fixed: Fixed
+) -> jax.Array:
     sources = _sources(live)
     flat = jnp.concatenate([operands[i].ravel() for i in sources])
-    order = jnp.argsort(flat, stable=True) if beats is lax.lt else jnp.argsort(-flat, stable=True)
+    keys = [flat if beats is lax.lt else -flat]
+    if fixed:
+        are_fixed = [jnp.broadcast_to(_where_fixed(i, live, fixed), operands[i].shape).ravel() for i in sources]
+        keys.insert(0, ~jnp.concatenate(are_fixed))
+    order = jnp.lexsort(keys)
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=order.dtype), unique_indices=True)
     parts = dict(zip(sources, jnp.split(rank, [operands[sources[0]].size]), strict=True))
     names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")

@@ -99,6 +99,7 @@ class Plan:
         forms: For every value that relevance reaches, the forms in which its cotangents arrive.
         input_forms: For each input, the forms in which cotangents are wanted: it is given once for each.
         output_forms: For each output, the forms in which cotangents arrive: it is returned once for each.
+        partly_constant: The values that are constants at some places, which maxima have to know.
     """
 
     graph: Graph
@@ -106,6 +107,7 @@ class Plan:
     forms: Mapping[int, Forms]
     input_forms: tuple[Forms, ...]
     output_forms: tuple[Forms, ...]
+    partly_constant: frozenset[int] = frozenset()
 
     def all_pieces(self) -> Iterator[Piece]:
         """All pieces, those of inner functions included, in the order in which they run."""

@@ -23,6 +23,7 @@ from lrp_jax.core.layers import (
     marked_as_none,
 )
 from lrp_jax.core.marks import check_marks
+from lrp_jax.core.places import with_places
 from lrp_jax.core.plan import Forms, Piece, Plan, names_of
 from lrp_jax.core.rule import Rule
 from lrp_jax.core.statuses import with_marks
@@ -59,7 +60,7 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
         rule.check_fits(layer.input_shape, f"the layer {layer.name!r}")
     planner = _Planner(composite, {id(layer.operations[0]): layer for layer in layers}, rules)
     forms = tuple((Form.RATIO,) if graph.is_live(value) else () for value in graph.outputs)
-    plan = planner.plan(factors, forms, composite.input_form)
+    plan = with_places(planner.plan(factors, forms, composite.input_form))
     _check_treatments(plan, composite)
     return plan
 

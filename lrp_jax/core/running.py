@@ -12,7 +12,8 @@ from jax import lax
 from lrp_jax.core import equations, forms
 from lrp_jax.core.control import Control
 from lrp_jax.core.forms import Form
-from lrp_jax.core.graph import Checkpoint, Graph, Operation, Status
+from lrp_jax.core.graph import Checkpoint, Graph, Status
+from lrp_jax.core.places import asks_for_places, live_places, run_in_order
 from lrp_jax.core.plan import Forms, Piece, Plan
 from lrp_jax.core.shadows import for_each, no_shadow, shadow_of_input, shadows_of_outputs
 from lrp_jax.treatments import Call
@@ -20,12 +21,13 @@ from lrp_jax.treatments import Call
 Observer: TypeAlias = Callable[[Piece, str, int, Form, jax.Array], jax.Array]
 
 # The values between the pieces, by number: each is there as it is; a live one also once for each form in which
-# cotangents arrive at it; and of one that is made of explained integers its shadow (see `lrp_jax.core.tokens`).
-_PLAIN, _SHADOW = "plain", "shadow"
+# cotangents arrive; of one that is made of explained integers its shadow (`lrp_jax.core.tokens`); and of one that is a
+# constant at some places, where it is live (`lrp_jax.core.places`).
+_PLAIN, _SHADOW, _LIVE = "plain", "shadow", "live"
 _Values: TypeAlias = dict[tuple[int, Form | str], jax.Array]
 
-# A value on its way into a function or out of it: once for each form of its cotangents, and its shadow, if any.
-_Copies: TypeAlias = tuple[list[jax.Array], jax.Array | None]
+# A value on its way into a function or out of it: once for each form of its cotangents, its shadow, where it is live.
+_Copies: TypeAlias = tuple[list[jax.Array], jax.Array | None, jax.Array | None]
 
 
 def _unobserved(piece: Piece, side: str, i: int, form: Form, value: jax.Array) -> jax.Array:
@@ -53,37 +55,55 @@ def rebind(
 
     def copies(i: int, value: jax.Array, wanted: Forms) -> _Copies:
         if not plan.graph.is_token(i):
-            return [value] * max(1, len(wanted)), None
-        return [value], shadow_of_input(value) if shadows is None else shadows[i]
+            return [value] * max(1, len(wanted)), None, None
+        return [value], shadow_of_input(value) if shadows is None else shadows[i], None
 
     given = list(map(copies, plan.graph.inputs, inputs, plan.input_forms))
-    outputs = _rebind(plan, [False] * len(plan.graph.outputs), given, observe)
-    return [found[0] for found, _ in outputs]
+    nothing = [False] * len(plan.graph.outputs)
+    outputs = _rebind(plan, nothing, nothing, given, observe)
+    return [found[0] for found, _, _ in outputs]
 
 
 def _rebind(
-    plan: Plan, are_tokens: Sequence[bool], inputs: Sequence[_Copies], observe: Observer = _unobserved
+    plan: Plan,
+    are_tokens: Sequence[bool],
+    are_partly_constant: Sequence[bool],
+    inputs: Sequence[_Copies],
+    observe: Observer = _unobserved,
 ) -> list[_Copies]:
-    """As `rebind`, with the copies of inputs and outputs; `are_tokens` says of which outputs the shadow is wanted."""
+    """As `rebind`, with the copies of inputs and outputs.
+
+    Args:
+        plan: As for `rebind`.
+        are_tokens: Of which outputs the shadow is wanted.
+        are_partly_constant: Of which outputs it is wanted where they are live.
+        inputs: As for `rebind`, as copies.
+        observe: As for `rebind`.
+
+    Returns:
+        The copies of its outputs.
+    """
     graph = plan.graph
     values: _Values = {(i, _PLAIN): array for i, array in graph.constants.items()}
-    for i, (copies, shadow), given in zip(graph.inputs, inputs, plan.input_forms, strict=True):
+    for i, (copies, shadow, live), given in zip(graph.inputs, inputs, plan.input_forms, strict=True):
         values[i, _PLAIN] = copies[0]
-        if shadow is not None:
-            values[i, _SHADOW] = shadow
+        values.update({(i, key): array for key, array in ((_SHADOW, shadow), (_LIVE, live)) if array is not None})
         for form in plan.forms.get(i, ()):
             wanted = form if form in given else given[0]
             values[i, form] = forms.convert(copies[given.index(wanted)], form, wanted)
     _run_all(plan, plan.pieces, values, observe, 0)
 
-    def output(i: int, arriving: Forms, is_token: bool) -> _Copies:
+    def output(i: int, arriving: Forms, is_token: bool, is_partly_constant: bool) -> _Copies:
         if graph.is_live(i) and arriving:
             copies = [values[i, form] for form in arriving]
         else:  # a branch may return a constant
             copies = [_held(graph, i, values[i, _PLAIN])] * max(1, len(arriving))
-        return copies, _shadow(values, i) if is_token else None
+        return copies, _shadow(values, i) if is_token else None, live_of(i) if is_partly_constant else None
 
-    return list(map(output, graph.outputs, plan.output_forms, are_tokens))
+    def live_of(i: int) -> jax.Array:
+        return values.get((i, _LIVE), no_shadow(values[i, _PLAIN]) + graph.is_live(i))
+
+    return list(map(output, graph.outputs, plan.output_forms, are_tokens, are_partly_constant))
 
 
 def _shadow(values: _Values, i: int) -> jax.Array:
@@ -141,10 +161,11 @@ def _run(plan: Plan, piece: Piece, values: _Values, observe: Observer) -> None:
     if piece.bodies and operation.control is not None:
         _run_bodies(plan, piece, operation.control, constants, values, observe)
         return
+    fixed = _fixed(piece, values)
     for taken in piece.forms:
         returned = piece.returned(taken)
         live = [observe(piece, "operand", i, returned, values[i, returned]) for i in piece.live]
-        outputs = _with_backward(piece, taken)(live, constants)
+        outputs = _with_backward(piece, taken, fixed)(live, constants)
         values.update(((i, _PLAIN), output) for i, output in zip(piece.outputs, outputs, strict=True))
         if not piece.live:
             outputs = _tied(piece, taken, values, observe)
@@ -153,6 +174,16 @@ def _run(plan: Plan, piece: Piece, values: _Values, observe: Observer) -> None:
                 if piece.taken(arriving) is taken:
                     copy = forms.convert(output, arriving, taken)
                     values[i, arriving] = observe(piece, "output", i, arriving, copy)
+    if not plan.partly_constant.isdisjoint(piece.outputs):
+        known = {i: values[i, _LIVE] for i in piece.live if (i, _LIVE) in values}
+        places = live_places(plan.graph, piece, _plain(piece, values), known)
+        values.update(((i, _LIVE), array) for i, array in zip(piece.outputs, places, strict=True))
+
+
+def _fixed(piece: Piece, values: _Values) -> list[jax.Array | None]:
+    """For each live operand of a maximum, where it is a constant; nothing if none of them is one anywhere."""
+    live = [values.get((i, _LIVE)) for i in piece.live] if asks_for_places(piece) else []
+    return [None if places is None else places == 0 for places in live] if any(i is not None for i in live) else []
 
 
 def _run_without_relevance(plan: Plan, piece: Piece, values: _Values) -> None:
@@ -164,7 +195,7 @@ def _run_without_relevance(plan: Plan, piece: Piece, values: _Values) -> None:
     values.update(((i, _PLAIN), output) for i, output in zip(piece.outputs, outputs, strict=True))
     if any(graph.is_token(i) and i not in graph.lost_tokens for i in piece.outputs):
         (operation,) = piece.operations
-        shadows = _shadows_of_outputs(operation, values, _shadows_of(operation.inputs, values))
+        shadows = shadows_of_outputs(operation, _plain(piece, values), _shadows_of(operation.inputs, values))
         moved = zip(piece.outputs, shadows, strict=True)
         values.update(((i, _SHADOW), shadow) for i, shadow in moved if graph.is_token(i))
 
@@ -177,7 +208,7 @@ def _tied(piece: Piece, form: Form, values: _Values, observe: Observer) -> list[
     shadows = {i: observe(piece, "operand", i, Form.RATIO, shadow) for i, shadow in known.items()}
     return [
         forms.tap(output, for_each(shadow, output), form)
-        for output, shadow in zip(outputs, _shadows_of_outputs(operation, values, shadows), strict=True)
+        for output, shadow in zip(outputs, shadows_of_outputs(operation, _plain(piece, values), shadows), strict=True)
     ]
 
 
@@ -185,21 +216,27 @@ def _shadows_of(numbers: Sequence[int], values: _Values) -> dict[int, jax.Array]
     return {i: values[i, _SHADOW] for i in numbers if (i, _SHADOW) in values}
 
 
-def _shadows_of_outputs(operation: Operation, values: _Values, shadows: Mapping[int, jax.Array]) -> list[jax.Array]:
-    plain = {i: values[i, _PLAIN] for i in (*operation.inputs, *operation.outputs)}
-    return shadows_of_outputs(operation, plain, shadows)
+def _plain(piece: Piece, values: _Values) -> dict[int, jax.Array]:
+    """The operands and outputs of a piece."""
+    return {i: values[i, _PLAIN] for i in (*piece.live, *piece.constants, *piece.outputs)}
 
 
 _Run: TypeAlias = Callable[[Sequence[jax.Array], Sequence[jax.Array]], Sequence[jax.Array]]
 
 
-def _with_backward(piece: Piece, taken: Form) -> _Run:
-    """A piece as a function of its live operands and the others, with its backward pass for cotangents of a form."""
+def _with_backward(piece: Piece, taken: Form, fixed: Sequence[jax.Array | None]) -> _Run:
+    """A piece as a function of its live operands and the others, with its backward pass for cotangents of a form.
+
+    Args:
+        piece: The piece.
+        taken: The form.
+        fixed: For each live operand, where it is a constant, if the piece has to know that.
+    """
     assert piece.treatment is not None
     backward, remember = piece.treatment.backward.get(taken), piece.treatment.remember
-    if backward is None:
-        return piece.run
     (operation, *_) = piece.operations
+    if backward is None:
+        return functools.partial(run_in_order, piece, fixed) if fixed else piece.run
     order = [*piece.live, *piece.constants]
     places = [order.index(i) for i in operation.inputs if i in order]
     make_call = functools.partial(
@@ -208,22 +245,24 @@ def _with_backward(piece: Piece, taken: Form) -> _Run:
     numbers, structure = jax.tree.flatten(piece.rule)
 
     @jax.custom_vjp
-    def run(live: list[jax.Array], constants: list[jax.Array], numbers: list[Any]) -> list[jax.Array]:
+    def run(live: list[jax.Array], constants: list[jax.Array], numbers: list[Any], fixed: Any) -> list[jax.Array]:
         return _for_each(numbers, piece.run(live, constants))
 
-    def forward(live: list[jax.Array], constants: list[jax.Array], numbers: list[Any]) -> tuple[list[jax.Array], Any]:
+    def forward(
+        live: list[jax.Array], constants: list[jax.Array], numbers: list[Any], fixed: Any
+    ) -> tuple[list[jax.Array], Any]:
         outputs = piece.run_with_backward(live, constants)
-        call = make_call(live, constants, outputs, ())
+        call = make_call(live, constants, outputs, (), fixed=fixed)
         kept = live, constants, outputs, remember(call) if remember else None, numbers
         return _for_each(numbers, outputs), kept
 
-    def back(residuals: Any, cotangents: list[jax.Array]) -> tuple[list[jax.Array], None, None]:
+    def back(residuals: Any, cotangents: list[jax.Array]) -> tuple[list[jax.Array], None, None, None]:
         live, constants, outputs, remembered, numbers = residuals
         rule = jax.tree.unflatten(structure, numbers)
-        return list(backward(make_call(live, constants, outputs, cotangents, remembered, rule))), None, None
+        return list(backward(make_call(live, constants, outputs, cotangents, remembered, rule))), None, None, None
 
     run.defvjp(forward, back)
-    return lambda live, constants: run(live, constants, numbers)
+    return lambda live, constants: run(live, constants, numbers, fixed)
 
 
 def _for_each(numbers: Sequence[Any], outputs: list[jax.Array]) -> list[jax.Array]:
@@ -247,22 +286,29 @@ def _run_bodies(
     held = dict(zip(piece.constants, constants, strict=True))
     (body, *_) = piece.bodies
 
-    def copies(i: int, wanted: Forms, inside: int) -> _Copies:
+    def copies(i: int, wanted: Forms, *inside: int) -> _Copies:
         if i in held:
-            is_token = body.graph.is_token(inside)
+            is_token = body.graph.is_token(inside[0])
             shadow = observe(piece, "operand", i, Form.RATIO, _shadow(values, i)) if is_token else None
-            return [held[i]] * max(1, len(wanted)), shadow
+            return [held[i]] * max(1, len(wanted)), shadow, None
+        is_asked = any(j in inner.partly_constant for j, inner in zip(inside, piece.bodies, strict=True))
+        live = values.get((i, _LIVE)) if is_asked else None
         if not wanted:
-            return [forms.hold(values[i, _PLAIN])], None
-        return [observe(piece, "operand", i, form, values[i, form]) for form in wanted], None
+            return [forms.hold(values[i, _PLAIN])], None, live
+        return [observe(piece, "operand", i, form, values[i, form]) for form in wanted], None, live
 
-    given = map(copies, operation.operands, body.input_forms, body.graph.inputs)
+    given = map(copies, operation.operands, body.input_forms, *(inner.graph.inputs for inner in piece.bodies))
     index = [held[i] for i in control.index(operation.inputs)]
     are_tokens = list(map(plan.graph.is_token, operation.outputs))
-    rebound = [lambda given, body=body: (_rebind(body, are_tokens, given), None) for body in piece.bodies]
+    are_partly_constant = [i in plan.partly_constant for i in operation.outputs]
+    rebound = [
+        lambda given, body=body: (_rebind(body, are_tokens, are_partly_constant, given), None) for body in piece.bodies
+    ]
     outputs, _ = control.run(rebound, [*index, *given])
-    for i, (found, shadow), arriving in zip(operation.outputs, outputs, body.output_forms, strict=True):
+    for i, (found, shadow, live), arriving in zip(operation.outputs, outputs, body.output_forms, strict=True):
         values[i, _PLAIN] = found[0]
+        if live is not None:
+            values[i, _LIVE] = live
         if shadow is not None:
             values[i, _SHADOW] = observe(piece, "output", i, Form.RATIO, shadow)
         for form, copy in zip(arriving, found, strict=False):

@@ -13,8 +13,11 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from lrp_jax import ledger, relevance, rules
+from lrp_jax.composites import as_composite
 from lrp_jax.core.maxima import to_winners, winners
+from lrp_jax.core.planner import make_plan
 from lrp_jax.core.primitives import PRIMITIVES
+from lrp_jax.core.trace import trace_call
 
 MAXIMA = {name: entry.maximum for name, entry in PRIMITIVES.items() if entry.maximum is not None}
 
@@ -493,3 +496,128 @@ def test_maximum_over_the_neighbours_of_a_graph():
     gradient = jax.grad(lambda x: network(x).sum())(x)
     found = relevance(network, x, lambda output: output.sum(1), rules.Zero()).relevance
     np.testing.assert_allclose(found, gradient * x, rtol=1e-5, atol=1e-6)
+
+
+# Constants at some places: of equals they win. Expected by the same moves of the place that each element comes from.
+
+ROW, FILL = np.array([3.0, 2.0, 3.0, 1.0, 2.0, 3.0]), 3.0
+KEPT = np.array([True, True, False, True, False, True])
+
+
+def written(xp, x, fill):
+    whole = np.full(len(x) + 3, fill, x.dtype)
+    if xp is np:
+        whole[[1, 3, 4, 5, 7, 8]] = x
+        return whole
+    return jnp.asarray(whole).at[np.array([1, 3, 4, 5, 7, 8])].set(x)
+
+
+def inserted(xp, x, fill):
+    if xp is np:
+        return np.stack([x, np.full_like(x, fill)], 1).ravel()[:-1]
+    return lax.pad(x, np.asarray(fill, x.dtype), ((0, 0, 1),))
+
+
+def taken(xp, x, fill):
+    places = np.array([4, 9, 0, 2, 7])
+    if xp is np:
+        return np.pad(x, (0, 9), constant_values=fill)[places]
+    return jnp.take(x, places, mode="fill", fill_value=fill)
+
+
+WITH_CONSTANTS = {
+    "padded behind": lambda xp, x, fill: xp.pad(x, (0, 2), constant_values=fill),
+    "padded in front and cut": lambda xp, x, fill: xp.pad(x, (3, 0), constant_values=fill)[1:-1],
+    "padded between": inserted,
+    "side by side": lambda xp, x, fill: xp.concatenate([x, xp.full(2, fill, x.dtype)])[::-1],
+    "masked": lambda xp, x, fill: xp.where(KEPT, x, xp.full(6, fill, x.dtype)),
+    "written into": written,
+    "taken with a fill value": taken,
+    "rows padded, reshaped": lambda xp, x, fill: xp.pad(
+        x.reshape(2, 3), ((0, 1), (1, 0)), constant_values=fill
+    ).T.reshape(-1),
+}
+
+
+def order_of_the_best(values, origin, places, sign=1):
+    """Some places in the order in which they win: by value, constants first, in row-major order."""
+    return sorted(places, key=lambda i: (-sign * values[i], origin[i] >= 0, i))
+
+
+def best_of_windows(size, sign=1):
+    return lambda values, origin: [
+        order_of_the_best(values, origin, range(i, i + size), sign)[0] for i in range(len(values) - size + 1)
+    ]
+
+
+READERS = {
+    "max": (lambda y: y.max()[None], lambda v, o: order_of_the_best(v, o, range(len(v)))[:1]),
+    "cummax": (
+        functools.partial(lax.cummax, axis=0),
+        lambda v, o: [order_of_the_best(v, o, range(i + 1))[0] for i in range(len(v))],
+    ),
+    "pooled": (pooling((3,)), best_of_windows(3)),
+    "the smallest of windows": (pooling((2,), smallest=True), best_of_windows(2, -1)),
+    "halves of relu": (
+        lambda y: jnp.maximum(*jax.nn.relu(y[: len(y) // 2 * 2]).reshape(2, -1)),
+        lambda v, o: [order_of_the_best(v, o, [i, len(v) // 2 + i])[0] for i in range(len(v) // 2)],
+    ),
+    "top_k": (lambda y: lax.top_k(y, 3)[0], lambda v, o: order_of_the_best(v, o, range(len(v)))[:3]),
+    "sort": (jnp.sort, lambda v, o: order_of_the_best(v, o, range(len(v)), -1)),
+    "scattered": (
+        lambda y: jnp.zeros(2).at[np.arange(len(y)) % 2].max(y),
+        lambda v, o: [order_of_the_best(v, o, range(i, len(v), 2))[0] for i in range(2)],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("move", "reader"),
+    [*((move, "max") for move in WITH_CONSTANTS), *(("rows padded, reshaped", reader) for reader in list(READERS)[1:])],
+)
+def test_of_equals_a_constant_at_some_place_wins(move, reader):
+    move_of, (read, places_of) = WITH_CONSTANTS[move], READERS[reader]
+    values, origin = move_of(np, ROW, FILL), move_of(np, np.arange(6), -1)
+    places = places_of(values, origin)
+    weights = 2.0 ** np.arange(len(places))
+    right = np.zeros(6)
+    for place, weight in zip(places, weights, strict=True):
+        right[origin[place]] += weight * values[place] * (origin[place] >= 0)
+    model = lambda x: jax.vmap(lambda row: read(move_of(jnp, row, FILL)) @ weights.astype(np.float32))(x)
+    found = relevance(model, jnp.asarray(ROW, jnp.float32)[None], lambda y: y, rules.Zero()).relevance
+    np.testing.assert_array_equal(found[0], right)
+
+
+def test_places_of_constants_go_through_loops_branches_and_checkpoints():
+    x = jnp.asarray(ROW, jnp.float32)[None]
+    pad = lambda row: jnp.pad(row, (1, 1), constant_values=FILL)
+    ways = {
+        "into a scan": lambda x: lax.scan(lambda c, row: (c, row.max()), 0.0, jax.vmap(pad)(x))[1],
+        "out of a scan": lambda x: lax.scan(lambda c, row: (c, pad(row)), 0.0, x)[1].max(1),
+        "into a branch": lambda x: lax.cond(x.sum() > 0, lambda y: y.max(1), lambda y: y[:, 0], jax.vmap(pad)(x)),
+        "out of a branch": lambda x: lax.cond(x.sum() > 0, jax.vmap(pad), lambda x: jnp.zeros((1, 8)), x).max(1),
+        "into a checkpoint": lambda x: jax.checkpoint(lambda y: y.max(1))(jax.vmap(pad)(x)),
+    }
+    for way, model in ways.items():
+        found = relevance(model, x, lambda y: y, rules.Zero()).relevance
+        np.testing.assert_array_equal(found, np.zeros((1, 6)), err_msg=way)
+
+
+def test_rows_of_constants_alone_are_constants_for_the_next_maximum():
+    x = jnp.asarray([[3.0, 1.0, 2.0, 5.0]])
+    model = lambda x: jnp.where(np.array([[True, True], [False, False]]), x.reshape(-1, 2, 2), 3.0).max(2).max(1)
+    np.testing.assert_array_equal(relevance(model, x, lambda y: y, rules.Zero()).relevance, np.zeros((1, 4)))
+
+
+def test_where_nothing_asks_or_nothing_ties_no_places_are_followed():
+    weight = jnp.ones((3, 3, 1, 2))
+    convolve = lambda x: lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    ends = [(0, 0), (1, 1), (1, 1), (0, 0)]
+    models = {
+        "padded for the convolution": lambda x: convolve(jnp.pad(x, ends)).max((1, 2)),
+        "padded with infinity": lambda x: jnp.pad(convolve(x), ends, constant_values=-jnp.inf).max((1, 2)),
+        "padded behind the maximum": lambda x: jnp.pad(convolve(x).max((1, 2)), ((0, 0), (1, 1))),
+    }
+    for name, model in models.items():
+        call, _ = trace_call(model, (0,), (jnp.ones((1, 4, 4, 1)),), {})
+        assert not make_plan(call.read().graph, as_composite(rules.Zero())).partly_constant, name
