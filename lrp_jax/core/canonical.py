@@ -100,6 +100,8 @@ class Builder:
     def append(self, equation: Any, inputs: tuple[int, ...], place: Place, treatment: Any = None) -> list[int]:
         """Appends an operation without bodies as it is; returns its outputs."""
         graph = self.graph
+        looked_up = tokens.looked_up_as_given(graph, equation, inputs)
+        inputs = tuple(self._token(value, place) if value in looked_up else value for value in inputs)
         statuses = [graph.status[value] for value in inputs]
         followed: list[tokens.Followed] = []
         if Status.TOKEN in statuses and Status.LIVE not in statuses:
@@ -114,7 +116,21 @@ class Builder:
                 graph.codes[value] = found.code
             if found.is_lost:
                 graph.lost_tokens.add(value)
+        if not followed and tokens.stays_as_given(graph, equation, inputs):
+            graph.as_given.update(outputs)
         return outputs
+
+    def _token(self, value: int, place: Place) -> int:
+        """A value of explained numbers as they were given, as a token: computed again from a copy of these numbers."""
+        graph = self.graph
+        operation = graph.producer.get(value)
+        if operation is None:
+            copy = equation_of(jnp.copy, graph.shapes[value])
+            ranges = [graph.ranges[value]]
+            return self._once(("token", value), lambda: self._append(copy, (value,), place, [Status.TOKEN], ranges))[0]
+        inputs = tuple(self._token(i, place) if i in graph.as_given else i for i in operation.inputs)
+        made = self._once(("token", id(operation)), lambda: self.append(operation.equation, inputs, place))
+        return made[operation.outputs.index(value)]
 
     def append_bodies(
         self, equation: Any, inputs: tuple[int, ...], place: Place, bodies: Bodies, statuses: Sequence[Status]

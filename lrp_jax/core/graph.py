@@ -143,6 +143,8 @@ class Graph:
         users: For every value, the operations that use it.
         embeddings: The values that are looked up with explained integers, to which their relevance goes.
         codes: The values of which every entry is looked up with one explained integer, but that are no live ones.
+        as_given: The values that are explained numbers as they were given, apart from where they are, and from offsets,
+            bounds and rounding: something may be looked up with them.
         lost_tokens: The values that are made of explained integers in a way that cannot be followed.
         marks: What the user says of values, by number, with the lines that say it.
         is_inner: Whether it is the body of a loop or a branch.
@@ -161,6 +163,7 @@ class Graph:
     users: dict[int, list[Operation]] = field(default_factory=dict)
     embeddings: list[int] = field(default_factory=list)
     codes: dict[int, Code] = field(default_factory=dict)
+    as_given: set[int] = field(default_factory=set)
     lost_tokens: set[int] = field(default_factory=set)
     marks: dict[int, dict[Mark, str]] = field(default_factory=dict)
     is_inner: bool = False
@@ -239,6 +242,11 @@ class Graph:
     def live_inputs(self, operation: Operation) -> list[int]:
         """The positions of the operands through which relevance flows."""
         return [i for i, value in enumerate(operation.inputs) if self.is_live(value)]
+
+    def looked_up(self, operation: Operation) -> list[int]:
+        """The operands of an operation that are explained numbers, and of which it makes tokens."""
+        are_tokens = all(map(self.is_token, operation.outputs)) and not operation.bodies
+        return [value for value in operation.inputs if self.is_live(value)] if are_tokens else []
 
     def name_of(self, value: int) -> str:
         """The path of the first parameter that a constant is computed from; empty if there is none."""

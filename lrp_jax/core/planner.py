@@ -170,6 +170,8 @@ class _Planner:
         (operation, *_) = piece.operations
         arriving = {form for value in piece.outputs for form in forms.get(value, ())}
         if not arriving and not (operation.bodies and any(map(graph.is_token, piece.outputs))):
+            for value in graph.looked_up(operation):
+                forms.setdefault(value, set()).add(Form.RELEVANCE)
             return replace(piece, treatment=None)
         given = self.composite.treatments
         chosen = next((given[name] for name in names_of(piece) if name in given), None) if piece.live else None

@@ -38,6 +38,7 @@ class Input:
         code: What it is if it is made of explained integers.
         marks: What the user says of it, and where.
         is_parameter: Whether it is a parameter.
+        is_as_given: Whether it is explained numbers as they were given.
     """
 
     status: Status
@@ -47,6 +48,7 @@ class Input:
     code: Code | None = None
     marks: Mapping[Mark, str] = field(default_factory=dict)
     is_parameter: bool = False
+    is_as_given: bool = False
 
 
 def read(
@@ -91,6 +93,8 @@ def _new_input(graph: Graph, aval: Any, known: Input) -> int:
         graph.paths[value] = known.path
     if known.is_parameter:
         graph.parameters.add(value)
+    if known.is_as_given:
+        graph.as_given.add(value)
     if known.number is not None:
         graph.note_number(value, known.number)
     if known.code is not None:
@@ -194,4 +198,4 @@ class _Reader:
         number = graph.number(value) if status is Status.CONSTANT else None
         code = tokens.sliced(graph.codes.get(value), is_stacked=position in control.stacked)
         marks = shared_marks([graph.marks.get(value, {})])
-        return Input(status, path, graph.ranges[value], number, code, marks, is_parameter)
+        return Input(status, path, graph.ranges[value], number, code, marks, is_parameter, value in graph.as_given)

@@ -15,7 +15,7 @@ from lrp_jax.core.forms import Form
 from lrp_jax.core.graph import Checkpoint, Graph, Status
 from lrp_jax.core.places import asks_for_places, live_places, run_in_order
 from lrp_jax.core.plan import Forms, Piece, Plan
-from lrp_jax.core.shadows import for_each, no_shadow, shadow_of_input, shadows_of_outputs
+from lrp_jax.core.shadows import for_each, no_shadow, shadow_of_input, shadow_of_numbers, shadows_of_outputs
 from lrp_jax.treatments import Call
 
 Observer: TypeAlias = Callable[[Piece, str, int, Form, jax.Array], jax.Array]
@@ -195,7 +195,9 @@ def _run_without_relevance(plan: Plan, piece: Piece, values: _Values) -> None:
     values.update(((i, _PLAIN), output) for i, output in zip(piece.outputs, outputs, strict=True))
     if any(graph.is_token(i) and i not in graph.lost_tokens for i in piece.outputs):
         (operation,) = piece.operations
-        shadows = shadows_of_outputs(operation, _plain(piece, values), _shadows_of(operation.inputs, values))
+        known = _shadows_of(operation.inputs, values)
+        known |= {i: shadow_of_numbers(values[i, Form.RELEVANCE]) for i in graph.looked_up(operation)}
+        shadows = shadows_of_outputs(operation, _plain(piece, values), known)
         moved = zip(piece.outputs, shadows, strict=True)
         values.update(((i, _SHADOW), shadow) for i, shadow in moved if graph.is_token(i))
 

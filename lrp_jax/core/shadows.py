@@ -28,6 +28,17 @@ def shadow_of_input(value: jax.Array) -> jax.Array:
     return no_shadow(value) + 1
 
 
+@jax.custom_vjp
+def shadow_of_numbers(value: jax.Array) -> jax.Array:
+    """The shadow of explained numbers with which something is looked up; their cotangent is in relevance form."""
+    return shadow_of_input(value)
+
+
+shadow_of_numbers.defvjp(
+    lambda value: (shadow_of_input(value), value), lambda value, relevance: (relevance.astype(value.dtype),)
+)
+
+
 def no_shadow(value: jax.Array) -> jax.Array:
     """The shadow of a value in which there are no explained integers."""
     return jnp.zeros_like(value, dtype=float)

@@ -10,6 +10,10 @@ up is tied to the shadow of its indices, and relevance returns along the shadows
   table of integers. A sum over that axis, or a product with a table, is a look-up; a code that is used in another way
   is a live value, as if it had been looked up itself, and so are its counts. Beside a live value it is a mask.
 - What comes out of another comparison, or of a reduction, is held.
+
+Explained numbers may be looked up, too, such as a column of categories that a model converts to integers. Where this
+happens, they are integers from there on; between the explained numbers and the look-up there may be moves, offsets,
+bounds and rounding alone.
 """
 
 from collections.abc import Sequence
@@ -25,6 +29,8 @@ from lrp_jax.core.samples import Carried
 from lrp_jax.errors import InputError
 
 _MOVED = Family.MOVE | Family.WRITE | Family.IDENTITY
+_LOOK_UPS = frozenset({"dynamic_slice", "gather", "scatter", "scatter-add", "select_n"})
+_KEEP_CATEGORIES = frozenset({"add", "ceil", "clamp", "floor", "max", "min", "round", "select_n", "sub"})
 _REDUCED = Family.REDUCTION | Family.CUMULATIVE | Family.WINDOW
 
 
@@ -65,7 +71,7 @@ def follow(graph: Graph, equation: Any, inputs: Sequence[int], position: int = 0
     if is_lost:
         return _HELD if dtype == jnp.bool_ or name == "stop_gradient" else Followed(Status.TOKEN, is_lost=True)
     if name == "eq":
-        axis = _fresh_axis(graph, inputs)
+        axis = _fresh_axis(graph, *sorted(inputs, key=graph.is_token))
         return _HELD if axis is None else Followed(Status.TOKEN, Code(axis))
     if name == "sort":
         return Followed(Status.TOKEN) if graph.is_token(inputs[position]) else _HELD
@@ -86,6 +92,31 @@ def follow(graph: Graph, equation: Any, inputs: Sequence[int], position: int = 0
     return Followed(Status.TOKEN, is_lost=True)
 
 
+def stays_as_given(graph: Graph, equation: Any, inputs: Sequence[int]) -> bool:
+    """Whether what an equation returns are still explained numbers as they were given, or integers made of such."""
+    name, dtype = equation.primitive.name, equation.outvars[0].aval.dtype
+    data = [inputs[i] for i in data_positions(name, len(inputs))]
+    given = [value for value in data if value in graph.as_given]
+    is_mixed = any(value not in graph.as_given and not graph.is_constant(value) for value in data)
+    if not given or is_mixed or name == "stop_gradient" or dtype == jnp.bool_:
+        return False
+    family = primitives.family_of(equation)
+    if family & _MOVED or (name in _KEEP_CATEGORIES and len(given) == 1):
+        return True
+    return bool(family & (Family.BITS | Family.ELEMENTWISE)) and jnp.issubdtype(dtype, jnp.integer)
+
+
+def looked_up_as_given(graph: Graph, equation: Any, inputs: Sequence[int]) -> list[int]:
+    """The operands of an equation that are explained numbers as they were given, if it looks something up with them."""
+    name = equation.primitive.name
+    given = [value for value in inputs if value in graph.as_given]
+    if name == "eq":
+        is_code = len(given) == 1 and _fresh_axis(graph, *sorted(inputs, key=graph.as_given.__contains__)) is not None
+        return given if is_code else []
+    is_look_up = name in _LOOK_UPS and given
+    return given if is_look_up and all(graph.is_constant(inputs[i]) for i in data_positions(name, len(inputs))) else []
+
+
 def _counted(equation: Any, code: Code) -> Followed | None:
     """How often each entry of a code is there, or whether a code has one of its entries; None of what is neither."""
     name, axes = equation.primitive.name, equation.params.get("axes", ())
@@ -103,8 +134,7 @@ def data_positions(name: str, number: int) -> Sequence[int]:
 def _looked_up(graph: Graph, equation: Any, inputs: Sequence[int], data: Sequence[int]) -> Followed:
     """What is read from tables with integers as indices."""
     dtype, name = equation.outvars[0].aval.dtype, equation.primitive.name
-    is_look_up = name in {"dynamic_slice", "gather", "scatter", "scatter-add", "select_n"}
-    if not is_look_up or not all(map(graph.is_constant, data)):
+    if name not in _LOOK_UPS or not all(map(graph.is_constant, data)):
         return _HELD
     code = graph.codes.get(inputs[0])
     window: tuple[int, ...] = equation.params["dimension_numbers"].offset_dims if name == "gather" else ()
@@ -136,9 +166,8 @@ def _is_zero(graph: Graph, value: int) -> bool:
     return number is not None and bool(number == 0)
 
 
-def _fresh_axis(graph: Graph, inputs: Sequence[int]) -> int | None:
+def _fresh_axis(graph: Graph, other: int, token: int) -> int | None:
     """The dimension along which every integer is compared with all entries of a constant; None if there is none."""
-    token, other = inputs if graph.is_token(inputs[0]) else reversed(inputs)
     if not graph.is_constant(other) or graph.number(other) is not None or token in graph.codes:
         return None
     shape, of_other = graph.shapes[token].shape, graph.shapes[other].shape

@@ -134,7 +134,7 @@ class TracedCall:
         graph = read(
             text.program.closed(self.held),
             [
-                Input(status, path, is_parameter=status is Status.CONSTANT)
+                Input(status, path, is_parameter=status is Status.CONSTANT, is_as_given=status is Status.LIVE)
                 for status, path in zip(text.statuses, text.paths, strict=True)
             ],
             hold=lambda constant: known.get(id(constant)) or Held(constant),

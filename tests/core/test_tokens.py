@@ -348,6 +348,67 @@ def test_columns_have_tables_of_their_own(width):
     close(found["numbers"], numbers * weights[2 * width :, 0])
 
 
+TABULAR = np.array([[1.0, 0.5, -2.0], [0.0, -0.7, 0.3], [3.0, 0.1, 1.5]])  # categories, then two numbers
+FROM_NUMBERS = {
+    "cast": lambda x, table: table[x[:, 0].astype(int)],
+    "cast to bytes": lambda x, table: table[x[:, 0].astype(jnp.uint8)],
+    "cast as a matrix": lambda x, table: table[x.astype(int)[:, :1]][:, 0],
+    "rounded": lambda x, table: jnp.take(table, jnp.round(x[:, 0]).astype(int), axis=0),
+    "from one on": lambda x, table: table[jnp.floor(x[:, 0] + 1).astype(int) - 1],
+    "clipped": lambda x, table: table[jnp.clip(x[:, 0], 0, 8).astype(int)],
+    "in blocks of one table": lambda x, table: table[(x[:, :1].astype(int) + np.array([[0]]))[:, 0]],
+    "without what is missing": lambda x, table: table[jnp.where(jnp.isnan(x[:, 0]), 8, x[:, 0]).astype(int)],
+    "split off": lambda x, table: table[jnp.split(x, [1], 1)[0].astype(int).squeeze(1)],
+    "one-hot": lambda x, table: jax.nn.one_hot(x[:, 0].astype(int), 9) @ table,
+    "compared with numbers": lambda x, table: (x[:, :1] == np.arange(9.0)).astype(table.dtype) @ table,
+    "row by row": lambda x, table: jax.vmap(lambda row: table[row[0].astype(int)])(x),
+    "in a scan": lambda x, table: lax.scan(lambda c, row: (c, table[row[0].astype(int)]), 0, x)[1],
+    "in a checkpoint": jax.checkpoint(lambda x, table: table[x[:, 0].astype(int)]),
+}
+
+
+def tabular_network(look_up):
+    weight = np.random.default_rng(1).normal(size=(WIDTH + 2, 3))
+
+    def network(x):
+        embedded = jnp.concatenate([look_up(x), x[:, 1:3]], 1)
+        return jax.nn.relu(embedded @ jnp.asarray(weight) + 0.1) @ np.ones((3, 1))
+
+    return network
+
+
+@pytest.mark.parametrize("name", FROM_NUMBERS)
+def test_categories_among_numbers_have_the_relevance_of_their_look_up(name):
+    x, table = jnp.asarray(TABULAR), jnp.asarray(TABLE)
+    by_hand = tabular_network(lambda x: x[:, 3:])
+    rule = rules.Flat() if name in {"cast", "in a scan"} else rules.Epsilon(0.1)
+    parts = explained(by_hand, jnp.concatenate([x, table[TABULAR[:, 0].astype(int)]], 1), rule)
+    model = tabular_network(lambda x: FROM_NUMBERS[name](x, table))
+    close(explained(model, x, rule), np.c_[parts[:, 3:].sum(1), parts[:, 1:3]])
+    assert abs(ledger(model, x, 0, rule).unaccounted) < 1e-9
+
+
+def test_categories_that_are_numbers_as_well_have_both():
+    x, table = jnp.asarray(TABULAR), jnp.asarray(TABLE)
+    model = lambda x: table[x[:, 0].astype(int)] @ DIRECTION + 2 * x[:, :1]
+    close(explained(model, x)[:, 0], SPOKEN[TABULAR[:, 0].astype(int)] + 2 * TABULAR[:, 0])
+
+
+STILL_HELD = {
+    "by a stop_gradient": lambda x, table: table[lax.stop_gradient(x[:, 0]).astype(int)],
+    "as a step": lambda x, table: x[:, :1].astype(int) * table[0],
+    "as a mask": lambda x, table: jnp.where(x[:, :1].astype(int) > 1, table[0], table[1]),
+    "as what is computed of several numbers": lambda x, table: table[(x[:, 0] * x[:, 1] + x[:, 2]).astype(int)],
+}
+
+
+@pytest.mark.parametrize("name", STILL_HELD)
+def test_numbers_that_are_not_looked_up_themselves_are_held(name):
+    x, table = jnp.asarray(TABULAR), jnp.asarray(TABLE)
+    model = lambda x: STILL_HELD[name](x, table) @ DIRECTION + x[:, 1:2] * 3
+    close(explained(model, x), TABULAR * [0, 3, 0])
+
+
 def test_one_hot_columns_beside_numbers():
     weights = GENERATOR.normal(size=(NUMBER + 3, 2))
     column, numbers = np.array([1, 6, 4]), GENERATOR.normal(size=(3, 3))
