@@ -25,6 +25,7 @@ from lrp_jax.core.ranges import Range, range_of_dtype, ranges_of_outputs
 from lrp_jax.core.slices import Slicer, boxes_of_outputs, keeps_order
 from lrp_jax.core.statuses import Bodies, if_continuous, status_after
 
+_SCATTERS: Mapping[str, Callable[..., Any]] = {"scatter-mul": lax.scatter_mul, "scatter-sub": lax.scatter_add}
 _OF_TWO: Mapping[str, Callable[..., Any]] = {"reduce_max": lax.max, "reduce_min": lax.min}
 
 
@@ -78,8 +79,9 @@ class Builder:
             chosen = self.graph.chosen(inputs[0], len(inputs) - 1)
             if chosen is not None:
                 return [inputs[1 + chosen]]
-        if (slices := self._slices_of_parts(equation, inputs, place)) is not None:
-            return slices
+        for known in (self._slices_of_parts, self._scattered, self._product_of_counts):
+            if (outputs := known(equation, inputs, place)) is not None:
+                return outputs
         if (parts := self._with_and_without_constants(equation, inputs, place)) is not None:
             return [self.add_function(_OF_TWO[equation.primitive.name], parts, place)]
         if primitives.is_elementwise(equation):
@@ -215,6 +217,39 @@ class Builder:
             slicer.sliced(inputs[0], box) if value is None else value for value, box in zip(found, boxes, strict=True)
         ]
         return [slicer.reshaped(value, out.aval.shape) for value, out in zip(slices, equation.outvars, strict=True)]
+
+    def _scattered(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
+        """What is subtracted at some places is added there, and a factor at some places is one for all of them."""
+        (name, graph), add = (equation.primitive.name, self.graph), functools.partial(self.add_function, place=place)
+        if (
+            name not in _SCATTERS
+            or not graph.is_live(inputs[0])
+            or (name == "scatter-mul" and graph.is_live(inputs[2]))
+        ):
+            return None
+        names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+        function = functools.partial(_SCATTERS[name], **{name: equation.params[name] for name in names})
+        x, indices, updates = inputs
+        if name == "scatter-sub":
+            return [add(function, (x, indices, add(lax.neg, (updates,))))]
+        shape, one = graph.shapes[x].shape, self.number(np.ones((), graph.shapes[x].dtype))
+        ones = add(lambda x: lax.broadcast_in_dim(x, shape, ()), (one,))
+        return [add(lax.mul, (x, add(function, (ones, indices, updates))))]
+
+    def _product_of_counts(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
+        """A product of a table and of integers that are made of explained ones: with these as numbers of its kind."""
+        graph = self.graph
+        if Family.LINEAR_MAP not in primitives.family_of(equation):
+            return None
+        dtype = equation.outvars[0].aval.dtype
+        counts = [
+            i for i in inputs[:2] if graph.is_token(i) and not jnp.issubdtype(graph.shapes[i].dtype, jnp.floating)
+        ]
+        if not counts or not jnp.issubdtype(dtype, jnp.floating):
+            return None
+        cast = functools.partial(lax.convert_element_type, new_dtype=dtype)
+        operands = tuple(self.add_function(cast, (i,), place) if i in counts else i for i in inputs)
+        return [self.add_function(functools.partial(equations.run, equation), operands, place)]
 
     def _with_and_without_constants(self, equation: Any, inputs: Sequence[int], place: Place) -> tuple[int, ...] | None:
         """The largest (or smallest) of constants, and of all else, where both stand side by side; None otherwise."""

@@ -13,8 +13,21 @@ from lrp_jax.core import equations
 from lrp_jax.core.forms import Form, divide
 from lrp_jax.core.formulas import Formula
 from lrp_jax.core.graph import Graph, Operation
+from lrp_jax.core.primitive import Family
 from lrp_jax.errors import UnsupportedOperationError
 from lrp_jax.treatments import Arrays, Backward, Call, Treatment
+
+_LINEAR = (
+    treatments.structural,
+    treatments.proportional,
+    treatments.with_constant,
+    treatments.scaled,
+    treatments.multiplied,
+)
+_OF_COMPLEX = (
+    "Linear operations on them, such as a Fourier transform, and their absolute value are known. Write what follows on "
+    "these with jnp.real and jnp.imag, or with jnp.abs."
+)
 
 
 def treatment_of_function(formula: Formula) -> Treatment:
@@ -100,11 +113,15 @@ def treatment_of(graph: Graph, operation: Operation) -> Treatment:
         UnsupportedOperationError: If there is none.
     """
     live = graph.live_inputs(operation)
-    if any(jnp.iscomplexobj(graph.shapes[value]) for value in (*operation.inputs, *operation.outputs)):
-        raise _refusal(operation, "complex numbers")
     treatment = operation.primitive.treatment_for(live, len(operation.inputs))
+    if any(jnp.iscomplexobj(graph.shapes[value]) for value in (*operation.inputs, *operation.outputs)):
+        has_parameter = Family.LINEAR_MAP in operation.family and not graph.parameters.isdisjoint(operation.inputs)
+        if has_parameter or (treatment not in _LINEAR and operation.name != "abs"):
+            raise _refusal(operation, "complex numbers", _OF_COMPLEX)
+        return treatments.proportional
     if treatment is None:
-        raise _refusal(operation, f"{len(live)} operand(s) that depend on the explained input")
+        circumstance = f"{len(live)} operand(s) that depend on the explained input"
+        raise _refusal(operation, circumstance, operation.primitive.advice)
     return treatment
 
 
@@ -160,11 +177,13 @@ def _axes_of_dimensions(spec: Any, axes: Set[str]) -> list[set[str]]:
     return found
 
 
-def _refusal(operation: Operation, circumstance: str) -> UnsupportedOperationError:
+def _refusal(operation: Operation, circumstance: str, advice: str = "") -> UnsupportedOperationError:
     where = f", in {operation.module}" if operation.module else ""
+    advice = advice or (
+        f"If you know what should happen there, say it with lrp_jax.composites.with_treatment(rules, "
+        f"{operation.name!r}, treatment); lrp_jax.treatments has those that there are."
+    )
     return UnsupportedOperationError(
         f"Relevance cannot be propagated through the operation {operation.name!r} at {operation.location}{where}: "
-        f"lrp_jax has no treatment for it with {circumstance}. If you know what should happen there, say it with "
-        f"lrp_jax.composites.with_treatment(rules, {operation.name!r}, treatment); lrp_jax.treatments has "
-        "those that there are."
+        f"lrp_jax has no treatment for it with {circumstance}. {advice}"
     )

@@ -160,7 +160,8 @@ def constant_factor(graph: Graph, operation: Operation) -> int | None:
     """The constant of a linear operation, which may be its weight; None of what is no such operation."""
     live = graph.live_inputs(operation)
     kind = KINDS.get(operation.name)
-    if kind is None or len(live) != 1 or not kind(operation.equation, live[0]).is_linear:
+    is_complex = any(jnp.iscomplexobj(graph.shapes[value]) for value in operation.outputs)
+    if kind is None or is_complex or len(live) != 1 or not kind(operation.equation, live[0]).is_linear:
         return None
     constant = operation.inputs[1 - live[0]]
     return constant if graph.is_constant(constant) else None

@@ -88,6 +88,7 @@ class Primitive:
         maximum: How it is decided who wins, of a maximum or minimum.
         called: Of a call, the parameter that holds the program.
         control: How it runs its bodies, if it has some that could be looked into.
+        advice: What can be done where it is refused, if that is not just a treatment of the user's own.
     """
 
     treatment: Treatment | Choice | None = None
@@ -100,6 +101,7 @@ class Primitive:
     maximum: Maximum | None = None
     called: str = ""
     control: Callable[[Any], Control] | None = None
+    advice: str = ""
 
     def treatment_for(self, live: Sequence[int], number: int) -> Treatment | None:
         """What happens to relevance with live operands at some positions, of a number of all; None if refused."""

@@ -161,6 +161,11 @@ _SAMPLES = {
     Family.WINDOW: samples.WINDOW,
 }
 _SPLIT = "split in proportion; a constant that is added keeps its share"
+_OF_SPARSE = (
+    "A rule needs the dense matrix: multiply with matrix.todense(). To split relevance in proportion instead, as at an "
+    "operation without a parameter, say lrp_jax.composites.with_treatment(rules, 'bcoo_dot_general', "
+    "lrp_jax.treatments.proportional)."
+)
 _UNKNOWN = Primitive()
 
 
@@ -296,6 +301,7 @@ ROWS: Sequence[tuple[str, Primitive]] = (
         "scatter-add",
         Primitive(proportional, _SPLIT, Family.WRITE, ranges.total, data=_FIRST_AND_THIRD, samples=samples.SCATTER),
     ),
+    ("complex conj fft imag real", Primitive(proportional, _SPLIT)),
     ("reduce_prod", _product_of_elements(Family.REDUCTION)),
     ("cumprod", _product_of_elements(Family.CUMULATIVE)),
     ("cumlogsumexp", Primitive(smooth, family=Family.CUMULATIVE, samples=samples.CUMULATIVE)),
@@ -365,7 +371,8 @@ ROWS: Sequence[tuple[str, Primitive]] = (
     ("while", Primitive(family=Family.CONTROL)),
     ("iota", Primitive(bounds=ranges.counted)),
     ("reduce_window", Primitive(family=Family.WINDOW, samples=samples.WINDOW)),
-    ("scatter-mul scatter-sub", Primitive(samples=samples.SCATTER)),
+    ("scatter-mul", Primitive(samples=samples.SCATTER)),
+    ("bcoo_dot_general", Primitive(advice=_OF_SPARSE)),
     ("random_bits random_gamma rng_bit_generator rng_uniform threefry2x32", Primitive(family=Family.DRAW)),
 )
 """The table: the names of primitives that have an entry in common, and the entry."""

@@ -85,4 +85,9 @@ def propagator(
         for shape, dtype in zip(shapes, dtypes, strict=True)
     ]
     outputs, transpose = jax.vjp(run, explained, zeros)
-    return outputs, lambda cotangents: transpose(list(cotangents))
+
+    def propagate(cotangents: Sequence[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+        found, probed = transpose(list(cotangents))
+        return found, [array.real for array in probed]  # of complex values
+
+    return outputs, propagate

@@ -78,7 +78,7 @@ def _moved(
         return [_at_indices(operation, operands, parts, result)]
     if name == "eq":
         return [jnp.where(result, there[0], 0)]
-    if name == "reduce_sum":
+    if name in {"cumsum", "reduce_sum"}:
         return equations.run(equation, *there)
     if name == "dot_general":
         return [_contracted(operation, operands, parts, result)]

@@ -73,6 +73,8 @@ def follow(graph: Graph, equation: Any, inputs: Sequence[int], position: int = 0
     if name == "eq":
         axis = _fresh_axis(graph, *sorted(inputs, key=graph.is_token))
         return _HELD if axis is None else Followed(Status.TOKEN, Code(axis))
+    if name == "ne" and tokens[0] in graph.codes and any(_is_zero(graph, value) for value in data):
+        return Followed(Status.TOKEN, graph.codes[tokens[0]])  # as `jnp.count_nonzero` writes it
     if name == "sort":
         return Followed(Status.TOKEN) if graph.is_token(inputs[position]) else _HELD
     codes = [graph.codes.get(value) for value in tokens]
@@ -94,16 +96,17 @@ def follow(graph: Graph, equation: Any, inputs: Sequence[int], position: int = 0
 
 def stays_as_given(graph: Graph, equation: Any, inputs: Sequence[int]) -> bool:
     """Whether what an equation returns are still explained numbers as they were given, or integers made of such."""
-    name, dtype = equation.primitive.name, equation.outvars[0].aval.dtype
+    name, dtypes = equation.primitive.name, [variable.aval.dtype for variable in equation.outvars]
     data = [inputs[i] for i in data_positions(name, len(inputs))]
     given = [value for value in data if value in graph.as_given]
     is_mixed = any(value not in graph.as_given and not graph.is_constant(value) for value in data)
-    if not given or is_mixed or name == "stop_gradient" or dtype == jnp.bool_:
+    if not given or is_mixed or name == "stop_gradient" or jnp.bool_ in dtypes:
         return False
     family = primitives.family_of(equation)
     if family & _MOVED or (name in _KEEP_CATEGORIES and len(given) == 1):
         return True
-    return bool(family & (Family.BITS | Family.ELEMENTWISE)) and jnp.issubdtype(dtype, jnp.integer)
+    is_elementwise = bool(family & (Family.BITS | Family.ELEMENTWISE))
+    return is_elementwise and all(jnp.issubdtype(dtype, jnp.integer) for dtype in dtypes)
 
 
 def looked_up_as_given(graph: Graph, equation: Any, inputs: Sequence[int]) -> list[int]:
@@ -119,10 +122,11 @@ def looked_up_as_given(graph: Graph, equation: Any, inputs: Sequence[int]) -> li
 
 def _counted(equation: Any, code: Code) -> Followed | None:
     """How often each entry of a code is there, or whether a code has one of its entries; None of what is neither."""
-    name, axes = equation.primitive.name, equation.params.get("axes", ())
+    name, params = equation.primitive.name, equation.params
+    axes = params.get("axes", (params.get("axis"),))
     if name == "reduce_or" and code.axis in axes:
         return _HELD
-    is_counted = name == "reduce_sum" and code.axis is not None and code.axis not in axes
+    is_counted = name in {"cumsum", "reduce_sum"} and code.axis is not None and code.axis not in axes
     return Followed(Status.TOKEN, Code()) if is_counted else None
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from compiling import jit_by_day
 from flax import nnx
+from jax.experimental import sparse
 
 from lrp_jax import composites, lrp, mark, relevance, rules, treatments
 from lrp_jax.composites import Composite, any_layer, conv, dense, first, index, last, name
@@ -218,9 +219,16 @@ def test_pooling_in_single_precision_stays_so_where_double_is_switched_on(float6
     assert jax.grad(lrp(pooled, rule))(jnp.ones((1, 1, 2, 1), jnp.float32)).dtype == jnp.float32
 
 
-def test_complex_numbers_are_refused():
+def test_powers_of_complex_numbers_are_refused():
     with pytest.raises(NotImplementedError, match="complex numbers"):
-        lrp(lambda x: jnp.fft.rfft(x).real.sum(), rules.Zero())(jnp.ones(4))
+        lrp(lambda x: (jnp.fft.rfft(x) ** 2).real.sum(), rules.Zero())(jnp.ones(4))
+
+
+def test_sparse_product_becomes_known_with_the_treatment_that_its_refusal_names():
+    x, weight = jnp.array([[2.0, 3.0]]), sparse.BCOO.fromdense(np.array([[1.0, -1.0], [0.0, 2.0]], np.float32))
+    network = lambda x: jnp.abs(x @ weight).sum()
+    rule = composites.with_treatment(rules.Zero(), "bcoo_dot_general", treatments.proportional)
+    np.testing.assert_allclose(jax.grad(lrp(network, rule))(x), x * jax.grad(network)(x))
 
 
 def test_unknown_operation_becomes_known_with_a_treatment():

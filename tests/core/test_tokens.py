@@ -449,6 +449,11 @@ BAGS = {
     "counts of two parts": lambda x: sum((part[..., None] == HELD).sum(1) for part in (x[:, :1], x[:, 1:])) * 1.0,
     "counts under vmap": jax.vmap(lambda row: (HELD[:, None] == row).sum(1) / 1.0),
     "truth values of eye": lambda x: jnp.eye(NUMBER, dtype=bool)[x].astype(float).sum(1),
+    "integer counts": lambda x: (x[..., None] == jnp.arange(NUMBER)).sum(1),
+    "sum of integer one_hot": lambda x: jax.nn.one_hot(x, NUMBER, dtype=int).sum(1),
+    "counts so far": lambda x: jnp.cumsum(jax.nn.one_hot(x, NUMBER, dtype=int), 1)[:, -1],
+    "count_nonzero": lambda x: jnp.count_nonzero(x[..., None] == jnp.arange(NUMBER), axis=1),
+    "bincount": jax.vmap(lambda row: jnp.bincount(row, length=NUMBER)),
 }
 
 

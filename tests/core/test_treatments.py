@@ -11,6 +11,7 @@ from compiling import jit_by_day
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import sparse
 
 import lrp_jax
 from lrp_jax import composites, lrp, rules, treatments
@@ -129,6 +130,13 @@ PROPORTIONAL = {
     "scatter-add": lambda x: x.at[0].add(x[1]),
     "segment sum": lambda x: jax.ops.segment_sum(x, jnp.array([0, 1, 1, 0]), 2),
     "associative scan": lambda x: lax.associative_scan(jnp.add, x),
+    "scatter-sub": lambda x: x.at[0].subtract(x[1]),
+    "scatter-mul": lambda x: x.at[:, jnp.array([0, 2])].mul(np.array([4.0, -0.5])),
+    "Fourier transform": lambda x: jnp.fft.rfft(x).real,
+    "Fourier transform along both axes": lambda x: jnp.fft.fft2(x).imag[1:2],
+    "amplitudes of a Fourier transform": lambda x: jnp.abs(jnp.fft.rfft(x)),
+    "filter": lambda x: jnp.fft.irfft(jnp.fft.rfft(x) * np.array([1, 0.5 + 0.2j, 0.2, 0.1]), 6),
+    "filter of one half": lambda x: jnp.fft.ifft(jnp.fft.fft(x[:2]) + 1j * jnp.fft.fft(x[2:])).real,
 }
 
 
@@ -506,9 +514,9 @@ def test_logarithm_of_a_sum_of_exponentials_is_gradient_times_input(name, way):
     np.testing.assert_allclose(*maps_of_logarithms(way)[name], rtol=1e-5, atol=1e-6)
 
 
+COMPLEX, SPARSE = np.ones((6, 2), complex), sparse.BCOO.fromdense(np.eye(6))
 REFUSED = {
     "while": lambda x: lax.while_loop(lambda c: c.sum() < 10, lambda c: c + 1, x),
-    "real": lambda x: jnp.fft.ifft(jnp.fft.fft(x)).real,
     "custom_linear_solve": lambda x: jnp.linalg.solve(WEIGHT, x.T),
     "igamma": lambda x: jax.scipy.special.gammainc(x**2, x**2 + 1),
 }
@@ -632,7 +640,16 @@ def test_gate_that_is_shifted_by_a_difference_takes_nothing():
             lambda x: jnp.linalg.cholesky(x @ x.T),
             r"with 1 operand\(s\) that depend on the explained input\. If you know",
         ),
-        (lambda x: lax.complex(x, x).real, r"has no treatment for it with complex numbers\. If you know"),
+        (lambda x: jnp.exp(lax.complex(x, x)).real, r"has no treatment for it with complex numbers\. .* jnp\.real"),
+        (
+            lambda x: (lax.complex(x, x) @ COMPLEX).real,
+            r"'dot_general' .* has no treatment for it with complex numbers\. .* jnp\.real",
+        ),
+        (
+            lambda x: x @ SPARSE,
+            r"'bcoo_dot_general' .*matrix\.todense\(\).*treatments\.proportional",
+        ),
+        (lambda x: x[:2].at[0].mul(x[2]), r"'scatter-mul' .*with 2 operand\(s\) .* If you know"),
     ],
 )
 def test_refusal_says_under_which_circumstance(fun, circumstance):

@@ -530,8 +530,8 @@ CASES = {
         lambda: explain(tensor_parallel),
         r"shard_map at .*test_bad_input.py:\d+ .*'psum.*' at .*test_bad_input.py:\d+.*leave the shard_map out",
     ),
-    "It calculates with complex numbers": (
-        lambda: explain(lambda x: jnp.fft.fft(x).real @ WEIGHT),
+    "It calculates with complex numbers, and not linearly": (
+        lambda: explain(lambda x: jnp.exp(jnp.fft.fft(x)).real @ WEIGHT),
         r"at .*test_bad_input.py:\d+.*complex numbers",
     ),
     "A mark has no effect": (
