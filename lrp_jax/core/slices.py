@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from jax import lax
@@ -21,6 +21,9 @@ Box: TypeAlias = tuple[range, ...]
 """Which elements are kept, along each dimension."""
 
 Shape: TypeAlias = Sequence[int]
+
+_Before: TypeAlias = tuple[int, Box, Callable[[int], int]]
+"""A slice before an operation: the value there, the box, and what has to be done with it again."""
 
 
 def boxes_of_outputs(graph: Graph, equation: Any, inputs: Sequence[int]) -> list[Box]:
@@ -70,7 +73,6 @@ class Slicer:
 
     graph: Graph
     add: Callable[[Callable[..., Any], tuple[int, ...]], int]
-    _known: dict[tuple[int, Box], int | None] = field(default_factory=dict)
 
     def sliced(self, value: int, box: Box) -> int:
         """The slice of a value; itself if everything is kept."""
@@ -86,39 +88,42 @@ class Slicer:
 
     def within(self, value: int, box: Box) -> int | None:
         """The slice of a value, made of those of some values that it lies in; None if there are no such."""
-        if (value, box) not in self._known:
-            operation = self.graph.producer.get(value)
-            is_followed = operation is not None and self.graph.is_live(value) and value not in self.graph.marks
-            is_followed = is_followed and all(box)
-            self._known[value, box] = self._before(operation, box) if operation and is_followed else None
-        return self._known[value, box]
+        afterwards: list[Callable[[int], int]] = []
+        while self.graph.is_live(value) and value in self.graph.producer and value not in self.graph.marks and all(box):
+            operation = self.graph.producer[value]
+            if operation.name in {"concatenate", "stack"}:
+                found = self._of_parts(operation, box)
+                return None if found is None else functools.reduce(lambda i, again: again(i), afterwards[::-1], found)
+            before = self._before(operation, box)
+            if before is None:
+                return None
+            value, box, again = before
+            afterwards.append(again)
+        return None
 
-    def _before(self, operation: Operation, box: Box) -> int | None:
+    def _before(self, operation: Operation, box: Box) -> _Before | None:
+        """The same slice before an operation; None if it is none there."""
         params, shapes = operation.equation.params, self.graph.shapes
         first, before = operation.inputs[0], shapes[operation.inputs[0]].shape
         kept = tuple(map(len, box))
         match operation.name:
-            case "concatenate" | "stack":
-                return self._of_parts(operation, box)
             case "reshape" | "squeeze":
                 inner = _before_reshape(box, shapes[operation.outputs[0]].shape, before)
-                found = None if inner is None else self.within(first, inner)
-                return None if found is None else self.reshaped(found, kept)
+                return None if inner is None else (first, inner, lambda found: self.reshaped(found, kept))
             case "broadcast_in_dim":
                 to = params["broadcast_dimensions"]
-                found = self.within(
-                    first, tuple(box[i] if n > 1 else range(1) for i, n in zip(to, before, strict=True))
-                )
-                return None if found is None else self.add(lambda x: lax.broadcast_in_dim(x, kept, to), (found,))
+                inner = tuple(box[i] if n > 1 else range(1) for i, n in zip(to, before, strict=True))
+                return first, inner, lambda found: self.add(lambda x: lax.broadcast_in_dim(x, kept, to), (found,))
             case "transpose":
                 order = params["permutation"]
-                found = self.within(first, tuple(box[order.index(i)] for i in range(len(box))))
-                return None if found is None else self.add(lambda x: lax.transpose(x, order), (found,))
+                inner = tuple(box[order.index(i)] for i in range(len(box)))
+                return first, inner, lambda found: self.add(lambda x: lax.transpose(x, order), (found,))
             case "slice":
-                ((*outer,),) = boxes_of_outputs(self.graph, operation.equation, operation.inputs)
-                return self.within(first, tuple(_inner(kept, r) for kept, r in zip(outer, box, strict=True)))
+                (outer,) = boxes_of_outputs(self.graph, operation.equation, operation.inputs)
+                inner = tuple(_inner(there, r) for there, r in zip(outer, box, strict=True))
+                return first, inner, lambda found: found
         is_elementwise = Family.ELEMENTWISE in operation.family or operation.name in {"convert_element_type", "copy"}
-        return self._elementwise(operation, box) if is_elementwise else None
+        return self._before_elementwise(operation, box) if is_elementwise else None
 
     def _of_parts(self, operation: Operation, box: Box) -> int | None:
         """What a box keeps of values that were put side by side; None if it is something of each."""
@@ -138,17 +143,22 @@ class Slicer:
             return self.add(lambda x: lax.expand_dims(x, (axis,)), parts)
         return parts[0] if len(parts) == 1 else self.add(_same(operation), parts)
 
-    def _elementwise(self, operation: Operation, box: Box) -> int | None:
-        """The operation on slices of its operands, of which the constants may have dimensions of one element."""
-        whole = self.graph.shapes[operation.outputs[0]].shape
-        operands: list[int | None] = []
-        for value in operation.inputs:
-            shape = self.graph.shapes[value].shape
-            there = tuple(kept if n == size else range(1) for kept, n, size in zip(box, shape, whole, strict=False))
-            is_live = self.graph.is_live(value)
-            operands.append(self.within(value, box) if is_live else self.sliced(value, there) if shape else value)
-        known = tuple(value for value in operands if value is not None)
-        return self.add(_same(operation), known) if len(known) == len(operands) else None
+    def _before_elementwise(self, operation: Operation, box: Box) -> _Before | None:
+        """As `_before`, for one live value beside constants, which may have dimensions of one element."""
+        graph, live = self.graph, self.graph.live_inputs(operation)
+        if len(live) != 1:
+            return None
+        whole = graph.shapes[operation.outputs[0]].shape
+
+        def again(found: int) -> int:
+            operands = list(operation.inputs)
+            for i, value in enumerate(operands):
+                shape = graph.shapes[value].shape
+                there = tuple(kept if n == size else range(1) for kept, n, size in zip(box, shape, whole, strict=False))
+                operands[i] = found if i == live[0] else self.sliced(value, there) if shape else value
+            return self.add(_same(operation), tuple(operands))
+
+        return operation.inputs[live[0]], box, again
 
 
 def _same(operation: Operation) -> Callable[..., Any]:
