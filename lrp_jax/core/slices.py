@@ -211,29 +211,35 @@ def _groups(one: Shape, other: Shape) -> Iterator[tuple[list[int], list[int]]]:
 
 
 def _run_of(box: Sequence[range], shape: Shape) -> range | None:
-    """The places, counted in row-major order, of a box without gaps; None for one with gaps."""
-    wide = next((i for i, kept in enumerate(box) if len(kept) > 1), len(box) - 1)
-    has_gaps = any(len(kept) != size for kept, size in zip(box[wide + 1 :], shape[wide + 1 :], strict=True))
-    if has_gaps or (box and box[wide].step != 1 and len(box[wide]) > 1):
-        return None
+    """The places of a box, counted in row-major order, if they are as far apart from each other; else None."""
     start = 0
     for kept, size in zip(box, shape, strict=True):
         start = start * size + kept.start
-    return range(start, start + math.prod(map(len, box)))
+    wide = [i for i, kept in enumerate(box) if len(kept) > 1] or [len(box) - 1]
+    first, last = wide[0], wide[-1]
+    inner = zip(box[first + 1 : last + 1], shape[first + 1 : last + 1], strict=True)
+    if first < last and (box[first].step > 1 or any(len(kept) != size for kept, size in inner)):
+        return None
+    step = math.prod(shape[last + 1 :]) * (box[last].step if first == last and box else 1)
+    return range(start, start + math.prod(map(len, box)) * step, step)
 
 
 def _box_of_run(run: range, shape: Shape) -> Box | None:
-    """The box that places without gaps are, counted in row-major order; None if they are none."""
+    """The box that is made of places, counted in row-major order, that are as far apart from each other; else None."""
     if not shape:
         return ()
     rest = math.prod(shape[1:])
-    start, stop = run.start, run.stop
-    if len(run) % rest == 0 and start % rest == 0:
-        return (range(start // rest, stop // rest), *_whole(shape[1:]))
-    if start // rest != (stop - 1) // rest:
+    (first, start), (last, end), step = divmod(run.start, rest), divmod(run[-1], rest), run.step
+    if first == last:
+        outer, inside = range(first, first + 1), range(start, end + 1, step)
+    elif step % rest == 0:
+        outer, inside = range(first, last + 1, step // rest), range(start, start + 1)
+    elif rest % step == 0 and start < step and len(run) * step % rest == 0:
+        outer, inside = range(first, last + 1), range(start, rest, step)
+    else:
         return None
-    inner = _box_of_run(range(start % rest, start % rest + len(run)), shape[1:])
-    return None if inner is None else (range(start // rest, start // rest + 1), *inner)
+    inner = _box_of_run(inside, shape[1:])
+    return None if inner is None else (outer, *inner)
 
 
 def keeps_order(equation: Any) -> bool:

@@ -354,6 +354,7 @@ FROM_NUMBERS = {
     "cast to bytes": lambda x, table: table[x[:, 0].astype(jnp.uint8)],
     "cast as a matrix": lambda x, table: table[x.astype(int)[:, :1]][:, 0],
     "rounded": lambda x, table: jnp.take(table, jnp.round(x[:, 0]).astype(int), axis=0),
+    "truncated": lambda x, table: jnp.take(table, jnp.trunc(x[:, 0]).astype(int), axis=0),
     "from one on": lambda x, table: table[jnp.floor(x[:, 0] + 1).astype(int) - 1],
     "clipped": lambda x, table: table[jnp.clip(x[:, 0], 0, 8).astype(int)],
     "in blocks of one table": lambda x, table: table[(x[:, :1].astype(int) + np.array([[0]]))[:, 0]],
