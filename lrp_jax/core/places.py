@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from lrp_jax.core import equations
+from lrp_jax.core.control import until_settled
 from lrp_jax.core.graph import Graph, Operation
 from lrp_jax.core.plan import Piece, Plan
 from lrp_jax.core.primitive import Family
@@ -46,44 +47,64 @@ def _find(plan: Plan, given: set[int], known: dict[int, set[int]]) -> None:
     for piece in plan.pieces:
         returned: Iterable[int] = ()
         if piece.bodies:
-            returned = _returned_by_bodies(piece, known, found)
+            returned = _returned_by_bodies(plan.graph, piece, found, known)
         elif _is_partly_constant(plan.graph, piece, found):
             returned = piece.outputs
         found.update(value for value in returned if plan.graph.is_live(value))
 
 
-def _returned_by_bodies(piece: Piece, known: dict[int, set[int]], found: set[int]) -> Iterable[int]:
+def _returned_by_bodies(graph: Graph, piece: Piece, found: set[int], known: dict[int, set[int]]) -> Iterable[int]:
+    (operation,) = piece.operations
     for body in piece.bodies:
-        given, returned = _through(piece, body)
-        _find(body, {inner for inner, outer in given.items() if outer in found}, known)
-        yield from (outer for outer, inner in returned.items() if inner in known[id(body)])
+        inside, pairs = body.graph, zip(body.graph.inputs, operation.operands, strict=True)
+
+        def follow(given: set[int], body: Plan = body) -> tuple[None, set[int]]:
+            _find(body, set(given), known)
+            return None, given | {before for before, after in _carried(piece, body) if after in known[id(body)]}
+
+        # What is carried may be a constant at first.
+        until_settled({i for i, j in pairs if inside.is_live(i) and (j in found or not graph.is_live(j))}, follow)
+        outputs = zip(operation.outputs, inside.outputs, strict=True)
+        yield from (outer for outer, inner in outputs if inner in known[id(body)])
 
 
-def _through(piece: Piece, body: Plan) -> tuple[dict[int, int], dict[int, int]]:
-    """Which value outside each input of a body is, and which of its outputs each value outside is; none is carried."""
+def _carried(piece: Piece, body: Plan) -> list[tuple[int, int]]:
+    """The values that are carried from step to step, in a body: what they are before and after it."""
     (operation,) = piece.operations
     carried = range(0) if operation.control is None else operation.control.carried
-    given = zip(body.graph.inputs, operation.operands, strict=True)
-    returned = list(zip(operation.outputs, body.graph.outputs, strict=True))
-    return {inner: outer for i, (inner, outer) in enumerate(given) if i not in carried}, dict(returned[len(carried) :])
+    return [(body.graph.inputs[i], after) for i, after in zip(carried, body.graph.outputs, strict=False)]
 
 
 def _noted(plan: Plan, known: Mapping[int, set[int]], wanted: set[int]) -> Plan:
-    pieces: list[Piece] = []
+    found, pieces = known[id(plan)], []
     for piece in reversed(plan.pieces):
         if piece.bodies:
-            sides = [(body, *_through(piece, body)) for body in piece.bodies]
-            inside = [
-                {returned[i] for i in wanted.intersection(returned)} & known[id(body)] for body, _, returned in sides
-            ]
-            bodies = [_noted(body, known, values) for (body, _, _), values in zip(sides, inside, strict=True)]
-            for (_, given, _), body in zip(sides, bodies, strict=True):
-                wanted.update(given[i] for i in body.partly_constant.intersection(given))
-            piece = replace(piece, bodies=tuple(bodies))
+            piece = replace(piece, bodies=tuple(_noted_bodies(piece, known, wanted)))
+            inputs = [pair for body in piece.bodies for pair in _asked(piece, body)]
+            wanted.update(found.intersection(inputs))
         elif asks_for_places(piece) or not wanted.isdisjoint(piece.outputs):
-            wanted.update(known[id(plan)].intersection(piece.live))
+            wanted.update(found.intersection(piece.live))
         pieces.append(piece)
     return replace(plan, pieces=tuple(pieces[::-1]), partly_constant=frozenset(wanted))
+
+
+def _noted_bodies(piece: Piece, known: Mapping[int, set[int]], wanted: set[int]) -> Iterable[Plan]:
+    (operation,) = piece.operations
+    for body in piece.bodies:
+        outputs = zip(operation.outputs, body.graph.outputs, strict=True)
+
+        def follow(inside: set[int], body: Plan = body) -> tuple[Plan, set[int]]:
+            noted = _noted(body, known, inside & known[id(body)])
+            return noted, inside | {after for before, after in _carried(piece, body) if before in noted.partly_constant}
+
+        yield until_settled({inner for outer, inner in outputs if outer in wanted}, follow)
+
+
+def _asked(piece: Piece, body: Plan) -> Iterable[int]:
+    """The operands of an operation with bodies of which one of these has to know where they are constants."""
+    (operation,) = piece.operations
+    pairs = zip(body.graph.inputs, operation.operands, strict=True)
+    return (outer for inner, outer in pairs if inner in body.partly_constant)
 
 
 def _is_partly_constant(graph: Graph, piece: Piece, known: Collection[int]) -> bool:

@@ -98,16 +98,19 @@ def _rebind(
             copies = [values[i, form] for form in arriving]
         else:  # a branch may return a constant
             copies = [_held(graph, i, values[i, _PLAIN])] * max(1, len(arriving))
-        return copies, _shadow(values, i) if is_token else None, live_of(i) if is_partly_constant else None
-
-    def live_of(i: int) -> jax.Array:
-        return values.get((i, _LIVE), no_shadow(values[i, _PLAIN]) + graph.is_live(i))
+        return copies, _shadow(values, i) if is_token else None, _live(graph, values, i) if is_partly_constant else None
 
     return list(map(output, graph.outputs, plan.output_forms, are_tokens, are_partly_constant))
 
 
 def _shadow(values: _Values, i: int) -> jax.Array:
     return values[i, _SHADOW] if (i, _SHADOW) in values else no_shadow(values[i, _PLAIN])
+
+
+def _live(graph: Graph, values: _Values, i: int) -> jax.Array:
+    """Where a value is live: everywhere or nowhere, if nothing else is known."""
+    known = values.get((i, _LIVE))
+    return no_shadow(values[i, _PLAIN]) + float(graph.is_live(i)) if known is None else known
 
 
 def _held(graph: Graph, i: int, value: jax.Array) -> jax.Array:
@@ -288,21 +291,24 @@ def _run_bodies(
     held = dict(zip(piece.constants, constants, strict=True))
     (body, *_) = piece.bodies
 
-    def copies(i: int, wanted: Forms, *inside: int) -> _Copies:
+    def copies(i: int, wanted: Forms, inside: int, is_asked: bool) -> _Copies:
+        live = _live(plan.graph, values, i) if is_asked else None
         if i in held:
-            is_token = body.graph.is_token(inside[0])
+            is_token = body.graph.is_token(inside)
             shadow = observe(piece, "operand", i, Form.RATIO, _shadow(values, i)) if is_token else None
-            return [held[i]] * max(1, len(wanted)), shadow, None
-        is_asked = any(j in inner.partly_constant for j, inner in zip(inside, piece.bodies, strict=True))
-        live = values.get((i, _LIVE)) if is_asked else None
+            return [held[i]] * max(1, len(wanted)), shadow, live
         if not wanted:
             return [forms.hold(values[i, _PLAIN])], None, live
         return [observe(piece, "operand", i, form, values[i, form]) for form in wanted], None, live
 
-    given = map(copies, operation.operands, body.input_forms, *(inner.graph.inputs for inner in piece.bodies))
+    are_partly_constant = [i in plan.partly_constant for i in operation.outputs]
+    each = zip(*(map(other.partly_constant.__contains__, other.graph.inputs) for other in piece.bodies), strict=True)
+    are_asked = list(map(any, each))
+    for i, carried in enumerate(control.carried):
+        are_asked[carried] = are_partly_constant[i] = are_asked[carried] or are_partly_constant[i]
+    given = map(copies, operation.operands, body.input_forms, body.graph.inputs, are_asked)
     index = [held[i] for i in control.index(operation.inputs)]
     are_tokens = list(map(plan.graph.is_token, operation.outputs))
-    are_partly_constant = [i in plan.partly_constant for i in operation.outputs]
     rebound = [
         lambda given, body=body: (_rebind(body, are_tokens, are_partly_constant, given), None) for body in piece.bodies
     ]

@@ -594,6 +594,10 @@ def test_places_of_constants_go_through_loops_branches_and_checkpoints():
     ways = {
         "into a scan": lambda x: lax.scan(lambda c, row: (c, row.max()), 0.0, jax.vmap(pad)(x))[1],
         "out of a scan": lambda x: lax.scan(lambda c, row: (c, pad(row)), 0.0, x)[1].max(1),
+        "carried": lambda x: lax.scan(lambda c, i: (c.at[i].set(FILL), None), x[0], jnp.array([1, 4]))[0].max()[None],
+        "carried from a constant on": lambda x: lax.scan(lambda c, r: (c.at[0].set(r), None), jnp.full(3, FILL), x[0])[
+            0
+        ].max()[None],
         "into a branch": lambda x: lax.cond(x.sum() > 0, lambda y: y.max(1), lambda y: y[:, 0], jax.vmap(pad)(x)),
         "out of a branch": lambda x: lax.cond(x.sum() > 0, jax.vmap(pad), lambda x: jnp.zeros((1, 8)), x).max(1),
         "into a checkpoint": lambda x: jax.checkpoint(lambda y: y.max(1))(jax.vmap(pad)(x)),
