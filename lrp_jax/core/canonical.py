@@ -3,8 +3,7 @@
 Equal operations on equal values are one. Operands that JAX broadcasts inside of an elementwise operation are broadcast
 by an operation of their own. A move of all operands of an elementwise operation comes after that operation. A selection
 by a number that stands in the program is what it selects. A slice of values that were put side by side is one of those
-that it lies in. The maximum over a value and a constant that were put side by
-side is that of the two.
+that it lies in. The maximum over a value and a constant that were put side by side is that of the two.
 """
 
 import functools
@@ -79,7 +78,7 @@ class Builder:
             chosen = self.graph.chosen(inputs[0], len(inputs) - 1)
             if chosen is not None:
                 return [inputs[1 + chosen]]
-        for known in (self._slices_of_parts, self._scattered, self._product_of_counts):
+        for known in (self._undone, self._slices_of_parts, self._scattered, self._product_of_counts):
             if (outputs := known(equation, inputs, place)) is not None:
                 return outputs
         if (parts := self._with_and_without_constants(equation, inputs, place)) is not None:
@@ -197,36 +196,36 @@ class Builder:
         dimensions = tuple(range(len(shape) - len(there), len(shape)))
         return self.add_function(lambda x: lax.broadcast_in_dim(x, shape, dimensions), (value,), place)
 
+    def _undone(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
+        """The value before two changes of its shape of which the second undoes the first; None if there are no such."""
+        graph, before = self.graph, self.graph.producer.get(inputs[0]) if inputs else None
+        if before is None or not graph.is_live(inputs[0]) or inputs[0] in graph.marks:
+            return None
+        is_same = graph.shapes[before.inputs[0]].shape == equation.outvars[0].aval.shape if before.inputs else False
+        return [before.inputs[0]] if is_same and keeps_order(equation) and keeps_order(before.equation) else None
+
     def _slices_of_parts(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
         """What an equation returns that takes values apart again which were put side by side; None for another one."""
         graph = self.graph
         if not inputs or not graph.is_live(inputs[0]):
             return None
-        if keeps_order(equation):
-            before, shape = graph.producer.get(inputs[0]), equation.outvars[0].aval.shape
-            is_undone = before is not None and keeps_order(before.equation) and inputs[0] not in graph.marks
-            return (
-                [before.inputs[0]] if before and is_undone and graph.shapes[before.inputs[0]].shape == shape else None
-            )
         slicer = Slicer(graph, functools.partial(self.add_function, place=place))
         boxes = boxes_of_outputs(graph, equation, inputs)
         found = [slicer.within(inputs[0], box) for box in boxes]
         if all(value is None for value in found):
             return None
-        slices = [
-            slicer.sliced(inputs[0], box) if value is None else value for value, box in zip(found, boxes, strict=True)
-        ]
+        pairs = zip(found, boxes, strict=True)
+        slices = [slicer.sliced(inputs[0], box) if value is None else value for value, box in pairs]
         return [slicer.reshaped(value, out.aval.shape) for value, out in zip(slices, equation.outvars, strict=True)]
 
     def _scattered(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
         """What is subtracted at some places is added there, and a factor at some places is one for all of them."""
-        (name, graph), add = (equation.primitive.name, self.graph), functools.partial(self.add_function, place=place)
-        if (
-            name not in _SCATTERS
-            or not graph.is_live(inputs[0])
-            or (name == "scatter-mul" and graph.is_live(inputs[2]))
-        ):
+        name, graph = equation.primitive.name, self.graph
+        if name not in _SCATTERS or not graph.is_live(inputs[0]):
             return None
+        if name == "scatter-mul" and graph.is_live(inputs[2]):
+            return None
+        add = functools.partial(self.add_function, place=place)
         names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
         function = functools.partial(_SCATTERS[name], **{name: equation.params[name] for name in names})
         x, indices, updates = inputs
@@ -242,9 +241,8 @@ class Builder:
         if Family.LINEAR_MAP not in primitives.family_of(equation):
             return None
         dtype = equation.outvars[0].aval.dtype
-        counts = [
-            i for i in inputs[:2] if graph.is_token(i) and not jnp.issubdtype(graph.shapes[i].dtype, jnp.floating)
-        ]
+        tokens = [i for i in inputs[:2] if graph.is_token(i)]
+        counts = [i for i in tokens if not jnp.issubdtype(graph.shapes[i].dtype, jnp.floating)]
         if not counts or not jnp.issubdtype(dtype, jnp.floating):
             return None
         cast = functools.partial(lax.convert_element_type, new_dtype=dtype)

@@ -15,6 +15,7 @@ from lrp_jax.core.forms import Form
 from lrp_jax.core.graph import Checkpoint, Graph, Status
 from lrp_jax.core.places import asks_for_places, live_places, run_in_order
 from lrp_jax.core.plan import Forms, Piece, Plan
+from lrp_jax.core.primitive import Family
 from lrp_jax.core.shadows import for_each, no_shadow, shadow_of_input, shadow_of_numbers, shadows_of_outputs
 from lrp_jax.treatments import Call
 
@@ -241,7 +242,9 @@ def _with_backward(piece: Piece, taken: Form, fixed: Sequence[jax.Array | None])
     backward, remember = piece.treatment.backward.get(taken), piece.treatment.remember
     (operation, *_) = piece.operations
     if backward is None:
-        return functools.partial(run_in_order, piece, fixed) if fixed else piece.run
+        return (
+            functools.partial(run_in_order, piece, fixed) if fixed and Family.ORDER in operation.family else piece.run
+        )
     order = [*piece.live, *piece.constants]
     places = [order.index(i) for i in operation.inputs if i in order]
     make_call = functools.partial(
@@ -301,11 +304,7 @@ def _run_bodies(
             return [forms.hold(values[i, _PLAIN])], None, live
         return [observe(piece, "operand", i, form, values[i, form]) for form in wanted], None, live
 
-    are_partly_constant = [i in plan.partly_constant for i in operation.outputs]
-    each = zip(*(map(other.partly_constant.__contains__, other.graph.inputs) for other in piece.bodies), strict=True)
-    are_asked = list(map(any, each))
-    for i, carried in enumerate(control.carried):
-        are_asked[carried] = are_partly_constant[i] = are_asked[carried] or are_partly_constant[i]
+    are_asked, are_partly_constant = _asked(plan, piece, control)
     given = map(copies, operation.operands, body.input_forms, body.graph.inputs, are_asked)
     index = [held[i] for i in control.index(operation.inputs)]
     are_tokens = list(map(plan.graph.is_token, operation.outputs))
@@ -321,3 +320,14 @@ def _run_bodies(
             values[i, _SHADOW] = observe(piece, "output", i, Form.RATIO, shadow)
         for form, copy in zip(arriving, found, strict=False):
             values[i, form] = observe(piece, "output", i, form, copy)
+
+
+def _asked(plan: Plan, piece: Piece, control: Control) -> tuple[list[bool], list[bool]]:
+    """Of which inputs of bodies, and of which of their outputs, it is asked where they are live."""
+    (operation,) = piece.operations
+    of_outputs = [i in plan.partly_constant for i in operation.outputs]
+    each = zip(*(map(body.partly_constant.__contains__, body.graph.inputs) for body in piece.bodies), strict=True)
+    of_inputs = list(map(any, each))
+    for i, carried in enumerate(control.carried):
+        of_inputs[carried] = of_outputs[i] = of_inputs[carried] or of_outputs[i]
+    return of_inputs, of_outputs

@@ -73,8 +73,8 @@ def follow(graph: Graph, equation: Any, inputs: Sequence[int], position: int = 0
     if name == "eq":
         axis = _fresh_axis(graph, *sorted(inputs, key=graph.is_token))
         return _HELD if axis is None else Followed(Status.TOKEN, Code(axis))
-    if name == "ne" and tokens[0] in graph.codes and any(_is_zero(graph, value) for value in data):
-        return Followed(Status.TOKEN, graph.codes[tokens[0]])  # as `jnp.count_nonzero` writes it
+    if name == "ne" and graph.shapes[tokens[0]].dtype == jnp.bool_ and any(_is_zero(graph, value) for value in data):
+        return Followed(Status.TOKEN, graph.codes.get(tokens[0]))  # as `jnp.count_nonzero` writes it
     if name == "sort":
         return Followed(Status.TOKEN) if graph.is_token(inputs[position]) else _HELD
     codes = [graph.codes.get(value) for value in tokens]

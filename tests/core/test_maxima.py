@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from lrp_jax import ledger, relevance, rules
-from lrp_jax.composites import as_composite
+from lrp_jax import ledger, relevance, rules, treatments
+from lrp_jax.composites import as_composite, with_treatment
 from lrp_jax.core.maxima import to_winners, winners
 from lrp_jax.core.planner import make_plan
 from lrp_jax.core.primitives import PRIMITIVES
@@ -625,3 +625,10 @@ def test_where_nothing_asks_or_nothing_ties_no_places_are_followed():
     for name, model in models.items():
         call, _ = trace_call(model, (0,), (jnp.ones((1, 4, 4, 1)),), {})
         assert not make_plan(call.read().graph, as_composite(rules.Zero())).partly_constant, name
+
+
+def test_a_maximum_behind_padding_takes_treatments_of_the_users_own():
+    rule = with_treatment(rules.Zero(), "reduce_max", treatments.smooth)
+    x = jnp.asarray([[1.0, 3.0, 2.0]])
+    model = lambda x: jnp.pad(x, ((0, 0), (0, 1)), constant_values=2.5).max(1)
+    np.testing.assert_array_equal(relevance(model, x, lambda y: y, rule).relevance, [[0, 3, 0]])
