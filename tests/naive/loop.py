@@ -260,8 +260,34 @@ class Loop:
         self.reading = read(program, [value.shape for value in self.values])
         self.at = [Cotangents.zeros(value.size) for value in self.values]
         self.sizes = []
+        self.fixed = []
         for number, step in enumerate(self.steps):
             self.sizes.append(self._size(number, step))
+            self.fixed.append(np.broadcast_to(self._fixed(number, step), self.values[number].shape))
+
+    def _fixed(self, number, step):
+        """Where a value is a constant: padding, what a mask leaves out, and what is computed of such place by place."""
+        parts = [self.fixed[i] for i in step.operands]
+        match step.name:
+            case "pad":
+                sources = moved(np.arange(parts[0].size).reshape(parts[0].shape), step)
+                return (sources < 0) | parts[0].ravel()[sources]
+            case "mask":
+                return parts[0] | (step.arrays["mask"] == 0)
+            case "concatenate":
+                return np.concatenate(parts, -1)
+            case "max_pool":
+                windows = _windows(parts[0].shape, self.values[number].shape, step.options)
+                return np.reshape([parts[0].ravel()[inputs].all() for inputs in windows], self.values[number].shape)
+            case "add" | "subtract" | "maximum":
+                return parts[0] & parts[1]
+            case "multiply":
+                kinds = [kind_of_factor(self.reading, i, self.program.holds_attention) for i in step.operands]
+                signals = [part for part, kind in zip(parts, kinds, strict=True) if kind == "signal"]
+                return np.all(signals or parts, 0)
+            case "shift" | "scale" | "elementwise" | "divide by norm":
+                return parts[0]
+        return moved(parts[0], step) if step.name in MOVES else np.False_
 
     def _size(self, number, step):
         """What the terms of a value add up to without their signs: rounding is relative to that."""
@@ -512,8 +538,11 @@ class Loop:
                 size = sum(self.sizes[i].ravel() for i in step.operands)
                 if np.any((a != b) & (np.abs(a - b) <= NOISE * self.precision * size)):
                     raise Undefined
-                self.along(step.operands[0], number, np.diag((a >= b) * 1.0))
-                self.along(step.operands[1], number, np.diag((a < b) * 1.0))
+                is_second = (a < b) | (
+                    (a == b) & ~self.fixed[step.operands[0]].ravel() & self.fixed[step.operands[1]].ravel()
+                )
+                self.along(step.operands[0], number, np.diag(~is_second * 1.0))
+                self.along(step.operands[1], number, np.diag(is_second * 1.0))
             case "max_pool":
                 self._max_pool(number)
             case "mean_pool":
@@ -576,7 +605,7 @@ class Loop:
         step, y = self.steps[number], self.values[number]
         (operand,) = step.operands
         x = self.values[operand]
-        x_flat, sizes = x.ravel(), self.sizes[operand].ravel()
+        x_flat, sizes, fixed = x.ravel(), self.sizes[operand].ravel(), self.fixed[operand].ravel()
         windows = list(_windows(x.shape, y.shape, step.options))
         matrix, sums = np.zeros((y.size, x.size)), np.zeros((y.size, x.size))
         for j, inputs in enumerate(windows):
@@ -585,7 +614,7 @@ class Loop:
             noise = NOISE * self.precision * sizes[inputs].max()
             if self.program.pooling == "winner" and np.any((gaps > 0) & (gaps <= noise)):
                 raise Undefined
-            matrix[j, inputs[x_flat[inputs].argmax()]] = 1
+            matrix[j, max(inputs, key=lambda i: (x_flat[i], fixed[i], -i))] = 1
         relevance, error = self.as_relevance(number)
         match self.program.pooling:
             case "winner":
