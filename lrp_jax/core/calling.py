@@ -1,18 +1,20 @@
 """Calling a model that is traced, so that nothing of it gets lost: refused is what a trace does not carry."""
 
+import contextlib
 import inspect
 import operator
+import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 
 from lrp_jax.core.arguments import check_function, is_array_like, kind_of
 from lrp_jax.core.equations import is_of_user
-from lrp_jax.core.held_arrays import is_floating, name_of_path
+from lrp_jax.core.held_arrays import is_floating, keras_models_of, name_of_path
 from lrp_jax.core.inference import HOW_TO_SWITCH
-from lrp_jax.core.keras_models import KerasModel, is_keras_model, stateless
+from lrp_jax.core.keras_models import KerasModel, is_keras_model, stateless, variables_of
 from lrp_jax.errors import InputError, LRPError, ModelError
 
 
@@ -135,7 +137,8 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     copied = jax.tree.unflatten(structure, before)
     kept_before = _traced_values(model)
     try:
-        value = copied(*args, **kwargs)
+        with _variables_restored(model):
+            value = copied(*args, **kwargs)
     except LRPError:
         raise
     except Exception as error:
@@ -158,6 +161,39 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             "return what you need; jax.debug.print shows values on the way."
         )
     return value
+
+
+@contextlib.contextmanager
+def _variables_restored(model: Callable[..., Any]) -> Iterator[None]:
+    """Gives the variables of Keras models that a function reads the values back that they have now.
+
+    Raises:
+        ModelError: If they have others at the end, or a model has got its weights meanwhile.
+    """
+    are_some = "keras" in sys.modules and not isinstance(model, KerasModel)
+    models = keras_models_of(model) if are_some else []
+    before = {id(variable): variable.value for one in models if one.built for variable in variables_of(one).values()}
+    made, changed = [], []
+    try:
+        yield
+    finally:
+        for name, variable in [named for one in models for named in variables_of(one).items()]:
+            value = before.get(id(variable))
+            if value is None:
+                made += [name] * isinstance(variable.value, jax.core.Tracer)
+            elif variable.value is not value:
+                changed.append(name)
+                variable.assign(value)
+    if made:
+        raise ModelError(
+            "A Keras model that the function calls had no weights before, and those that it has now are of no use: "
+            f"{', '.join(made)}. Make it again, and call it once on data, as in model(x)."
+        )
+    if changed:
+        raise ModelError(
+            f"A Keras model that the function calls changes its state: {', '.join(changed)}. Call it with "
+            "training=False."
+        )
 
 
 def _refusal(model: Callable[..., Any], error: Exception) -> ModelError | None:

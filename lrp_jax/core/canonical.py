@@ -198,11 +198,14 @@ class Builder:
 
     def _undone(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
         """The value before two changes of its shape of which the second undoes the first; None if there are no such."""
-        graph, before = self.graph, self.graph.producer.get(inputs[0]) if inputs else None
-        if before is None or not graph.is_live(inputs[0]) or inputs[0] in graph.marks:
+        graph = self.graph
+        if not keeps_order(equation) or not graph.is_live(inputs[0]) or inputs[0] in graph.marks:
             return None
-        is_same = graph.shapes[before.inputs[0]].shape == equation.outvars[0].aval.shape if before.inputs else False
-        return [before.inputs[0]] if is_same and keeps_order(equation) and keeps_order(before.equation) else None
+        before = graph.producer.get(inputs[0])
+        if before is None or not keeps_order(before.equation):
+            return None
+        is_same = graph.shapes[before.inputs[0]].shape == equation.outvars[0].aval.shape
+        return [before.inputs[0]] if is_same else None
 
     def _slices_of_parts(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
         """What an equation returns that takes values apart again which were put side by side; None for another one."""

@@ -34,9 +34,9 @@ def arrays_of(holder: Any) -> Iterator[tuple[str, Any]]:
     Args:
         holder: A function, a module, or anything else that can be called.
 
-    Yields:
-        The path and the array. A path consists of attributes, keys and positions; that of an array in a variable of its
-        own is empty.
+    Returns:
+        The path and the array of each. A path consists of attributes, keys and positions; that of an array in a
+        variable of its own is empty.
 
     Example:
         >>> import jax.numpy as jnp
@@ -46,6 +46,16 @@ def arrays_of(holder: Any) -> Iterator[tuple[str, Any]]:
         low.w (2, 3)
         high.w (3, 2)
     """
+    return ((name_of_parameter(".".join(map(str, path))), value) for path, value in _things_of(holder) if is_array(value))
+
+
+def keras_models_of(holder: Any) -> list[Any]:
+    """The models and layers of Keras that something holds, without those within another one."""
+    return [value for _, value in _things_of(holder) if is_keras_model(value)]
+
+
+def _things_of(holder: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """All that something holds, each thing once, with where it is."""
     seen: dict[int, Any] = {}
     stack: list[tuple[tuple[Any, ...], Any]] = [((), holder)]
     for _ in range(_AT_MOST):
@@ -55,9 +65,8 @@ def arrays_of(holder: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, _PLAIN) or id(value) in seen:
             continue
         seen[id(value)] = value  # kept, so that its identity is not given to something new
-        if is_array(value):
-            yield name_of_parameter(".".join(map(str, path))), value
-        else:
+        yield path, value
+        if not is_array(value):
             parts: list[Any] = []
             with contextlib.suppress(Exception):  # of an object of somebody else, which may do anything when looked at
                 parts.extend(itertools.islice(_parts(value), _AT_MOST))

@@ -19,8 +19,9 @@ Inference: TypeAlias = Literal["checked", "assumed"]
 """Whether it is checked that a function is in inference mode."""
 
 HOW_TO_SWITCH = (
-    "Switch it to inference mode: model.eval() for Flax NNX, deterministic=True and use_running_average=True for Flax "
-    "Linen, eqx.nn.inference_mode(model) for Equinox, is_training=False for Haiku"
+    "Switch it to inference mode: model.eval() for Flax NNX and, before torchax.extract_jax, for PyTorch, "
+    "deterministic=True and use_running_average=True for Flax Linen, eqx.nn.inference_mode(model) for Equinox, "
+    "is_training=False for Haiku, training=False for Keras"
 )
 
 

@@ -12,6 +12,7 @@ from keras_like import BatchNorm, Dense, Layer, Model
 
 from lrp_jax import ledger, lrp, plan, relevance, rules
 from lrp_jax.core.held_arrays import arrays_of
+from lrp_jax.errors import ModelError
 from lrp_jax.evaluation import randomise
 
 RNG = np.random.default_rng(0)
@@ -66,6 +67,32 @@ def test_model_keeps_its_variables():
     relevance(model, X, 1)
     after = [variable.value for variable in (*model.trainable_variables, *model.non_trainable_variables)]
     assert all(old is new for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_model_within_a_function_keeps_its_variables(training, monkeypatch):
+    monkeypatch.setitem(sys.modules, "keras", None)
+    model = network()
+    mean = model.non_trainable_variables[0]
+    if training:
+        with pytest.raises(ModelError, match=r"state: encoder/norm\.moving_mean\. Call it with training=False"):
+            relevance(lambda x: model(x, training=True), X, 1)
+    else:
+        relevance(lambda x: model(x, training=False), X, 1)
+    np.testing.assert_array_equal(mean.value, np.float32(MEAN))
+
+
+def test_model_that_gets_its_weights_within_a_function_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "keras", None)
+    model = Model("network")
+    model.built = False
+
+    def call(x):
+        model.layers = [Dense("head", jnp.asarray(FIRST) + 0 * x[0, 0])]
+        return model(x)
+
+    with pytest.raises(ModelError, match=r"had no weights before.*: head\.kernel\. Make it again"):
+        relevance(call, X, 1)
 
 
 def test_layers_of_one_name_are_told_apart():
