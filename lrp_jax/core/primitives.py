@@ -250,7 +250,6 @@ def _control(control: Callable[[Any], Control]) -> Primitive:
     return Primitive(summary="looked into: the bodies are transformed", family=Family.CONTROL, control=control)
 
 
-_PLACES = ranges.within(0.0, math.inf)
 _OF_ONE_OR_TWO = "a function of one value; to the winner of two live values"
 
 ROWS: Sequence[tuple[str, Primitive]] = (
@@ -351,7 +350,7 @@ ROWS: Sequence[tuple[str, Primitive]] = (
     ("le", _truth(np.less_equal)),
     ("lt", _truth(np.less)),
     ("is_finite", _truth(np.isfinite)),
-    ("argmax argmin", replace(_end(Family.REDUCTION, None, _PLACES), samples=samples.REDUCTION)),
+    ("argmax argmin", replace(_end(Family.REDUCTION, bounds=ranges.places), samples=samples.REDUCTION)),
     ("clz population_count shift_left shift_right_arithmetic shift_right_logical", _end(Family.BITS)),
     ("eq_to le_to lt_to reduce_and reduce_or reduce_xor", _end()),
     # What runs programs.

@@ -110,7 +110,12 @@ def gathered(equation: Any, operands: Sequence[Range], is_square: bool) -> Range
 
 def largest(equation: Any, operands: Sequence[Range], is_square: bool) -> list[Range]:
     """The largest elements, and their places."""
-    return [operands[0], NONNEGATIVE]
+    return [operands[0], places(equation, operands, is_square)]
+
+
+def places(equation: Any, operands: Sequence[Range], is_square: bool) -> Range:
+    """The places of elements of the first operand."""
+    return 0.0, float(max(equation.invars[0].aval.size - 1, 0))
 
 
 def counted(equation: Any, operands: Sequence[Range], is_square: bool) -> Range:
