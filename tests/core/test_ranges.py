@@ -8,11 +8,11 @@ import inspect
 import itertools
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from tracing import equation_of
 
 from lrp_jax.core.primitives import erf, logistic, named
 from lrp_jax.core.ranges import range_of_dtype, range_of_number, ranges_of_outputs
@@ -57,19 +57,6 @@ FIXED = {
     "logistic": (lax.logistic, logistic, (0.0, 1.0)),
     "pow": (lambda x: lax.pow(x, 2.5), lambda x: np.power(x, 2.5), None),
 }
-
-
-def equations(program):
-    """The equations of a program, with those of the calls in it."""
-    for equation in program.eqns:
-        inner = equation.params.get("jaxpr")
-        yield from [equation] if inner is None else equations(inner)
-
-
-def equation_of(operation, *operands, name=None):
-    """The last equation of an operation, or that with a name."""
-    (*_, last) = (eqn for eqn in equations(jax.make_jaxpr(operation)(*operands)) if name in (None, eqn.primitive.name))
-    return last
 
 
 def derived(equation, operands, is_square=False):
