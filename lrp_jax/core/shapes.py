@@ -7,7 +7,7 @@ import numpy as np
 
 from lrp_jax.core.formulas import POSITIVE, Formula
 
-_WIDE = np.concatenate([-np.geomspace(1e-2, 1e4, 25)[::-1], np.geomspace(1e-2, 1e4, 25)])
+_WIDE = np.concatenate([-np.geomspace(1e-2, 1e12, 57)[::-1], np.geomspace(1e-2, 1e12, 57)])  # softsign is level late
 _OVERFLOW = 1e2  # a number from which exp, or what is made of it, may be infinite
 Values: TypeAlias = Callable[[np.ndarray], np.ndarray]
 

@@ -69,6 +69,8 @@ ORDERS = {
         lambda x: a(x) * (0.25 * ga(x) + 0.75 * gb(x)),
         lambda x: a(x) * held(ga(x) / 4 + gb(x) * 0.75),
     ),
+    "a gate that is level late": times(a, lambda x: 1 + nn.soft_sign(b(x))),
+    "a gate by an arctangent": times(a, lambda x: 2 + jnp.arctan(b(x))),
     "the mean of gates": times(a, lambda x: gb(x).mean(-1, keepdims=True)),
     "the largest of gates": times(a, lambda x: gb(x).max(-1, keepdims=True)),
     "the largest of two gates": times(a, lambda x: jnp.maximum(ga(x), gb(x))),
