@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from lrp_jax.core import held_arrays
 from lrp_jax.core.programs import take_apart
@@ -95,3 +96,43 @@ def test_array_that_is_held_twice_is_taken_out_once():
     np.testing.assert_array_equal(program.run([3 * weight], [X])[0], [[27.0 * 8] * 2])
     other, _ = take_apart(jax.make_jaxpr(lambda x: jax.jit(lambda x: x @ (2 * weight))(x))(X))
     assert program != other
+
+
+def layer(weight):
+    return jax.jit(lambda x: jnp.tanh(x @ weight))
+
+
+@jax.custom_jvp
+def doubled(x):
+    return 2 * x
+
+
+doubled.defjvp(lambda primals, tangents: (doubled(*primals), 2 * tangents[0]))
+MESH = jax.make_mesh((1,), ("samples",), axis_types=(jax.sharding.AxisType.Auto,))
+SAMPLES = jax.P("samples")
+HOLDING = {
+    "jit": layer,
+    "jit within jit": lambda weight: jax.jit(lambda x: layer(weight)(x + 1)),
+    "checkpoint": lambda weight: jax.checkpoint(layer(weight)),
+    "scan": lambda weight: lambda x: lax.scan(lambda h, _: (layer(weight)(h), h), x, None, length=2),
+    "cond": lambda weight: lambda x: lax.cond(x[0, 0] > 0, layer(weight), jnp.zeros_like, x),
+    "while": lambda weight: (
+        lambda x: lax.while_loop(lambda c: c[0] < 4, lambda c: (c[0] + 1, layer(weight)(c[1])), (0, x))
+    ),
+    "the condition of a while": lambda weight: (
+        lambda x: lax.while_loop(lambda c: c[0] < weight.sum(), lambda c: (c[0] + 1, layer(weight)(c[1])), (0, x))
+    ),
+    "a function with a derivative of its own": lambda weight: lambda x: doubled(layer(weight)(x)),
+    "shard_map": lambda weight: jax.shard_map(layer(weight), mesh=MESH, in_specs=SAMPLES, out_specs=SAMPLES),
+}
+
+
+@pytest.mark.parametrize("name", HOLDING)
+def test_program_with_another_array_is_the_function_that_holds_the_other_one(name):
+    holding, weight = HOLDING[name], jnp.array([[0.5, -0.25], [1.0, 0.75]])
+    program, arrays = take_apart(jax.make_jaxpr(holding(weight))(X))
+    assert [id(array) for array in arrays] == [id(weight)]
+    for other in (weight, 2 * weight):
+        expected = jax.tree.leaves(holding(other)(X))
+        for found, value in zip(program.run([other], [X]), expected, strict=True):
+            np.testing.assert_allclose(found, value, rtol=1e-6)
