@@ -165,6 +165,12 @@ def test_samples_of_looked_up_integers():
         assert rule.mixes(carried) is is_mixed
 
 
+def test_an_order_of_the_samples_is_no_place_of_theirs():
+    rule, carried = rule_and_carried(lambda x: x[np.array([2, 0, 1])], [X], [0])
+    assert rule.axis_after(carried) is None
+    assert rule.mixes(carried)
+
+
 def test_samples_of_what_is_written():
     rows = lambda x, y: x.at[IDS].add(y)
     rule, carried = rule_and_carried(rows, [TABLE, X[:, :2]], [None, None])
