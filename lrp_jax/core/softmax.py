@@ -1,11 +1,13 @@
 """Softmax and the logarithm of a sum of exponentials, however they are written.
 
 A quotient whose denominator is a sum of exponentials of its own numerator is a softmax: behind masks, casts, moves and
-linear operations, plus a constant, by a reciprocal, or by exp(x - logsumexp(x)). Its operations keep their own
-derivatives, which together are its Jacobian.
+linear operations, plus a constant, by a reciprocal, or by exp(x - logsumexp(x)). A product, quotient or power of
+exponentials is one, too, as is a power of a number. Its operations keep their own derivatives, which together are its
+Jacobian.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from lrp_jax.core.graph import Graph, Operation, Status
@@ -158,7 +160,7 @@ def _sum_of_two(graph: Graph, operation: Operation) -> list[Operation]:
 
 def _group(graph: Graph, kind: str, output: int, terms: "_Terms") -> Group | None:
     """The operations between the operands of exponentials and a value; None if it depends on something else."""
-    operands = {_without_shift(graph, i) for leaf in terms.leaves.values() for i in leaf.inputs if graph.is_live(i)}
+    operands = {_without_shift(graph, i) for i in terms.exponents if graph.is_live(i)}
     operations: dict[int, Operation] = {}
     waiting = [output]
     while waiting:
@@ -217,20 +219,27 @@ def _outermost(graph: Graph, groups: dict[int, Group]) -> dict[int, Group]:
 
 @dataclass(frozen=True)
 class _Terms:
-    """The exponentials of which a value is a sum, by number, and the operations between."""
+    """The exponentials of which a value is a sum, each with its operations, by number, and the operations between."""
 
-    leaves: dict[int, Operation]
+    leaves: dict[int, list[Operation]]
     between: list[Operation]
 
     @property
     def operations(self) -> list[Operation]:
         """All of these."""
-        return [*self.between, *self.leaves.values()]
+        return [*self.between, *itertools.chain.from_iterable(self.leaves.values())]
+
+    @property
+    def exponents(self) -> set[int]:
+        """What the exponentials read."""
+        operations = [operation for leaf in self.leaves.values() for operation in leaf]
+        read = {value for operation in operations for value in operation.inputs}
+        return read.difference(*(operation.outputs for operation in operations))
 
 
 def _terms(graph: Graph, value: int, weights: set[int]) -> _Terms | None:
     """The exponentials, or powers or elements of a softmax, of which a value is a sum; None if it is none."""
-    leaves: dict[int, Operation] = {}
+    leaves: dict[int, list[Operation]] = {}
     between: dict[int, Operation] = {}
     is_sum = False
     waiting = [value]
@@ -242,10 +251,8 @@ def _terms(graph: Graph, value: int, weights: set[int]) -> _Terms | None:
         if operation is None or not graph.is_live(value):
             return None
         live = [i for i in operation.inputs if graph.is_live(i)]
-        is_power = Family.POWER in operation.family and weights.issuperset(live)
-        is_softmax = Family.PRODUCT in operation.family and len(live) == 2 and value in weights
-        if Family.EXPONENTIAL in operation.family or is_power or is_softmax:
-            leaves[value] = operation
+        if leaf := [operation] if _is_softmax(operation, live, weights) else _exponential(graph, value, weights):
+            leaves[value] = leaf
             continue
         if not _is_linear(operation) or (len(live) > 1 and operation.name not in {"add", "add_any", "concatenate"}):
             return None
@@ -253,6 +260,36 @@ def _terms(graph: Graph, value: int, weights: set[int]) -> _Terms | None:
         between[value] = operation
         waiting.extend(live)
     return _Terms(leaves, list(between.values())) if is_sum and leaves else None
+
+
+def _is_softmax(operation: Operation, live: list[int], weights: set[int]) -> bool:
+    """Whether an operation returns a power of attention weights, or such weights times a live value."""
+    is_product = Family.PRODUCT in operation.family and len(live) == 2
+    return (Family.POWER in operation.family and weights.issuperset(live)) or (
+        is_product and weights.issuperset(operation.outputs)
+    )
+
+
+def _exponential(graph: Graph, value: int, weights: set[int]) -> list[Operation]:
+    """The operations of an exponential, or of a product, quotient or power of such; none if a value is none."""
+    found: dict[int, Operation] = {}
+    waiting = [value]
+    while waiting:
+        inner = waiting.pop()
+        operation = graph.producer.get(inner)
+        if operation is None or not graph.is_live(inner):
+            return []
+        live = [i for i in operation.inputs if graph.is_live(i)]
+        is_product = operation.name in {"mul", "div"} and (len(live) == 2 or inner != value)
+        is_power = Family.POWER in operation.family and Family.PRODUCT not in operation.family
+        is_power_of_number = operation.name == "pow" and live == [operation.inputs[1]]
+        found[inner] = operation
+        if Family.EXPONENTIAL in operation.family or is_power_of_number:
+            continue
+        if not (is_product or is_power or (inner != value and operation.family & Family.UNCHANGED)):
+            return []
+        waiting.extend(i for i in live if i not in weights and i not in found)
+    return list(found.values())
 
 
 def _quotients(graph: Graph, operation: Operation) -> Iterator[tuple[int, int, list[Operation]]]:
@@ -287,7 +324,7 @@ def _is_reciprocal(graph: Graph, operation: Operation) -> bool:
     return operation.name == "pow" and graph.number(operation.inputs[1]) == -1
 
 
-def _products_on_the_way(graph: Graph, value: int, leaves: dict[int, Operation]) -> int | None:
+def _products_on_the_way(graph: Graph, value: int, leaves: Collection[int]) -> int | None:
     """With how many other live values an exponential was multiplied on its way to a value; None if it is not there."""
     reached: dict[int, list[int]] = {}  # and the live operands of which it is computed
     waiting = [value]

@@ -509,6 +509,10 @@ SOFTMAX = {
     "exp(log_softmax)": lambda x: jnp.exp(nn.log_softmax(x)),
     "exp(x - logsumexp(x))": lambda x: jnp.exp(x - nn.logsumexp(x, -1, keepdims=True)),
     "exp2": lambda x: (lambda e: e / e.sum(-1, keepdims=True))(jnp.exp2(x / np.log(2))),
+    "a power of 10": lambda x: (lambda e: e / e.sum(-1, keepdims=True))(10.0 ** (x / np.log(10))),
+    "a power of exponentials": lambda x: (lambda e: e / e.sum(-1, keepdims=True))(jnp.exp(x / 3) ** 3),
+    "a product of exponentials": lambda x: (lambda e: e / e.sum(-1, keepdims=True))(jnp.exp(x / 4) * jnp.exp(x * 0.75)),
+    "a quotient of exponentials": lambda x: (lambda e: e / e.sum(-1, keepdims=True))(jnp.exp(x / 2) / jnp.exp(-x / 2)),
     "where everywhere": lambda x: nn.softmax(x, where=jnp.ones(x.shape, bool)),
     "under jit": jax.jit(lambda x: nn.softmax(x)),
     "sum of a segment": softmax_of_a_segment,
@@ -559,6 +563,18 @@ OF_SOFTMAX = {
     "two of it, times one over their sum": (
         lambda x: (lambda p: (p * (1 / p.sum())) @ V)(jnp.where(np.arange(3) < 2, jnp.exp(nn.log_softmax(x)), 0.0)),
         np.append(by_jacobian(Z[:2], softmax(Z[:2]), V[:2]), 0.0),
+    ),
+    "posterior: softmax times likelihood, over their sum": (
+        lambda x: (lambda p: (p / p.sum()) @ V)(nn.softmax(x) * jnp.exp(2 * x[::-1])),
+        (lambda s: s + 2 * s[::-1])((lambda z: by_jacobian(z, softmax(z), V) / z)(Z + 2 * Z[::-1])) * Z,
+    ),
+    "exponentials of two values": (
+        lambda x: (lambda e: (e / e.sum()) @ V)(jnp.exp(x)[:, None][:, 0] * jnp.exp(2 * x[::-1])),
+        (lambda s: s + 2 * s[::-1])((lambda z: by_jacobian(z, softmax(z), V) / z)(Z + 2 * Z[::-1])) * Z,
+    ),
+    "the logarithm of their sum": (
+        lambda x: jnp.log((jnp.exp(x) * jnp.exp(2 * x[::-1])).sum()),
+        (lambda p: p + 2 * p[::-1])(softmax(Z + 2 * Z[::-1])) * Z,
     ),
     "temperature 2": (lambda x: nn.softmax(x / 2) @ V, by_jacobian(Z / 2, softmax(Z / 2), V)),
     "masked by where": (
