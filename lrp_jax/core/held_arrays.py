@@ -46,7 +46,9 @@ def arrays_of(holder: Any) -> Iterator[tuple[str, Any]]:
         low.w (2, 3)
         high.w (3, 2)
     """
-    return ((name_of_parameter(".".join(map(str, path))), value) for path, value in _things_of(holder) if is_array(value))
+    return (
+        (name_of_parameter(".".join(map(str, path))), value) for path, value in _things_of(holder) if is_array(value)
+    )
 
 
 def keras_models_of(holder: Any) -> list[Any]:
