@@ -299,7 +299,7 @@ ROWS: Sequence[tuple[str, Primitive]] = (
             proportional,
             _SPLIT,
             Family.WRITE | Family.SUM,
-            ranges.total,
+            ranges.added,
             data=_FIRST_AND_THIRD,
             samples=samples.SCATTER,
         ),

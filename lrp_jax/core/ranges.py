@@ -130,6 +130,13 @@ def total(equation: Any, operands: Sequence[Range], is_square: bool) -> Range:
     return (-math.inf, 0.0) if len(operands) == 1 and operands[0][1] <= 0 else FREE
 
 
+def added(equation: Any, operands: Sequence[Range], is_square: bool) -> Range:
+    """What was there and what is added to it, in some places."""
+    (before, _, more) = operands
+    lowest, highest = min(before[0], more[0]), max(before[1], more[1])
+    return (0.0 if lowest >= 0 else -math.inf, 0.0 if highest <= 0 else math.inf)
+
+
 def _pairs_with_itself(equation: Any) -> bool:
     """Whether a product of an array with itself pairs every element with itself."""
     if equation.primitive.name != "dot_general":

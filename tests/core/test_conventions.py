@@ -613,6 +613,12 @@ def test_what_is_computed_from_a_softmax(case, way):
     assert_close(received(fun, Z, way=way), expected, 1e-8)
 
 
+def test_sum_of_gates_over_a_segment_is_held():
+    segments = np.array([0, 1, 0])
+    gates = lambda x: jax.ops.segment_sum(nn.sigmoid(x), segments, 2)[segments]
+    assert_close(received(lambda x: (gates(x) * x) @ V, Z), np.asarray(gates(jnp.asarray(Z))) * Z * V, 1e-8)
+
+
 # LRP-0 is gradient times input for every network of linear operations, relu and its like, and constants
 
 RNG = np.random.default_rng(0)

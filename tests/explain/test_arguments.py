@@ -383,7 +383,7 @@ def test_the_calls_are_right_otherwise(door, tmp_path, monkeypatch):
             "relevance",
             "model",
             "function that returns a dictionary",
-            "the model returns {'a': .*Pass a function",
+            "the model returns {'a': .*pass a function",
         ),
         ("relevance", "model", "function that returns a text", "returns a str"),
         ("lrp", "x", "shape", "has no numbers"),
