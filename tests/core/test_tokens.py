@@ -328,6 +328,12 @@ def test_every_spelling_is_the_look_up(name, rule):
     close(explained(network(LOOKUPS[name]), x, RULES[rule], 1), embedded.sum(-1))
 
 
+@pytest.mark.parametrize("name", ["one_hot of flattened ids", "reshaped one_hot", "one_hot along another axis"])
+def test_moved_one_hot_code_is_looked_up(name):
+    x, rule = jnp.asarray(IDS), rules.Flat()
+    close(explained(network(LOOKUPS[name]), x, rule), explained(network(lambda x: jnp.asarray(TABLE)[x]), x, rule))
+
+
 # Several tables, several inputs.
 
 
@@ -583,9 +589,12 @@ def test_place_of_the_largest_token_is_held():
     close(explained(model, jnp.asarray(IDS)), largest * SPOKEN[IDS])
 
 
-def test_smoothed_one_hot_is_a_layer_of_its_own():
-    model = lambda x: read_out((jax.nn.one_hot(x, NUMBER) * 0.9 + 0.01) @ jnp.asarray(TABLE))
-    close(explained(model, jnp.asarray(IDS)), 0.9 * PLACES[:4] * SPOKEN[IDS])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_smoothed_one_hot_is_a_layer_of_its_own(dtype):
+    smoothed = lambda x: (jax.nn.one_hot(x, NUMBER, dtype=dtype) * 0.875 + 0.0625).astype(jnp.float64)
+    model = lambda x: read_out(smoothed(x) @ jnp.asarray(TABLE))
+    found, expected = explained(model, jnp.asarray(IDS)), 0.875 * PLACES[:4] * SPOKEN[IDS]
+    np.testing.assert_allclose(found, expected, atol=1e-6 * abs(expected).max())
 
 
 def test_relevance_of_tokens_is_differentiated_with_regard_to_the_table():
