@@ -8,6 +8,7 @@ nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
 
 CORE = ["by_hand", "rules", "treatments", "transform", "networks", "attention", "attribution", "composites"]
+CORE += ["control", "conventions", "factors", "primitives", "tokens"]
 TOOLS = ("pytest>", "pytest-xdist>", "tqdm>", "equinox>")
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 EXTRAS = PROJECT["optional-dependencies"]

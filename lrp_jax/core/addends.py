@@ -95,9 +95,10 @@ class Cuts:
 
     @functools.cached_property
     def _sums(self) -> set[int]:
-        """The values that only add up multiples of their root and numbers, in more than one way from it."""
+        """The values that only add up multiples of their root, in more than one way from it, and numbers."""
         linear: set[int] = set()
         affine: set[int] = set()
+        multiples: set[int] = set()  # to which no number is added
         for value, root in self.functions.roots.items():
             operation = self.functions.graph.producer[value]
             varying = self.functions.varying(operation)
@@ -107,7 +108,9 @@ class Cuts:
                 affine.add(value)
             if (is_multiple or Family.ADDITION in operation.family) and read <= linear:
                 linear.add(value)
-        return linear - affine
+                if read <= multiples and not self._adds_a_number(operation):
+                    multiples.add(value)
+        return linear - affine - multiples
 
     @functools.cached_property
     def _looks(self) -> dict[int, np.ndarray]:

@@ -78,7 +78,7 @@ def follow(graph: Graph, equation: Any, inputs: Sequence[int], position: int = 0
     if name == "sort":
         return Followed(Status.TOKEN) if graph.is_token(inputs[position]) else _HELD
     codes = [graph.codes.get(value) for value in tokens]
-    code = _code_after(equation, inputs.index(tokens[0]), codes[0]) if codes[0] and None not in codes else None
+    code = _code_after(equation, inputs.index(tokens[0]), codes[0]) if codes[0] and len(set(codes)) == 1 else None
     if _contracts(graph, equation, inputs):
         return _found_in_table(dtype)
     if name == "stop_gradient" or (dtype == jnp.bool_ and code is None):
@@ -207,7 +207,7 @@ def _code_after(equation: Any, position: int, code: Code) -> Code:
     is_kept = Family.IDENTITY in family or name in {"neg", "mul", "select_n", "slice", "dynamic_slice"}
     if code.axis is None or is_kept or (name == "div" and position == 0):
         return code
-    if Family.REARRANGEMENT not in family:
+    if Family.MOVE not in family:
         return Code()
     before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     moved = primitives.named(name).samples.moved(Carried(equation.params, [before], after, [code.axis]), 0, code.axis)
@@ -247,6 +247,8 @@ def _keeps_code(graph: Graph, equation: Any, inputs: Sequence[int]) -> bool:
         return tokens == [0]
     if name == "mul":
         return len(tokens) == 1
+    if name == "concatenate":
+        return True
     return len(inputs) == 1 and (bool(primitives.family_of(equation) & _MOVED) or name == "neg")
 
 

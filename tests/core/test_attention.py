@@ -214,6 +214,24 @@ def test_attention_weights_matter_in_attnlrp_alone(float64, parameters, tokens):
     assert abs(by_attnlrp - by_cplrp).max() > 1e-2 * abs(by_cplrp).max()
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_attention_may_be_divided_by_its_sum_last(float64, parameters, tokens, preset):
+    weights = [parameters["blocks"][0][name]["w"] for name in ("query", "key", "value")]
+
+    def attention(x, is_divided_last):
+        query, key, value = (x @ weight for weight in weights)
+        exponentials = jnp.exp(query @ key.T / 4)
+        total = exponentials.sum(-1, keepdims=True)
+        return ((exponentials @ value) / total if is_divided_last else (exponentials / total) @ value)[0].sum()
+
+    explain = lambda x: [
+        jax.grad(lrp(functools.partial(attention, is_divided_last=is_last), PRESETS[preset][0](1e-14)))(x)
+        for is_last in (True, False)
+    ]
+    last, first = jit_by_day(explain)(jnp.asarray(tokens))
+    np.testing.assert_allclose(last, first, atol=1e-9 * abs(first).max())
+
+
 @pytest.mark.parametrize("fill", [-jnp.inf, -1e30], ids=["infinite", "finite"])
 @pytest.mark.parametrize("way", ["selected", "added", "argument"])
 def test_masked_attention_is_attention_over_the_rest(float64, tokens, way, fill):

@@ -298,6 +298,19 @@ def test_treatment_matches_by_value(key, spelling):
     np.testing.assert_allclose(found, 7 * function(SAMPLES).size * SAMPLES, rtol=1e-6)
 
 
+@pytest.mark.parametrize("key", ["softmax", "log_softmax", "logsumexp"])
+def test_treatment_is_given_what_a_softmax_is_computed_from(key):
+    # The operand in place of the ratio: what is subtracted for precision belongs to the softmax.
+    operand = lambda call: [call.cotangents[0].sum() * x for x in call.live]
+    composite = composites.with_treatment(
+        rules.Zero(), key, treatments.Treatment("its operand", {RATIO: operand}, RATIO, RATIO)
+    )
+    explain = lambda function, x: jax.grad(lambda x: lrp(function, composite)(x).sum())(x)
+    found = jit_by_day(lambda x: [explain(function, x) for function in SPELLINGS[key]])(SAMPLES)
+    for function, by_treatment in zip(SPELLINGS[key], found, strict=True):
+        np.testing.assert_allclose(by_treatment, function(SAMPLES).size * SAMPLES**2, rtol=1e-6)
+
+
 @pytest.mark.parametrize("key", ["relu", "sigmoid", "gelu", "softplus"])
 def test_treatment_matches_a_part_of_a_function(key):
     function = SPELLINGS[key][0]

@@ -16,7 +16,7 @@ from compiling import quick_jit
 from jax import lax, nn
 from jax.lax import stop_gradient as held
 
-from lrp_jax import composites, lrp, plan, rules
+from lrp_jax import composites, lrp, mark, plan, rules
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -72,6 +72,14 @@ ORDERS = {
     "a gate that is level late": times(a, lambda x: 1 + nn.soft_sign(b(x))),
     "a gate by an arctangent": times(a, lambda x: 2 + jnp.arctan(b(x))),
     "the mean of gates": times(a, lambda x: gb(x).mean(-1, keepdims=True)),
+    "a marked gate that is scaled": (
+        lambda x: a(x) * (0.5 * mark.gate(jnp.tanh(b(x)))),
+        lambda x: a(x) * held(jnp.tanh(b(x)) / 2),
+    ),
+    "the mean of gates with a minus": (
+        lambda x: a(x) * (-gb(x)).mean(-1, keepdims=True),
+        lambda x: -a(x) * held(gb(x).mean(-1, keepdims=True)),
+    ),
     "the largest of gates": times(a, lambda x: gb(x).max(-1, keepdims=True)),
     "the largest of two gates": times(a, lambda x: jnp.maximum(ga(x), gb(x))),
     "one of two gates": times(a, lambda x: jnp.where(np.arange(6) < 3, ga(x), gb(x))),

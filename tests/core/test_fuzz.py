@@ -89,6 +89,16 @@ def test_a_layer_combined_with_itself_is_no_bias(float64, twice, factor):
     np.testing.assert_allclose(relevance, value * np.array([2.0, -3.0]) / 4)
 
 
+@pytest.mark.parametrize("rule", [rules.WSquare(stabilizer=0.0), rules.Flat(stabilizer=0.0)])
+@pytest.mark.parametrize("several", [lambda x: x + x, lambda x: 3 * x - x, lambda x: (x + x) + 2 * x])
+def test_what_is_added_to_itself_has_relevance_at_zero_too(float64, rule, several):
+    # These rules give relevance to a pixel that is zero, and a multiple of a value passes it on one to one.
+    weight, x = jnp.array([[1.0], [-2.0]]), jnp.array([0.0, 1.0])
+    value, relevance = jax.value_and_grad(lrp(lambda x: (several(x) @ weight)[0], rule))(x)
+    shares = np.array([1.0, 4.0]) / 5 if isinstance(rule, rules.WSquare) else np.array([0.5, 0.5])
+    np.testing.assert_allclose(relevance, value * shares)
+
+
 @pytest.mark.parametrize("treatment", [treatments.pooled_in_proportion, treatments.pooled_evenly])
 def test_max_pooling_with_another_treatment_is_compiled(treatment):
     composite = with_treatment(rules.Zero(), "reduce_window_max", treatment)

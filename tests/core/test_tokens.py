@@ -267,6 +267,13 @@ LOOKUPS = {
     "reshaped one_hot": lambda x: (
         jax.nn.one_hot(x, NUMBER, dtype=float).reshape(-1, NUMBER) @ jnp.asarray(TABLE)
     ).reshape(*x.shape, WIDTH),
+    "places picked from one_hot": lambda x: (
+        jax.nn.one_hot(x, NUMBER)[:, jnp.array([2, 0, 3, 1])][:, jnp.array([1, 3, 0, 2])] @ jnp.asarray(TABLE)
+    ),
+    "one_hot side by side": lambda x: (
+        jnp.concatenate([jax.nn.one_hot(x[:, :2], NUMBER), jax.nn.one_hot(x[:, 2:], NUMBER)], 1) @ jnp.asarray(TABLE)
+    ),
+    "rolled one_hot": lambda x: jnp.roll(jnp.roll(jax.nn.one_hot(x, NUMBER), 1, 1), -1, 1) @ jnp.asarray(TABLE),
     "masked one_hot": lambda x: jnp.where(x[..., None] >= 0, jax.nn.one_hot(x, NUMBER), 0) @ jnp.asarray(TABLE),
     "one_hot times a mask": lambda x: (jax.nn.one_hot(x, NUMBER) * (x[..., None] >= 0)) @ jnp.asarray(TABLE),
     "eye": lambda x: jnp.eye(NUMBER)[x] @ jnp.asarray(TABLE),
@@ -326,6 +333,24 @@ def test_every_spelling_is_the_look_up(name, rule):
     x = jnp.asarray(IDS)
     embedded = relevance(lambda e: network(lambda x: x)(e), jnp.asarray(TABLE)[x], 1, RULES[rule]).relevance
     close(explained(network(LOOKUPS[name]), x, RULES[rule], 1), embedded.sum(-1))
+
+
+CODES = ["one_hot of flattened ids", "reshaped one_hot", "one_hot along another axis", "rolled one_hot"]
+CODES += ["places picked from one_hot", "one_hot side by side"]
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_moved_one_hot_code_is_looked_up(name):
+    x, rule = jnp.asarray(IDS), rules.Flat()
+    close(explained(network(LOOKUPS[name]), x, rule), explained(network(lambda x: jnp.asarray(TABLE)[x]), x, rule))
+
+
+def test_constant_code_beside_a_one_hot_code():
+    table, first = jnp.asarray(TABLE), jnp.zeros((3, 1, NUMBER)).at[:, 0, 2].set(1.0)
+    code = lambda x: jnp.concatenate([first, jax.nn.one_hot(x, NUMBER)[:, 1:]], 1)
+    ids = lambda x: jnp.concatenate([jnp.full((3, 1), 2), x[:, 1:]], 1)
+    x, rule = jnp.asarray(IDS), rules.Flat()
+    close(explained(network(lambda x: code(x) @ table), x, rule), explained(network(lambda x: table[ids(x)]), x, rule))
 
 
 # Several tables, several inputs.
@@ -583,9 +608,12 @@ def test_place_of_the_largest_token_is_held():
     close(explained(model, jnp.asarray(IDS)), largest * SPOKEN[IDS])
 
 
-def test_smoothed_one_hot_is_a_layer_of_its_own():
-    model = lambda x: read_out((jax.nn.one_hot(x, NUMBER) * 0.9 + 0.01) @ jnp.asarray(TABLE))
-    close(explained(model, jnp.asarray(IDS)), 0.9 * PLACES[:4] * SPOKEN[IDS])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_smoothed_one_hot_is_a_layer_of_its_own(dtype):
+    smoothed = lambda x: (jax.nn.one_hot(x, NUMBER, dtype=dtype) * 0.875 + 0.0625).astype(jnp.float64)
+    model = lambda x: read_out(smoothed(x) @ jnp.asarray(TABLE))
+    found, expected = explained(model, jnp.asarray(IDS)), 0.875 * PLACES[:4] * SPOKEN[IDS]
+    np.testing.assert_allclose(found, expected, atol=1e-6 * abs(expected).max())
 
 
 def test_relevance_of_tokens_is_differentiated_with_regard_to_the_table():
