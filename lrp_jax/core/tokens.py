@@ -30,7 +30,7 @@ from lrp_jax.errors import InputError
 
 _MOVED = Family.MOVE | Family.WRITE | Family.IDENTITY
 _LOOK_UPS = frozenset({"dynamic_slice", "gather", "scatter", "scatter-add", "select_n"})
-_KEEP_CATEGORIES = frozenset({"add", "ceil", "clamp", "floor", "max", "min", "round", "sub"})
+_KEEP_CATEGORIES = Family.ADDITION | Family.CHOICE | Family.STEP
 _REDUCED = Family.REDUCTION | Family.CUMULATIVE | Family.WINDOW
 
 
@@ -103,7 +103,7 @@ def stays_as_given(graph: Graph, equation: Any, inputs: Sequence[int]) -> bool:
     if not given or is_mixed or name == "stop_gradient" or jnp.bool_ in dtypes:
         return False
     family = primitives.family_of(equation)
-    if family & _MOVED or name == "select_n" or (name in _KEEP_CATEGORIES and len(given) == 1):
+    if family & _MOVED or name == "select_n" or (family & _KEEP_CATEGORIES and len(given) == 1):
         return True
     is_elementwise = bool(family & (Family.BITS | Family.ELEMENTWISE))
     return is_elementwise and all(jnp.issubdtype(dtype, jnp.integer) for dtype in dtypes)
