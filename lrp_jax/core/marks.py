@@ -34,20 +34,15 @@ def check_marks(graph: Graph, said_outside: Set[int] = frozenset()) -> None:
 
 def _is_factor(graph: Graph, value: int) -> bool:
     """Whether a product reads a value, also behind moves and constants that scale it or are added to it."""
-    seen: set[int] = set()
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if value in seen:
-            continue
-        seen.add(value)
+    reached = [value]
+    for value in reached:  # which grows on the way
         for operation in graph.users.get(value, []):
             number = len(graph.live_inputs(operation))
             if (Family.PRODUCT in operation.family and number == 2) or operation.bodies:
                 return True
             is_affine = Family.AFFINE in operation.family or operation.name == "select_n"
             if operation.family & Family.UNCHANGED or (is_affine and number == 1):
-                waiting.extend(operation.outputs)
+                reached.extend(output for output in operation.outputs if output not in reached)
         if value in graph.outputs and graph.is_inner:
             return True
     return False

@@ -336,7 +336,7 @@ def test_every_spelling_is_the_look_up(name, rule):
 
 
 CODES = ["one_hot of flattened ids", "reshaped one_hot", "one_hot along another axis", "rolled one_hot"]
-CODES += ["places picked from one_hot", "one_hot side by side"]
+CODES += ["places picked from one_hot", "one_hot side by side", "one_hot / 2 @ 2 table"]
 
 
 @pytest.mark.parametrize("name", CODES)
