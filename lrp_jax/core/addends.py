@@ -68,7 +68,7 @@ class Cuts:
         if not self._adds_a_number(last) or len(varying) != 1 or not self.functions.graph.is_live(varying[0]):
             return None
         before = self._behind_addends(varying[0])
-        return self.functions.behind(function, varying[0]) if before and before.root == function.root else None
+        return self.functions.behind(function, varying[0]) if before else None
 
     def _around_what_is_treated(self, function: Function) -> Function | None:
         """The last part of a function that has a treatment, or what comes behind it; a known function has no parts."""

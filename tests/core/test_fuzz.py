@@ -99,6 +99,16 @@ def test_what_is_added_to_itself_has_relevance_at_zero_too(float64, rule, severa
     np.testing.assert_allclose(relevance, value * shares)
 
 
+@pytest.mark.parametrize("tanh", [jnp.tanh, lambda x: 2 * jax.nn.sigmoid(2 * x) - 1], ids=["tanh", "sigmoid"])
+def test_numbers_are_added_before_and_behind_a_function(float64, tanh):
+    # Each is an addend of its own: neither tanh nor silu has it in its argument at zero.
+    x = np.array([0.7, -0.4, -1.3, 0.3])
+    found = jax.grad(lrp(lambda x: jax.nn.silu(tanh(x + 0.25) - 0.75).sum(), rules.Zero()))(x)
+    inner = np.tanh(x + 0.25)
+    expected = x * inner / (x + 0.25) / (1 + np.exp(0.75 - inner))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("treatment", [treatments.pooled_in_proportion, treatments.pooled_evenly])
 def test_max_pooling_with_another_treatment_is_compiled(treatment):
     composite = with_treatment(rules.Zero(), "reduce_window_max", treatment)
