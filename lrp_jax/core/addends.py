@@ -7,7 +7,7 @@ is zero at zero or piecewise linear. A ReLU is looked for first, as it passes re
 import functools
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,16 +43,19 @@ class Cuts:
         return self._addend_at_the_end(function) or function
 
     def _behind_addends(self, value: int) -> Function | None:
+        is_none = self.functions.root(value) == value or value in self._sums or value in self._sums_of_shifted
+        return None if is_none else self._last_part(value, self._sums_of_shifted)
+
+    def _last_part(self, value: int, sums: Set[int]) -> Function:
+        """What a value is of its root, or of the last of some sums or of the addends that can be told from it."""
         root = self.functions.root(value)
-        if root == value or value in self._sums:
-            return None
         if self.treated and (part := self._around_what_is_treated(self._between(root, value))) is not None:
             return part
         if _may_be_relu(self._looks[value]) and (whole := self._between(root, value)).formula.name == "relu":
             return whole
         for inner, look, is_piecewise_linear in self._only_ways(value):
             adds_a_number = self._adds_a_number(self.functions.graph.producer[inner])
-            if adds_a_number and (inner in self.layered or is_piecewise_linear):
+            if inner in sums or (adds_a_number and (inner in self.layered or is_piecewise_linear)):
                 return self._between(inner, value)
             may_be_zero = adds_a_number and abs(look[0]) < _NEAR
             if may_be_zero or _may_be_relu(look):
@@ -111,6 +114,26 @@ class Cuts:
                 if read <= multiples and not self._adds_a_number(operation):
                     multiples.add(value)
         return linear - affine - multiples
+
+    @functools.cached_property
+    def _sums_of_shifted(self) -> Set[int]:
+        """The piecewise linear sums in which a number is added within one part, as in u + relu(u - 1)."""
+        found: set[int] = set()
+        for value, root in self.functions.roots.items():
+            operation = self.functions.graph.producer[value]
+            varying = self.functions.varying(operation)
+            if Family.ADDITION not in operation.family or len(varying) < 2:
+                continue
+            parts = [self._last_part(part, found) for part in set(varying) - {root} - found]
+            is_shifted = not found.isdisjoint(varying) or any(self._begins_with_a_sum(part, found) for part in parts)
+            if is_shifted and all(part.formula.is_piecewise_linear for part in parts):
+                found.add(value)
+        return found
+
+    def _begins_with_a_sum(self, part: Function, sums: Set[int]) -> bool:
+        producer = self.functions.graph.producer
+        is_whole = part.root == self.functions.root(part.output)
+        return part.root in sums or (not is_whole and self._adds_a_number(producer[part.root]))
 
     @functools.cached_property
     def _looks(self) -> dict[int, np.ndarray]:

@@ -13,7 +13,7 @@ from compiling import jit_by_day, quick_jit
 from hypothesis import HealthCheck, assume, given, settings
 from naive import oracle
 from naive.loop import relevance_of_input
-from naive.programs import programs
+from naive.programs import Program, Step, programs
 from nightly import NIGHTLY, drawn
 
 from lrp_jax import lrp, rules, treatments
@@ -107,6 +107,37 @@ def test_numbers_are_added_before_and_behind_a_function(float64, tanh):
     inner = np.tanh(x + 0.25)
     expected = x * inner / (x + 0.25) / (1 + np.exp(0.75 - inner))
     np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        lambda u, c: u + jax.nn.relu(u - c(0.75)),
+        lambda u, c: jax.nn.relu(u + c(1.0)) - jax.nn.relu(u - c(1.0)),
+        lambda u, c: jax.nn.relu(u + jax.nn.relu(u - c(0.2))) - c(0.1),
+        lambda u, c: (u + jax.nn.relu(u - c(0.75))) + jax.nn.relu(u + jax.nn.relu(u - c(0.75)) - c(0.3)),
+    ],
+    ids=["a value and a function", "two functions", "below another function", "twice"],
+)
+@pytest.mark.parametrize("constant", [lambda c: c, lambda c: jnp.full(6, c)], ids=["numbers", "arrays"])
+def test_a_number_within_one_part_of_a_sum_is_an_addend(float64, several, constant):
+    # LRP-0 of a piecewise linear network is gradient times input, with numbers as with arrays of them.
+    x = jnp.array([2.5, -0.3, 0.0, -4.0, 0.9, 1.4])
+    function = lambda x: (several(x, constant) * jnp.arange(1.0, 7.0)).sum()
+    found = jax.grad(lrp(function, rules.Zero()))(x)
+    np.testing.assert_allclose(found, x * jax.grad(function)(x), atol=1e-12)
+
+
+def test_a_factor_times_a_function_of_itself_is_one_function(float64):
+    # g * sigmoid(g) is silu(g), whatever g is as a factor; the 1 that g ends with is an addend of its own.
+    steps = (
+        Step("input", ()),
+        Step("elementwise", (0,), {"function": "1 + tanh"}),
+        Step("elementwise", (1,), {"function": "sigmoid"}),
+        Step("multiply", (1, 2)),
+    )
+    x = np.array([[0.7, -1.2, 2.0]])
+    assert agrees(Program(steps, x, np.ones((1, 3))), 1e-9)
 
 
 @pytest.mark.parametrize("treatment", [treatments.pooled_in_proportion, treatments.pooled_evenly])

@@ -20,7 +20,7 @@ open, it is infinite.
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from naive.layers import layer_matrix, shares_of, stabilizer_of
@@ -75,6 +75,7 @@ FUNCTIONS = {
     "1 + tanh": lambda u: (1 + np.tanh(u), 1 - np.tanh(u) ** 2),
     "1 + erf": lambda u: (0.5 * (1 + _erf(u)), np.exp(-(np.clip(u, -30, 30) ** 2)) / np.sqrt(np.pi)),
 }
+SHIFTED = ("1 + tanh", "1 + erf")  # in which a number is added last
 GRID = np.concatenate([-np.geomspace(1e4, 1e-2, 40), [0.0], np.geomspace(1e-2, 1e4, 40)])
 
 
@@ -150,6 +151,7 @@ class Reading:
     layers: dict
     roots: list
     places: list
+    split: set = field(default_factory=set)
 
     def places_in(self, number, of):
         """Which elements of `of`, on the way to its root, the elements of the value `number` are made of."""
@@ -172,11 +174,21 @@ def read(program, shapes):
             root, places = reading.roots[operands[0]], reading.places[operands[0]]
         elif step.name in BINARY and len({reading.roots[i] for i in operands}) == 1:
             first, second = (reading.places[i] for i in operands)
-            if np.array_equal(first, second):
+            if _adds_what_is_shifted(steps, number, reading.roots[operands[0]]):
+                reading.split.add(number)
+            elif np.array_equal(first, second):
                 root, places = reading.roots[operands[0]], first
         reading.roots.append(root)
         reading.places.append(places)
     return reading
+
+
+def _adds_what_is_shifted(steps, number, root):
+    """Whether a number is added before a bend in a piecewise linear sum, as in u + relu(u - 1): this is no function."""
+    if steps[number].name not in ("add", "subtract") or not is_piecewise_linear(steps, between(steps, number, root)):
+        return False
+    bent = [i for i in between(steps, number, root) if steps[i].name in ("elementwise", "maximum")]
+    return any(steps[i].name == "shift" for k in bent for i in between(steps, k, root))
 
 
 def kind_of_factor(reading, number, holds_attention):
@@ -185,6 +197,8 @@ def kind_of_factor(reading, number, holds_attention):
     on_the_way = between(steps, number, root)
     is_affine = all(steps[i].name in (*MOVES, "scale", "shift") for i in on_the_way)
     source = steps[root]
+    if root in reading.split:
+        return None  # it may be a hard sigmoid
     if root not in reading.layers and is_affine and source.operands:
         if source.name == "softmax":
             only_moved = all(steps[i].name in MOVES for i in on_the_way)
@@ -397,13 +411,15 @@ class Loop:
         all_steps = between(steps, number, root)
         is_linear = is_piecewise_linear(steps, all_steps)
         for i in sorted(all_steps, reverse=True):
-            if steps[i].name != "shift" or root in {j for k in between(steps, number, i) for j in steps[k].operands}:
+            holds_addend = i != number and steps[i].options.get("function") in SHIFTED
+            is_shift = steps[i].name == "shift" or holds_addend
+            if not is_shift or root in {j for k in between(steps, number, i) for j in steps[k].operands}:
                 continue
             if i != number and i not in {j for k in between(steps, number, i) for j in steps[k].operands}:
                 continue
             at_zero, _ = evaluate(steps, number, i, np.zeros(1))
             if at_zero[0] == 0 or is_linear:
-                return i, True
+                return i, not holds_addend
             if is_piecewise_linear(steps, between(steps, number, i)):
                 raise Undefined
         functions = [steps[i].options.get("function") for i in all_steps]
