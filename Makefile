@@ -103,7 +103,7 @@ _build/doors/installed: constraints-doors.txt
 versions: $(VENV)/installed-book,dev  ## Run the core's tests with the oldest and the newest jax and flax
 	@$(BIN)/nox --session oldest newest
 
-coverage: $(VENV)/installed-book,dev  ## Measure which lines and branches of lrp_jax and lrp_book the tests run
+coverage: $(VENV)/installed-book,dev  ## Measure which lines and branches of lrp_jax the tests run
 	@mkdir -p _build
 	@$(BIN)/pytest --numprocesses auto --dist loadfile --cov --cov-report=term-missing --cov-report=json:_build/coverage.json
 	@$(BIN)/python tests/adequacy/results.py coverage

@@ -18,6 +18,7 @@ from lrp_jax.core.graph import Operation
 from lrp_jax.core.primitive import Family
 
 _FEW = np.array([0.0, -2.0, -1.0, 1.0, 2.0])  # at which a function is looked at first
+_SHORT = 100  # operations, on all ways to a value: a longer function is not searched for each sum in it
 _NEAR = 1e-3  # of a value that may be another one, where it is looked at first
 
 
@@ -119,10 +120,12 @@ class Cuts:
     def _sums_of_shifted(self) -> Set[int]:
         """The piecewise linear sums in which a number is added within one part, as in u + relu(u - 1)."""
         found: set[int] = set()
+        length: dict[int, int] = {}
         for value, root in self.functions.roots.items():
             operation = self.functions.graph.producer[value]
             varying = self.functions.varying(operation)
-            if Family.ADDITION not in operation.family or len(varying) < 2:
+            length[value] = 1 + sum(length.get(i, 0) for i in varying if i not in found)
+            if Family.ADDITION not in operation.family or len(varying) < 2 or length[value] > _SHORT:
                 continue
             parts = [self._last_part(part, found) for part in set(varying) - {root} - found]
             is_shifted = not found.isdisjoint(varying) or any(self._begins_with_a_sum(part, found) for part in parts)

@@ -242,9 +242,8 @@ def _with_backward(piece: Piece, taken: Form, fixed: Sequence[jax.Array | None])
     backward, remember = piece.treatment.backward.get(taken), piece.treatment.remember
     (operation, *_) = piece.operations
     if backward is None:
-        return (
-            functools.partial(run_in_order, piece, fixed) if fixed and Family.ORDER in operation.family else piece.run
-        )
+        has_ties = fixed and Family.ORDER in operation.family
+        return functools.partial(run_in_order, piece, fixed) if has_ties else piece.run
     order = [*piece.live, *piece.constants]
     places = [order.index(i) for i in operation.inputs if i in order]
     make_call = functools.partial(
