@@ -105,7 +105,9 @@ def test_notebook_says_what_the_page_says(page):
         return re.findall(r"\w+", text)
 
     text = BeautifulSoup(str(content(page)), "html.parser")
-    for left_out in text.select(".math, .definition, .cell, .bibtex-citation, form, noscript, script, code, .sd-card"):
+    for left_out in text.select(
+        ".math, .definition, .cell, .bibtex-citation, form, .explorer, noscript, script, code, .sd-card"
+    ):
         left_out.decompose()
     have = iter(words(re.sub(r"\]\([^)]*\)|\\(?=\W)|_(?=\W)", " ", prose(page))))
     for paragraph in text.select("section > p:not(.admonition-title)"):
