@@ -16,8 +16,8 @@ RULES = {
 }
 
 
-def opened(browser, name, form, **options):
-    """The page of that name, once its form has explained something and stands on the screen."""
+def recorded(browser, name, **options):
+    """The page of that name, which notes what it asks for and what its form explains."""
     path = BUILT / "book" / name
     assert path.exists(), f"{path} is missing: run make book first"
     page = browser.new_context(**options).new_page()
@@ -28,6 +28,12 @@ def opened(browser, name, form, **options):
         "addEventListener('explained', (event) => explained.push(event.detail), true)"
     )  # fmt: skip
     page.goto(path.as_uri())
+    return page
+
+
+def opened(browser, name, form, **options):
+    """The page of that name, once its form has explained something and stands on the screen."""
+    page = recorded(browser, name, **options)
     page.evaluate("window.MathJax.startup.promise")  # formulas above the form move it
     page.evaluate(f"document.getElementById('{form}').scrollIntoView({{behavior: 'instant'}})")
     page.wait_for_function("explained.length > 0", timeout=60_000)

@@ -6,7 +6,7 @@ from urllib.parse import unquote
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from explorers import BUILT, GAMMA, RULES, foreign_requests, last, nameless_controls, opened, shown_on_paper
+from explorers import BUILT, GAMMA, RULES, foreign_requests, last, nameless_controls, opened, recorded, shown_on_paper
 
 from lrp_book import datasets, models, training
 from lrp_jax import composites, relevance, rules
@@ -168,14 +168,7 @@ def test_everything_comes_from_the_book(page):
 
 
 def test_front_page_loads_the_drawing_on_a_click(browser, network):
-    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
-    page.requested = []
-    page.on("request", lambda asked: page.requested.append(asked.url))
-    page.add_init_script(
-        "globalThis.explained = [];"
-        "addEventListener('explained', (event) => explained.push(event.detail), true)"
-    )  # fmt: skip
-    page.goto((BUILT / "book" / "index.html").as_uri())
+    page = recorded(browser, "index.html", viewport={"width": 1280, "height": 900})
     before = list(page.requested)
     assert not any("draw-data" in url or "ort" in url for url in before)
     assert shown_on_paper(page, "#draw-offer", "#draw") == [False, False]
