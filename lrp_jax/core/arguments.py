@@ -20,6 +20,16 @@ MOST = 2**31 - 1
 """The largest number of steps, samples or classes, which are counted in 32 bits."""
 
 
+def in_words(arrays: Any) -> Any:
+    """The dtype and the shape of arrays, in the same pytree.
+
+    Example:
+        >>> in_words({"tokens": np.zeros((2, 3), np.int32)})
+        {'tokens': 'int32[2, 3]'}
+    """
+    return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", arrays)
+
+
 def as_array(values: Any, name: str) -> jax.Array:
     """Real numbers as an array of JAX.
 

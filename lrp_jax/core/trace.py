@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lrp_jax.core import held_arrays
-from lrp_jax.core.arguments import check_function, check_tree, is_array_like, kind_of
+from lrp_jax.core.arguments import check_function, check_tree, in_words, is_array_like, kind_of
 from lrp_jax.core.calling import call_model
 from lrp_jax.core.graph import Graph, Held, Status
 from lrp_jax.core.held_arrays import is_array, name_of_path
@@ -280,8 +280,7 @@ def explaining(call: TracedCall, output: Any, target: Callable[[Any], Any]) -> T
     except LRPError:
         raise
     except Exception as error:
-        shapes = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", output)
-        error.add_note(f"The target raised this when it was called with the model's output: {shapes}.")
+        error.add_note(f"The target raised this when it was called with the model's output: {in_words(output)}.")
         raise
     explained = jax.tree.structure(traced.value)
     text = replace(call.text, target=traced.program, explained=explained)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from lrp_jax.core import held_arrays
-from lrp_jax.core.arguments import check_callable
+from lrp_jax.core.arguments import check_callable, in_words
 from lrp_jax.core.calling import advice, call_model, check_model, check_takes
 from lrp_jax.core.held_arrays import is_array
 from lrp_jax.core.inference import Inference
@@ -48,8 +48,7 @@ class StaticModel:
         except LRPError:
             raise
         except Exception as error:
-            shapes = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", x)
-            error.add_note(f"The model raised this when it was called with x: {shapes}. {advice(model, x)}")
+            error.add_note(f"The model raised this when it was called with x: {in_words(x)}. {advice(model, x)}")
             raise
 
 
