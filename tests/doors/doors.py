@@ -4,20 +4,35 @@
 
 writes what these doors, or all, print to `expected/NAME.txt`, and the picture that they save to `expected/NAME.png`,
 where the book and the tests find them. Look at both before you commit them. No door may have the name of a package.
+
+A door finds a photograph in its folder, as a user has one there. Keras and PyTorch draw weights at random, with seeds
+that are set here: a program needs none once its weights are trained.
 """
 
 import ast
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from matplotlib.cbook import get_sample_data
+
 FOLDER = Path(__file__).parent
 EXPECTED = FOLDER / "expected"
+PHOTOGRAPH = "photo.jpg"
 PICTURE = "relevance.png"
+SEEDS = {"random": "random.seed(0)", "torch": "torch.manual_seed(0)"}  # Keras takes its seeds from `random`
 DOORS = sorted(path.stem for path in EXPECTED.glob("*.txt"))
+
+
+def code_until_picture(name: str) -> list[str]:
+    """The lines of code of a door, from the first to the one that saves the picture."""
+    lines = (FOLDER / f"{name}.py").read_text().splitlines()
+    saved = next(i for i, line in enumerate(lines) if line.startswith("explanation.to_png("))
+    return [line for line in lines[: saved + 1] if line and not line.startswith("#")]
 
 
 def imported(name: str) -> set[str]:
@@ -37,13 +52,16 @@ def missing(name: str) -> list[str]:
 
 
 def run(name: str, folder: Path) -> str:
-    """Runs a door in a folder, on the CPU, and returns what it prints.
+    """Runs a door in a folder with a photograph, on the CPU, and returns what it prints.
 
     Raises:
         RuntimeError: If it ends with an error.
     """
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore", "COLUMNS": "80"}
-    command = [sys.executable, "-P", str(FOLDER / f"{name}.py")]
+    shutil.copy(get_sample_data("grace_hopper.jpg", asfileobj=False), folder / PHOTOGRAPH)
+    seeds = [f"import {package}; {seed}" for package, seed in SEEDS.items() if importlib.util.find_spec(package)]
+    program = "\n".join([*seeds, "import runpy, sys", "runpy.run_path(sys.argv[1])"])
+    command = [sys.executable, "-P", "-c", program, str(FOLDER / f"{name}.py")]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name}.py ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")

@@ -1,26 +1,15 @@
-import functools
-
 import haiku as hk
-import jax
-from matplotlib.cbook import get_sample_data
-from PIL import Image
+from jax import nn, random
+from matplotlib import pyplot as plt
 
 from lrp_jax import plan, relevance
 
-
-def network(x: jax.Array) -> jax.Array:
-    x = jax.nn.relu(hk.Conv2D(16, 5, stride=2)(x))
-    x = jax.nn.relu(hk.Conv2D(32, 5, stride=2)(x))
-    return hk.Linear(10, name="logits")(x.mean((1, 2)))
-
-
-photograph = Image.open(get_sample_data("grace_hopper.jpg")).resize((64, 64))  # or your own
-x = jax.numpy.asarray(photograph)[None] / 255
-transformed = hk.transform(network)
-params = transformed.init(jax.random.key(0), x)  # or yours
-
-model = functools.partial(transformed.apply, params, None)  # None is the key, as nothing is drawn at random
-print(plan(model, x))
+x = plt.imread("photo.jpg")[None, ::8, ::8] / 255  # every eighth pixel
+network = hk.transform(lambda x: hk.Linear(10)(nn.relu(hk.Conv2D(8, 5)(x)).mean((1, 2))))
+params = network.init(random.key(0), x)  # or yours
+model = lambda x: network.apply(params, None, x)  # no key, as nothing is drawn
 explanation = relevance(model, x)
-print(explanation.summary())
 explanation.to_png("relevance.png")
+
+print(explanation.summary())
+print(plan(model, x))

@@ -1,19 +1,15 @@
-import torch
 import torchax
-from matplotlib.cbook import get_sample_data
-from PIL import Image
-from torchvision.models import ResNet18_Weights, resnet18
+from torchvision import io, models
 
-from lrp_jax import relevance
+from lrp_jax import plan, relevance
 
-torch.manual_seed(0)
-about = ResNet18_Weights.DEFAULT
-model = resnet18().eval()  # with trained weights: resnet18(weights=about)
-photograph = Image.open(get_sample_data("grace_hopper.jpg"))  # or your own
-x = about.transforms()(photograph)[None].numpy()
-
+about = models.ResNet18_Weights.DEFAULT
+model = models.resnet18().eval()  # with trained weights: models.resnet18(weights=about)
+x = about.transforms()(io.decode_image("photo.jpg"))[None].numpy()
 weights, apply = torchax.extract_jax(model)
-explanation = relevance(lambda x: apply(weights, (x,)), x, at=["layer4.0.conv1"])
-names = about.meta["categories"]
-print(explanation.summary(classes=names))
-explanation.to_png("relevance.png", classes=names, channel_axis=0)
+network = lambda x: apply(weights, (x,))
+explanation = relevance(network, x)
+explanation.to_png("relevance.png", classes=about.meta["categories"], channel_axis=0)
+
+print(explanation.summary(classes=about.meta["categories"]))
+print(plan(network, x))

@@ -1,21 +1,15 @@
-import jax.numpy as jnp
-import torch
+import numpy as np
 import torchax
 from transformers import BertConfig, BertForSequenceClassification
 
 from lrp_jax import composites, relevance
 
-torch.manual_seed(0)
-small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-config = BertConfig(**small, attn_implementation="eager")
-model = BertForSequenceClassification(config).eval()  # or .from_pretrained(...)
-words = ["[CLS]", "what", "a", "lovely", "film", "[SEP]"]
-ids = jnp.array([[101, 2054, 1037, 8403, 2143, 102]])  # by your tokenizer
-mask = jnp.ones_like(ids)
-
-weights, apply = torchax.extract_jax(model)
-network = lambda ids: apply(weights, (ids, mask))["logits"]
+config = BertConfig(num_hidden_layers=2, attn_implementation="eager")
+# With trained weights: .from_pretrained(name, attn_implementation="eager").eval()
+weights, apply = torchax.extract_jax(BertForSequenceClassification(config).eval())
+network = lambda ids: apply(weights, (ids, ids != 0))["logits"]  # 0 is padding
+ids = np.array([[101, 2054, 1037, 8403, 2143, 102]])  # by your tokenizer
 explanation = relevance(network, ids, rules=composites.AttnLRP())
-names = ["negative", "positive"]
-print(explanation.summary(classes=names))
-explanation.to_png("relevance.png", classes=names, tokens=words)
+explanation.to_png("relevance.png", tokens="[CLS] what a lovely film [SEP]".split())
+
+print(explanation.summary(classes=["negative", "positive"]))

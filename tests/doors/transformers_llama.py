@@ -1,19 +1,15 @@
-import jax.numpy as jnp
-import torch
+import numpy as np
 import torchax
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lrp_jax import composites, relevance
 
-torch.manual_seed(0)
-small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-config = LlamaConfig(**small, attn_implementation="eager")
-model = LlamaForCausalLM(config).eval()  # or .from_pretrained(...)
-words = ["<s>", "The", "capital", "of", "France", "is"]
-ids = jnp.array([[1, 450, 7483, 310, 3444, 338]])  # by your tokenizer
+config = LlamaConfig(num_hidden_layers=2, hidden_size=64, attn_implementation="eager")
+# With trained weights: .from_pretrained(name, attn_implementation="eager").eval()
+weights, apply = torchax.extract_jax(LlamaForCausalLM(config).eval())
+network = lambda ids: apply(weights, (ids,))["logits"][:, -1]  # the next token
+ids = np.array([[1, 450, 7483, 310, 3444, 338]])  # by your tokenizer
+explanation = relevance(network, ids, rules=composites.AttnLRP())
+explanation.to_png("relevance.png", tokens="<s> The capital of France is".split())
 
-weights, apply = torchax.extract_jax(model)
-next_token = lambda ids: apply(weights, (ids,))["logits"][:, -1]
-explanation = relevance(next_token, ids, rules=composites.AttnLRP())
 print(explanation.summary())
-explanation.to_png("relevance.png", tokens=words)

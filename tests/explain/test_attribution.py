@@ -262,6 +262,16 @@ class TwoOfEquinox(eqx.Module):
         return self.high(jax.nn.relu(self.low(x)))
 
 
+class TwoThatAreGiven(nn.Module):
+    """The names of its parameters come from its fields, and those of the lists within them."""
+
+    body: nn.Module
+    high: nn.Module
+
+    def __call__(self, x):
+        return self.high(self.body(x))
+
+
 def two_layers(weights, x):
     return jax.nn.relu(x @ weights["low"]["w"]) @ weights["high"]["w"]
 
@@ -305,6 +315,19 @@ def test_layer_has_one_name_in_every_spelling_and_at_every_door(spelling):
     assert {name: array.shape for name, array in explained.items()} == {"low": (3, 6), "high": (3, 2)}
     jax.eval_shape(jax.grad(lambda x: lrp(model, composite)(x)[:, 0].sum()), SAMPLES)
     assert [row.path for row in ledger(model, SAMPLES, 0, composite).rows if row.kind == "dense"] == ["high", "low"]
+
+
+@pytest.mark.parametrize("spelling", ["apply", "bound", "bound in a lambda", "bound, once called"])
+def test_layers_that_a_module_of_linen_was_given_have_the_names_of_its_parameters(spelling):
+    module = TwoThatAreGiven(nn.Sequential([nn.Dense(6), nn.relu]), nn.Dense(2))
+    variables = module.init(jax.random.key(0), SAMPLES)
+    bound = module.bind(variables)
+    if spelling == "bound, once called":
+        bound(SAMPLES)
+    model = {"apply": functools.partial(module.apply, variables), "bound in a lambda": lambda x: bound(x)}.get(
+        spelling, bound
+    )
+    assert [row[0] for row in plan(model, SAMPLES).rows if row[1] == "dense"] == ["body.layers_0", "high"]
 
 
 def test_parameters_among_the_arguments_have_the_names_of_those_that_are_held():
