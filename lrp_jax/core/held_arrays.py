@@ -211,8 +211,6 @@ def _parts_of_instance(value: Any) -> _Parts:
         for name, held in () if _is_closed(cls) else cls.__dict__.items():
             if isinstance(held, np.ndarray | jax.Array | dict | list | tuple):
                 attributes.setdefault(name, held)
-    if "scope" in attributes:  # of Linen: its variables have the names of parameters, which submodules hold, too
-        yield ("scope",), attributes["scope"]
     yield from (((name,), held) for name, held in attributes.items())
     if dataclasses.is_dataclass(value) or callable(value):
         yield from (((), cls) for cls in type(value).__mro__)
