@@ -398,9 +398,9 @@ def _as_pairs(rules: Any) -> Sequence[Any]:
         return ((any_layer, rules),)
     if isinstance(rules, Iterable) and not isinstance(rules, str | bytes | Mapping | Set | type):
         return tuple(rules)
-    hint = ""
-    if isinstance(rules, type):
-        hint = f" Did you mean {rules.__name__}()?"
+    hint, name = "", getattr(rules, "__name__", "")
+    if isinstance(rules, type) or (name and globals().get(name) is rules):
+        hint = f" Did you mean {name}()?"
     elif isinstance(rules, Mapping):
         hint = " Write [(name('head'), Zero()), (any_layer, Epsilon())], as the order counts."
     elif isinstance(rules, Composite):

@@ -5,100 +5,21 @@ import inspect
 import operator
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from lrp_jax.core.arguments import check_function, is_array_like, kind_of
+from lrp_jax.core.arguments import is_array_like, kind_of
 from lrp_jax.core.equations import is_of_user
-from lrp_jax.core.held_arrays import is_floating, keras_models_of, name_of_path
+from lrp_jax.core.graph import Status
+from lrp_jax.core.held_arrays import is_floating, is_linen_module, keras_models_of, name_of_path, things_of
+from lrp_jax.core.hints import PASS_TORCHAX, derives_from, packages_of
 from lrp_jax.core.inference import HOW_TO_SWITCH
-from lrp_jax.core.keras_models import KerasModel, is_keras_model, stateless, variables_of
-from lrp_jax.errors import InputError, LRPError, ModelError
-
-
-def check_model(model: Any) -> None:
-    """Refuses what is taken for a model, but is none that JAX can call.
-
-    Raises:
-        InputError: If the model is a class, a PyTorch module, or the pair of functions that Haiku makes.
-    """
-    if isinstance(model, type):
-        raise InputError(
-            f"The model is the class {model.__name__}, and no instance of it. Make one: {model.__name__}(...)."
-        )
-    if _derives_from(model, "torch") and not is_keras_model(model):
-        raise InputError(
-            f"The model is the PyTorch module {type(model).__name__}, which JAX cannot trace. Turn it into a function "
-            "with torchax: weights, function = torchax.extract_jax(module.eval()), and pass "
-            "lambda x: function(weights, (x,))."
-        )
-    if not callable(model) and callable(getattr(model, "init", None)) and callable(getattr(model, "apply", None)):
-        raise InputError(f"The model is {kind_of(model)}, with the functions init and apply. {_PASS_PARAMETERS}.")
-
-
-_PASS_PARAMETERS = (
-    "Pass its apply together with its parameters: functools.partial(network.apply, params), with None after params "
-    "where a key comes next, as in Haiku"
-)
-
-
-def check_takes(model: Callable[..., Any], x: Any) -> None:
-    """Refuses a model that cannot be called with x alone.
-
-    Raises:
-        InputError: If it takes fewer or more arguments.
-    """
-    try:
-        check_function(model, "The model", "x")
-    except InputError as error:
-        hint = _hint(model, x) or "Give it the others before, as in lambda x: model(x, ...)."
-        raise InputError(f"{error} {hint}") from error.__cause__
-
-
-def advice(model: Callable[..., Any], x: Any) -> str:
-    """What to look at where a model that was called with x has raised an error, as a sentence."""
-    return _hint(model, x) or "It needs the samples in the first dimension, and to be in inference mode."
-
-
-def _hint(model: Callable[..., Any], x: Any) -> str:
-    """What is likely wrong with how a model is called, as a sentence; empty if nothing is known."""
-    first = next(iter(_signature(model).parameters), "")
-    if first in {"params", "parameters", "variables"}:
-        return f"Its first argument, {first}, stands for its parameters. {_PASS_PARAMETERS}."
-    if first == "rng":
-        return "Its first argument, rng, is a key: functools.partial(network.apply, params, None), if it draws nothing."
-    if isinstance(x, tuple | list) and len(x) > 1 and _takes(model, *x):
-        return f"If the {len(x)} parts of x are arguments of their own, pass lambda x: model(*x)."
-    if isinstance(x, dict) and _takes(model, **x):
-        return "If the entries of x are arguments of their own, pass lambda x: model(**x)."
-    inputs = [one.name for one in getattr(model.model, "inputs", ())] if isinstance(model, KerasModel) else []
-    if len(inputs) > len(jax.tree.leaves(x)):
-        return f"The Keras model has the inputs {', '.join(inputs)}: let x be a list of them, or a dictionary by name."
-    if _derives_from(model, "equinox"):
-        return "An Equinox module takes one sample at a time: pass jax.vmap(model), and the samples first in x."
-    return ""
-
-
-def _derives_from(model: Any, package: str) -> bool:
-    return any(cls.__module__.partition(".")[0] == package for cls in type(model).__mro__)
-
-
-def _signature(model: Callable[..., Any]) -> inspect.Signature:
-    try:
-        return inspect.signature(model.model.call if isinstance(model, KerasModel) else model)
-    except (TypeError, ValueError):  # of what is not written in Python
-        return inspect.Signature()
-
-
-def _takes(model: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-    try:
-        _signature(model).bind(*args, **kwargs)
-    except TypeError:
-        return False
-    return True
-
+from lrp_jax.core.keras_models import KerasModel, stateless, variables_of
+from lrp_jax.core.reader import Input, read
+from lrp_jax.errors import LRPError, ModelError
 
 _NEEDS_VALUES = (
     jax.errors.ConcretizationTypeError,
@@ -146,14 +67,17 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if refusal is None:
             raise
         raise refusal from error
-    if changed := _changed_numbers(before, model, copied):
+    changed = _changed_numbers(before, model, copied)
+    if changed and _depend_on_arguments(list(changed), model, args, kwargs):
         raise ModelError(
-            f"The model changes its state while it runs: {', '.join(changed)}. It is in training mode, keeps a "
-            f"cache, or is called by nnx.jit, which you can leave out. {HOW_TO_SWITCH}."
+            f"The model changes its state while it runs: {', '.join(changed)}. It is in training mode, or keeps "
+            f"a cache. {HOW_TO_SWITCH}."
         )
     for leaf in jax.tree.leaves(value):
         if not is_array_like(leaf):
-            raise ModelError(f"The function returns {kind_of(leaf)}, and relevance needs arrays. Return them alone.")
+            raise ModelError(
+                f"The function returns {kind_of(leaf)}, and relevance needs arrays. Return them alone{_entry_of(leaf)}."
+            )
     kept = [name for identity, name in _traced_values(model).items() if identity not in kept_before]
     if kept:
         raise ModelError(
@@ -161,6 +85,14 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             "return what you need; jax.debug.print shows values on the way."
         )
     return value
+
+
+def _entry_of(value: Any) -> str:
+    """How to return the first array in an object instead of it, as the end of a sentence; empty if it holds none."""
+    entries = {f"[{key!r}]": entry for key, entry in value.items()} if isinstance(value, Mapping) else {}
+    entries |= {f".{name}": entry for name, entry in getattr(value, "__dict__", {}).items()}
+    found = next((path for path, entry in entries.items() if is_array_like(entry) and jnp.ndim(entry)), "")
+    return f", as in lambda x: model(x){found}" if found else ""
 
 
 @contextlib.contextmanager
@@ -198,6 +130,8 @@ def _variables_restored(model: Callable[..., Any]) -> Iterator[None]:
 
 def _refusal(model: Callable[..., Any], error: Exception) -> ModelError | None:
     """What an error that a model has raised means, and what to do; None if nothing is known of it."""
+    if (isinstance(error, _NEEDS_VALUES) or "Tracer" in str(error)) and _calls_torch(model, error):
+        return ModelError(f"The model calls a PyTorch module{_line_of(error)}, which JAX cannot trace. {PASS_TORCHAX}")
     if isinstance(error, _NEEDS_VALUES):
         return ModelError(
             f"The model needs the value of an array in Python{_line_of(error)}: in an if, a loop, float(), numpy or "
@@ -229,22 +163,45 @@ def _refusal(model: Callable[..., Any], error: Exception) -> ModelError | None:
     return None
 
 
+def _calls_torch(model: Any, error: Exception) -> bool:
+    """Whether a function holds a PyTorch module, and does not call it by torchax."""
+    return "torchax" not in packages_of(error) and any(derives_from(held, "torch") for held in things_of(model))
+
+
 def _is_unbound(model: Any) -> bool:
     """Whether a model is a module of Flax Linen, or a method of one, that holds no variables."""
     owner = getattr(model, "__self__", model)
-    is_linen = any(cls.__module__.startswith("flax.linen") for cls in type(owner).__mro__)
-    return is_linen and getattr(owner, "scope", None) is None
+    return is_linen_module(owner) and owner.scope is None
 
 
-def _changed_numbers(before: Sequence[Any], model: Any, copied: Any) -> list[str]:
-    """The names of floating-point leaves that a call has replaced in the copy of a model."""
+def _changed_numbers(before: Sequence[Any], model: Any, copied: Any) -> dict[str, Any]:
+    """The floating-point leaves that a call has replaced in the copy of a model, by name."""
     after = jax.tree.leaves(copied)
     if len(after) == len(before) and all(map(operator.is_, after, before)):
-        return []
+        return {}
     names = [path for path, _ in jax.tree_util.tree_leaves_with_path(model)]
     known = dict(jax.tree_util.tree_leaves_with_path(copied))
     pairs = zip(names, before, strict=True)
-    return [name_of_path(path) for path, leaf in pairs if is_floating(leaf) and known.get(path) is not leaf]
+    return {
+        name_of_path(path): known.get(path) for path, leaf in pairs if is_floating(leaf) and known.get(path) is not leaf
+    }
+
+
+def _depend_on_arguments(names: Sequence[str], model: Any, args: Any, kwargs: Any) -> bool:
+    """Whether what a call writes to the model depends on its arguments; else it computes it from its parameters anew.
+
+    A module whose weights are normalised in each call does so, and one that is called under `nnx.remat`.
+    """
+
+    def written(arguments: Any) -> list[Any]:
+        leaves, structure = jax.tree.flatten(model)
+        copied = jax.tree.unflatten(structure, leaves)
+        copied(*arguments[0], **arguments[1])
+        return list(_changed_numbers(leaves, model, copied).values())
+
+    program = jax.make_jaxpr(written)((args, kwargs))
+    graph = read(program, [Input(Status.LIVE) for _ in program.jaxpr.invars])
+    return not all(map(graph.is_constant, graph.outputs))
 
 
 def _traced_values(model: Callable[..., Any]) -> dict[int, str]:

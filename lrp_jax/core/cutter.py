@@ -101,7 +101,8 @@ class Cutter:
         if operation.treatment is not None:
             return _piece([operation], live, treatment=operation.treatment)
         if not live:
-            return _piece([operation], (), treatment=treatments.looked_up)
+            table = next(filter(None, map(graph.name_of, operation.inputs)), "")
+            return _piece([operation], (), treatment=treatments.looked_up, table=table)
         if id(operation) in self.factors.softmaxes.derived:
             group = self.factors.softmaxes.kinds[id(operation)]
             return _piece([operation], live, treatment=self._treatment_in_softmax(operation, group), group=group)

@@ -12,6 +12,7 @@ import operator
 import re
 import sys
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -53,7 +54,12 @@ def arrays_of(holder: Any) -> Iterator[tuple[str, Any]]:
 
 def keras_models_of(holder: Any) -> list[Any]:
     """The models and layers of Keras that something holds, without those within another one."""
-    return [value for _, value in _things_of(holder) if is_keras_model(value)]
+    return list(filter(is_keras_model, things_of(holder)))
+
+
+def things_of(holder: Any) -> Iterator[Any]:
+    """All that something holds, each thing once."""
+    return (value for _, value in _things_of(holder))
 
 
 def _things_of(holder: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -109,9 +115,8 @@ def _search(holder: Any, wanted: Sequence[Any], is_same: Callable[[Any, Any], bo
 
 
 def name_of_parameter(name: str) -> str:
-    """The path of a parameter as a name: without the attribute that holds the array, Linen's scope and collection."""
+    """The path of a parameter as a name: without the attribute that holds the array, and Linen's collection."""
     name = re.sub(r"\.(_?value|_?raw_value)$", "", name)
-    name = re.sub(r"(^|\.)(?:_parent_ref|scope)\._variables\.(?:params\.)?", r"\1", name)
     return re.sub(r"^(\d+\.)*_?params\.", "", name)
 
 
@@ -125,7 +130,7 @@ _Parts = Iterator[tuple[tuple[Any, ...], Any]]
 
 def _parts(value: Any) -> _Parts:
     """What something consists of, and the step from it to each part; empty where it adds nothing to an array's name."""
-    if isinstance(value, types.ModuleType):
+    if isinstance(value, types.ModuleType | weakref.WeakKeyDictionary | weakref.WeakValueDictionary):
         return
     if isinstance(value, types.FunctionType):
         yield from _parts_of_function(value)
@@ -140,6 +145,8 @@ def _parts(value: Any) -> _Parts:
     if isinstance(value, functools.partial):  # or JAX's own; which argument it is adds nothing
         yield from (((), held) for held in (*value.args, *value.keywords.values(), value.func))
         return
+    if is_linen_module(value) and value.scope is not None:
+        yield from _variables_of_linen(value)
     if is_keras_model(value):
         yield from (((name,), variable.value) for name, variable in variables_of(value).items())
         return
@@ -151,7 +158,7 @@ def _parts(value: Any) -> _Parts:
         return
     if isinstance(value, type):
         if not _is_closed(value):
-            yield from (((), held) for held in list(vars(value).values()))
+            yield from (((), held) for name, held in list(vars(value).items()) if not _is_of_python(name, held))
         return
     if isinstance(value, staticmethod | classmethod):
         yield (), value.__func__
@@ -161,6 +168,17 @@ def _parts(value: Any) -> _Parts:
         return
     yield from _leaves(value)
     yield from _parts_of_instance(value)
+
+
+def is_linen_module(value: Any) -> bool:
+    """Whether something is a module of Flax Linen."""
+    return any(cls.__module__.startswith("flax.linen") for cls in type(value).__mro__) and hasattr(value, "scope")
+
+
+def _variables_of_linen(module: Any) -> _Parts:
+    """The variables of a module of Flax Linen that is bound to them, by their paths from the outermost module."""
+    for collection, variables in module.variables.items():
+        yield ((collection,) * (collection != "params") + module.path, variables)
 
 
 def _leaves(value: Any) -> _Parts:
@@ -209,11 +227,16 @@ def _parts_of_instance(value: Any) -> _Parts:
             if hasattr(value, slot):
                 attributes.setdefault(slot, getattr(value, slot))
         for name, held in () if _is_closed(cls) else cls.__dict__.items():
-            if isinstance(held, np.ndarray | jax.Array | dict | list | tuple):
+            if isinstance(held, np.ndarray | jax.Array | dict | list | tuple) and not _is_of_python(name, held):
                 attributes.setdefault(name, held)
     yield from (((name,), held) for name, held in attributes.items())
     if dataclasses.is_dataclass(value) or callable(value):
         yield from (((), cls) for cls in type(value).__mro__)
+
+
+def _is_of_python(name: str, held: Any) -> bool:
+    """Whether an attribute of a class is one that Python has made, such as its annotations, and no method."""
+    return name.startswith("__") and not (callable(held) or isinstance(held, staticmethod | classmethod | property))
 
 
 def _is_closed(cls: type) -> bool:

@@ -36,6 +36,7 @@ class Piece:
         bodies: The plans of the functions that the operation runs (scan, cond, shard_map).
         forms: The forms in which the cotangents of the outputs are taken; the piece runs once for each.
         group: "softmax", "log_softmax" or "logsumexp" where it is an operation of such.
+        table: The path of the table, where explained integers are looked up in one.
     """
 
     operations: tuple[Operation, ...]
@@ -49,6 +50,7 @@ class Piece:
     bodies: tuple["Plan", ...] = ()
     forms: Forms = ()
     group: str = ""
+    table: str = ""
 
     def run(self, live: Arrays, constants: Arrays) -> list[jax.Array]:
         """Applies the operations to arrays, with JAX's own derivative."""

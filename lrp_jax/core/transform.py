@@ -7,9 +7,9 @@ import jax
 
 from lrp_jax.composites import Rules, as_composite
 from lrp_jax.core.arguments import MOST, as_counts, check_callable, within_memory
-from lrp_jax.core.calling import check_model
 from lrp_jax.core.forms import guard
 from lrp_jax.core.graph import Graph
+from lrp_jax.core.hints import check_model
 from lrp_jax.core.inference import Inference, check_choice
 from lrp_jax.core.planner import make_plan
 from lrp_jax.core.running import rebind

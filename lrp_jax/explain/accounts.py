@@ -105,9 +105,11 @@ def check_closes(account: Account) -> None:
 
 
 def path_of(piece: Piece) -> str:
-    """The path of a layer's parameters; of an operation the module, or the line that it comes from."""
+    """The path of the parameters of a layer or an embedding; of an operation the module, or the line of the file."""
     if piece.layer is not None:
         return piece.layer.name
+    if piece.table:
+        return piece.table.rpartition(".")[0] or piece.table
     operation = piece.operations[0]
     return operation.module or re.sub(r"^.*[/\\](?=.*:\d+ \()", "", operation.location)  # a file without its folder
 

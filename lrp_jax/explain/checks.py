@@ -37,9 +37,10 @@ def number_of_samples(x: Any, *, has_values: bool = True) -> int:
     for path, leaf in with_paths:
         name = f"x{jax.tree_util.keystr(path)}"
         if not is_array(leaf):
-            raise InputError(
-                f"{name} is no array of numbers, but {kind_of(leaf)}. Pass jnp.asarray(x), or leave it out."
-            )
+            hint = "Pass jnp.asarray(x), or leave it out."
+            if callable(leaf):
+                hint = "The model is the first argument, and x the second."
+            raise InputError(f"{name} is no array of numbers, but {kind_of(leaf)}. {hint}")
         check_dtype(leaf, tokens=True)
         if has_values:
             check_has_values(leaf)

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 
 from lrp_jax.core import held_arrays
-from lrp_jax.core.arguments import check_callable, in_words
-from lrp_jax.core.calling import advice, call_model, check_model, check_takes
+from lrp_jax.core.arguments import check_callable
+from lrp_jax.core.calling import call_model
 from lrp_jax.core.held_arrays import is_array
+from lrp_jax.core.hints import add_note, check_model, check_takes
 from lrp_jax.core.inference import Inference
 from lrp_jax.core.keras_models import stateless
 from lrp_jax.core.trace import TracedCall, explaining, trace_call
@@ -48,7 +49,7 @@ class StaticModel:
         except LRPError:
             raise
         except Exception as error:
-            error.add_note(f"The model raised this when it was called with x: {in_words(x)}. {advice(model, x)}")
+            add_note(error, model, x)
             raise
 
 

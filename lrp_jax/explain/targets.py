@@ -29,7 +29,7 @@ def check_places(target: Any, rules: Any, *, takes_target: bool = True) -> None:
         other = f", target={rules!r}" if is_target else ""
         raise InputError(
             f"The target is what is explained of the output, but {meant} says how relevance is propagated. Did you "
-            f"mean rules={meant}{other}?"
+            f"mean rules={'...' if meant.startswith('a ') else meant}{other}?"
         )
     if is_target:
         hint = (
@@ -110,9 +110,11 @@ def _shape_of(output: Any) -> tuple[int, ...]:
             f"The model's output, {output.dtype}{list(output.shape)}, is not differentiable: nothing is to explain. "
             "Explain what comes before an argmax or a comparison, such as the logits."
         )
+    if not jax.tree.leaves(output):
+        raise ModelError(f"The model returns {output!r}, and no array: is its return missing?")
     if not hasattr(output, "shape"):
         paths = [(jax.tree_util.keystr(path), leaf.ndim) for path, leaf in jax.tree_util.tree_leaves_with_path(output)]
-        path, rank = next((entry for entry in paths if entry[1] == 2), paths[0] if paths else ("['logits']", 2))
+        path, rank = next((entry for entry in paths if entry[1] == 2), paths[0])
         entry = path + "[:, 0]" * (rank == 2)
         raise InputError(
             "A target of this kind needs one array as output, such as (samples, classes), but the model returns "

@@ -368,13 +368,14 @@ def test_composite_of_one_rule_gives_it_to_every_layer():
     ("given", "message"),
     [
         (rules.Epsilon, r"Did you mean Epsilon\(\)\?"),
+        (composites.EpsilonPlus, r"Did you mean EpsilonPlus\(\)\?"),
         (Composite(rules.Epsilon()), "It is one already"),
         ({"dense": rules.Epsilon()}, r"Write \[\(name\('head'\), Zero\(\)\)"),
         ({(any_layer, rules.Epsilon())}, "a list of"),
         ("epsilon", "not 'epsilon'"),
         (3, "not 3"),
     ],
-    ids=["class", "composite", "mapping", "set", "string", "number"],
+    ids=["class", "preset", "composite", "mapping", "set", "string", "number"],
 )
 def test_what_is_no_list_of_pairs_is_refused(given, message):
     with pytest.raises(SelectorError, match=message):

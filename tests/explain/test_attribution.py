@@ -553,6 +553,9 @@ def test_integers_end_at_their_embedding(float64):
     # Every token adds a third of its embedding's product with the weight.
     expected = (bag.embedding.embedding[...][tokens] @ bag.head.kernel[...])[..., 1] / 3
     np.testing.assert_allclose(explanation.relevance, expected, rtol=1e-9)
+    assert [row[0] for row in plan(bag, tokens).layers().rows] == ["embedding", "head"]
+    one_hot = lambda tokens: jax.nn.one_hot(tokens, 7).mean(1) @ bag.embedding.embedding[...]
+    assert plan(lambda tokens: bag.head(one_hot(tokens)), tokens).layers().rows[-1][0] == "head"
 
 
 def test_same_shapes_are_compiled_once(network, compiled):

@@ -63,6 +63,19 @@ def tensor_parallel(x):
     return jax.shard_map(parts, mesh=mesh, in_specs=(features, jax.P("features")), out_specs=jax.P())(x, WEIGHT)
 
 
+class TorchModule:
+    __module__ = "torch.nn.modules.module"
+
+    def __call__(self, x):
+        raise AssertionError
+
+    def forward(self, x):
+        raise TypeError("linear(): argument 'input' (position 1) must be Tensor, not JitTracer")
+
+
+TORCH_MODULE = TorchModule()
+
+
 class OfTwoInputs(keras_like.Model):
     inputs = (types.SimpleNamespace(name="image"), types.SimpleNamespace(name="text"))
 
@@ -152,15 +165,6 @@ def haiku(is_training):
     transformed = hk.transform_with_state(lambda x, train: hk.Linear(3)(hk.BatchNorm(True, True, 0.9)(x, train)))
     parameters, state = jax.jit(transformed.init, static_argnums=2)(KEY, X, True)
     return lambda x: transformed.apply(parameters, state, None, x, is_training)[0]
-
-
-class TorchModule:
-    """As a module of PyTorch seems from outside."""
-
-    __module__ = "torch.nn.modules.module"
-
-    def __call__(self, x):
-        raise AssertionError
 
 
 def keras_model(built=True, weight=None):
@@ -277,6 +281,10 @@ CASES = {
     "`x` is a list of numbers, not an array": (
         lambda: explain(network, [[1.0, 2.0, 3.0, 4.0]]),
         r"x\[0\]\[0\] is no array of numbers, but a float. Pass jnp.asarray\(x\)",
+    ),
+    "The model and `x` are in each other's place": (
+        lambda: relevance(X, network),
+        "x is no array of numbers, but a function. The model is the first argument, and x the second",
     ),
     "`x` holds strings": (
         lambda: explain(network, {"image": X, "name": "cat"}),
@@ -402,6 +410,10 @@ CASES = {
         "is the class NNXModule, .* NNXModule\\(...\\)",
     ),
     "It is a PyTorch module": (lambda: explain(TorchModule()), r"PyTorch module TorchModule.*torchax.extract_jax"),
+    "It is a function that calls a PyTorch module": (
+        lambda: explain(lambda x: TORCH_MODULE.forward(x)),
+        r"calls a PyTorch module at .*test_bad_input.py:\d+.* torchax\.extract_jax",
+    ),
     "It is the two functions that Haiku makes": (
         lambda: explain(hk.without_apply_rng(hk.transform(lambda x: hk.Linear(3)(x)))),
         r"is a Transformed, .*functools\.partial\(network\.apply, params\)",
@@ -413,6 +425,10 @@ CASES = {
     "It is an `apply` of Haiku that lacks the key": (
         lambda: explain(functools.partial(hk.transform(lambda x: hk.Linear(3)(x)).apply, {})),
         r"missing.*'x'\. Its first argument, rng, is a key: functools\.partial\(network\.apply, params, None\)",
+    ),
+    "It is an `apply` of Haiku that lacks the state": (
+        lambda: explain(functools.partial(hk.transform_with_state(lambda x: hk.Linear(3)(x)).apply, {})),
+        r"missing.*'rng'\. Its first argument is a state\..*lambda x: network\.apply\(params, state, None, x\)\[0\]",
     ),
     "`x` is a tuple, and the model takes several arguments": (
         lambda: relevance(lambda x, y: x @ WEIGHT + y, (X, X[:, :3])),
@@ -434,9 +450,9 @@ CASES = {
         lambda: explain(keras_like.Model("network", keras_like.BatchNorm("norm", np.zeros(4), asks=False))),
         r"network changes its state .*training=False: norm\.moving_mean",
     ),
-    "Keras: fewer inputs than the model has": (
+    "Keras: other inputs than the model has": (
         lambda: explain(OfTwoInputs("network", keras_like.Dense("dense", WEIGHT))),
-        r"(?s)not connected.*The Keras model has the inputs image, text: let x be a list of them",
+        r"has the inputs image, text, but it was called with x: float32\[5, 4\]\. Let x be a list of them",
     ),
     "Flax Linen: a module without its variables": (
         lambda: explain(nn.Dense(3)),
@@ -455,6 +471,7 @@ CASES = {
         "The model .*: missing a required argument: 'x'",
     ),
     "It returns something that is not an array": (lambda: explain(lambda x: (network(x), "cat")), "returns a str"),
+    "It returns nothing": (lambda: explain(lambda x: None), "returns None, and no array: is its return missing"),
     "It returns several arrays": (
         lambda: explain(lambda x: {"box": x.sum(1), "class": network(x)}),
         r"'class': \(5, 3\).*lambda x: model\(x\)\['class'\], .*lambda output: output\['class'\]\[:, 0\]",
@@ -1409,6 +1426,89 @@ def test_module_may_count_and_note():
     module = Counting()
     np.testing.assert_allclose(explain(module).output, network(X), rtol=1e-6)
     assert module.calls[...] == 0
+
+
+class Written(nnx.Module):
+    """Its kernel is made to have the length 1 in each call, and is written to the module."""
+
+    def __init__(self, asks=False):
+        self.kernel, self.asks = nnx.Param(WEIGHT), asks
+
+    def __call__(self, x):
+        kernel = self.kernel[...] * (x.mean() if self.asks else 1.0)
+        self.kernel[...] = kernel / jnp.sqrt((kernel**2).sum())
+        return x @ self.kernel[...]
+
+
+def test_module_may_write_what_it_computes_from_its_parameters():
+    module, expected = Written(), X * WEIGHT[:, 1] / jnp.sqrt((WEIGHT**2).sum())
+    np.testing.assert_allclose(relevance(module, X, 1, rules.Zero()).relevance, expected, rtol=1e-5)
+    np.testing.assert_array_equal(module.kernel[...], WEIGHT)
+    linear = nnx.Linear(4, 3, kernel_init=lambda *_: WEIGHT, rngs=nnx.Rngs(0))
+    recomputed = nnx.jit(nnx.remat(lambda module, x: module(x)))
+    found = relevance(functools.partial(recomputed, linear), X, 1, rules.Zero())
+    np.testing.assert_allclose(found.relevance, X * WEIGHT[:, 1], rtol=1e-5)
+    with pytest.raises(ModelError, match="changes its state while it runs: kernel"):
+        explain(Written(asks=True))
+
+
+def run_in(package, function):
+    """A function whose code counts as that of another package."""
+    scope = {"__name__": f"{package}.tensor", "function": function}
+    exec("def call(x):\n    return function(x)", scope)
+    return scope["call"]
+
+
+OperatorNotFound = type("OperatorNotFound", (Exception,), {})
+
+
+def raising(error):
+    def function(x):
+        raise error
+
+    return function
+
+
+NOTES = {
+    "another error": (raising(ValueError("no")), r"If jax\.jit\(model\)\(x\) raises it, too"),
+    "torchax, no tuple": (
+        run_in("torchax", raising(TypeError("forward() takes 2 positional arguments but 6 were given"))),
+        r"a tuple of the module's arguments: lambda x: function\(weights, \(x,\)\)",
+    ),
+    "torchax, another error": (run_in("torchax", raising(ValueError("no"))), r"If jax\.jit\(model\)\(x\) raises it"),
+    "torchax, no such operation": (run_in("torchax", raising(OperatorNotFound("set_"))), "remove_parametrizations"),
+}
+
+
+@pytest.mark.parametrize("case", NOTES)
+def test_note_on_what_a_model_has_raised(case):
+    model, note = NOTES[case]
+    with pytest.raises((ValueError, TypeError, OperatorNotFound)) as raised:
+        explain(lambda x: model(x))
+    assert re.search(note, "".join(raised.value.__notes__))
+
+
+class Outputs(dict):
+    """An output as those of other libraries, of which JAX does not know what it holds."""
+
+
+class Record:
+    def __init__(self, logits):
+        self.name, self.logits = "record", logits
+
+
+@pytest.mark.parametrize(
+    ("output", "end"),
+    [
+        (lambda y: Outputs(loss=None, logits=y), r", as in lambda x: model\(x\)\['logits'\]\."),
+        (Record, r", as in lambda x: model\(x\)\.logits\."),
+        (lambda y: object(), r"\."),
+    ],
+    ids=["mapping", "attributes", "nothing in it"],
+)
+def test_object_that_a_model_returns_is_taken_apart_in_the_hint(output, end):
+    with pytest.raises(ModelError, match=rf"Return them alone{end}"):
+        explain(lambda x: output(network(x)))
 
 
 # The bounds of z-box.

@@ -254,6 +254,24 @@ def test_bound_linen_module_is_its_apply(float64):
     assert_close_to(explain(lambda x: module.apply(variables, x), x, IGNORE_BIAS)[1], explain(bound, x, IGNORE_BIAS)[1])
 
 
+class LinenAround(nn.Module):
+    inner: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(self.inner(x))
+
+
+def test_linen_modules_within_others_have_the_names_of_their_parameters():
+    module = LinenAround(nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)]))
+    x, expected = normal(0, 2, 6), ["inner.layers_0", "inner.layers_2", "Dense_0"]
+    variables = module.init(jax.random.key(1), x)
+    bound = module.bind(variables)
+    for model in (bound, lambda x: bound(x), lambda x: module.apply(variables, x)):
+        assert names_of_layers(model, x) == expected
+    assert names_of_layers(lambda x: bound.inner(x), x) == expected[:2]
+
+
 def test_linen_convolutional_network(float64):
     x = normal(0, 2, 8, 8, 2)
     model = from_linen(LinenConvolutional(), x)

@@ -266,10 +266,13 @@ def dense(x):
 
 PLACES = {
     "rule": (lambda: relevance(dense, X[0, 0], rules.Epsilon(0.1)), r"Did you mean rules=Epsilon\(epsilon=0.1\)\?"),
-    "composite": (lambda: relevance(dense, X[0, 0], composites.EpsilonPlus()), "Did you mean rules=a composite"),
+    "composite": (lambda: relevance(dense, X[0, 0], composites.EpsilonPlus()), r"Did you mean rules=\.\.\.\?"),
     "class": (lambda: relevance(dense, X[0, 0], rules.Epsilon), r"Did you mean rules=Epsilon\(\)\?"),
     "preset": (lambda: relevance(dense, X[0, 0], composites.EpsilonPlus), r"Did you mean rules=EpsilonPlus\(\)\?"),
-    "pairs": (lambda: relevance(dense, X[0, 0], [(composites.any_layer, rules.Zero())]), "rules=a list of"),
+    "pairs": (
+        lambda: relevance(dense, X[0, 0], [(composites.any_layer, rules.Zero())]),
+        r"a list of .* Did you mean rules=\.\.\.\?",
+    ),
     "swapped": (lambda: relevance(dense, X[0, 0], rules.Zero(), 2), r"Did you mean rules=Zero\(.*\), target=2\?"),
     "index": (lambda: relevance(dense, X[0, 0], None, 2), r"2 is a target, .*Did you mean target=2\?"),
     "all": (lambda: relevance(dense, X[0, 0], rules="all"), r"Did you mean target='all'\?"),
