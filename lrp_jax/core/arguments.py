@@ -198,6 +198,21 @@ def as_path(path: Any, name: str, error: type[LRPError]) -> Path:
     return Path(path)
 
 
+def as_new_file(path: Any, name: str, error: type[LRPError]) -> Path:
+    """The path of a file that can be written: in a folder that there is.
+
+    Example:
+        >>> as_new_file("map.png", "path", InputError).name
+        'map.png'
+    """
+    file = as_path(path, name, error)
+    if file.is_dir():
+        raise error(f"{str(file)!r} cannot be written: it is a folder. Give the path of a file in it.")
+    if not file.parent.is_dir():
+        raise error(f"{str(file)!r} cannot be written: there is no folder {str(file.parent)!r}. Make it first.")
+    return file
+
+
 def check_key(key: Any) -> None:
     """Refuses what is no key of random numbers.
 

@@ -4,7 +4,8 @@ A file is an archive of NumPy (`.npz`), which NumPy can read on its own, whateve
 
 - Each array is an entry under its place: "relevance", "x", "output", "growth", "at['conv1']", "x['left']" or "x[0]" in
   an explanation. If the place has other characters than letters, digits and these, the entry is called "array_0",
-  "array_1" and so on. Arrays of a dtype that NumPy lacks, such as bfloat16, are unsigned integers of the same bits.
+  "array_1" and so on. Arrays of a dtype that NumPy lacks, such as bfloat16, are written as float32, which has all of
+  their values.
 - The entry "structure" is JSON. Its "lrp_jax" is the version of the format, which is 1. Its "content" says what is made
   of the arrays: the public name of a class with its fields, `{"array": [entry, dtype]}`,
   `{"dict": [[key, value], ...]}`, `{"list": [...]}`, a number, a text.
@@ -32,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax import treatments
-from lrp_jax.core.arguments import as_path
+from lrp_jax.core.arguments import as_new_file, as_path
 from lrp_jax.core.equations import Mark
 from lrp_jax.core.forms import Form
 from lrp_jax.errors import InputError, StoreError
@@ -50,7 +51,8 @@ class Saved:
         """Writes this to a file that holds no code. The file moves to its place when it is complete.
 
         The file is an archive that `numpy.load` reads: each array under its name ("relevance", "at['conv1']"), and as
-        "structure" the version of the format and what is made of the arrays, in JSON.
+        "structure" the version of the format and what is made of the arrays, in JSON. What NumPy has no dtype for, such
+        as bfloat16, is float32 in it.
 
         Args:
             path: The file; one that is there is replaced. Its folder must exist.
@@ -58,7 +60,7 @@ class Saved:
         Raises:
             InputError: If something in it cannot be written: a rule, a selector or a treatment of your own, a random
                 key, a value that is traced, a class of another library.
-            StoreError: If the path is none, or cannot be written.
+            StoreError: If the path is none, its folder does not exist, or it cannot be written.
         """
         _write(self, path)
 
@@ -87,7 +89,7 @@ def _write(whole: Saved, path: str | os.PathLike[str]) -> None:
     arrays: dict[str, np.ndarray] = {}
     described = _describe(whole, type(whole).__name__, arrays)
     structure = json.dumps({"lrp_jax": _FORMAT, "content": described})
-    path = as_path(path, "path", StoreError)
+    path = as_new_file(path, "path", StoreError)
     try:
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as folder:
             complete = Path(folder) / path.name
@@ -95,7 +97,7 @@ def _write(whole: Saved, path: str | os.PathLike[str]) -> None:
                 np.savez(file, structure=np.array(structure.encode()), **arrays)  # type: ignore[arg-type]  # are no options
             complete.replace(path)
     except OSError as error:
-        raise StoreError(f"{str(path)!r} cannot be written: {error}. Give the path of a file in a folder.") from error
+        raise StoreError(f"{str(path)!r} cannot be written: {error}.") from error
 
 
 def _read(path: str | os.PathLike[str]) -> Any:
@@ -174,8 +176,8 @@ def _describe_array(array: Any, place: str, arrays: dict[str, np.ndarray]) -> An
         raise InputError(f"{place} cannot be saved: it is an array of {values.dtype}, and not of numbers.")
     entry = place.partition(".")[2]  # without the name of the class
     name = entry if re.fullmatch(r"[\w.' \[\]-]+", entry, re.ASCII) else f"array_{len(arrays)}"
-    is_of_numpy = values.dtype.kind != "V"  # else bfloat16 and the like
-    arrays[name] = values if is_of_numpy else values.view(f"u{values.dtype.itemsize}")
+    is_of_numpy = values.dtype.isbuiltin != 2  # else bfloat16 and the like
+    arrays[name] = values if is_of_numpy else values.astype(np.float32)
     return {"array": [name, values.dtype.name]}
 
 
@@ -186,7 +188,7 @@ def _restored(described: Any, archive: Any) -> Any:
     match kind:
         case "array":
             name, dtype = content
-            values = archive[name].view(jnp.dtype(dtype))
+            values = archive[name].astype(jnp.dtype(dtype))
             return jnp.asarray(values) if jax.dtypes.canonicalize_dtype(values.dtype) == values.dtype else values
         case "list" | "tuple" | "frozenset":
             return _SEQUENCES[kind](_restored(item, archive) for item in content)

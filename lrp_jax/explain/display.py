@@ -141,7 +141,7 @@ def summary_of(
         0       cat: 2, dog: 1   2
     """
     names = class_names(classes, output)
-    if _is_known(output, relevance) and len(getattr(output, "shape", ())) > 0:
+    if is_known(output, relevance) and len(getattr(output, "shape", ())) > 0:
         number = len(output)
         caption = _caption(x, relevance, number)
         sums = _sums(x, relevance, output)
@@ -242,10 +242,16 @@ def number_as_text(value: Any) -> str:
 def _has_samples(x: Any, relevance: Any, output: Any) -> bool:
     """Whether these are known arrays of samples, and no trees of arrays."""
     parts = (x, relevance, output)
-    return _is_known(parts) and all(hasattr(part, "shape") for part in parts) and len(output.shape) > 0
+    return is_known(parts) and all(hasattr(part, "shape") for part in parts) and len(output.shape) > 0
 
 
-def _is_known(*trees: Any) -> bool:
+def is_known(*trees: Any) -> bool:
+    """Whether arrays have values, and are not traced.
+
+    Example:
+        >>> is_known({"x": np.ones(2)}, 1.0)
+        True
+    """
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lrp_jax.core.arguments import as_count, kind_of
 from lrp_jax.errors import ArrayError
-from lrp_jax.explain.display import Classes, Picture, class_names, largest, of_largest_output, picture_for
+from lrp_jax.explain.display import Classes, Picture, class_names, is_known, largest, of_largest_output, picture_for
 from lrp_jax.plotting.arrays import NUMBERS_OF_CHANNELS, PERCENTILE, as_texts, channels_last, colour_limit, finite
 from lrp_jax.plotting.figures import new_figure
 from lrp_jax.plotting.images import LARGEST_NUMBER, draw_grid, sizes_of
@@ -59,6 +59,10 @@ def draw_explanation(
         channel_axis: The axis of the channels.
         samples: The samples.
     """
+    if not is_known(x, relevance, output):
+        raise ArrayError(
+            "The explanation is traced, and has no values that could be drawn. Draw it outside of jax.jit."
+        )
     leaves, maps = jax.tree_util.tree_leaves_with_path(x), jax.tree.leaves(relevance)
     if not leaves or len(leaves) != len(maps):
         raise ArrayError("The explanation has no input that could be drawn. Draw its arrays with lrp_jax.plotting.")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lrp_jax.core.arguments import as_path
+from lrp_jax.core.arguments import as_new_file
 from lrp_jax.errors import StoreError
 from lrp_jax.explain.display import described, explanation_as_html, summary_of
 from lrp_jax.explain.growth import account_line
@@ -82,7 +82,7 @@ class Shown:
         """Writes what `plot` draws to a PNG file.
 
         Args:
-            path: The file; one that is there is replaced. Its folder must exist.
+            path: The file, which ends with ".png" or nothing; one that is there is replaced. Its folder must exist.
             classes: As in `plot`.
             tokens: As in `plot`.
             channel_axis: As in `plot`.
@@ -91,7 +91,7 @@ class Shown:
         Raises:
             ArrayError: As in `plot`.
             MissingExtraError: If matplotlib is not installed.
-            StoreError: If the path cannot be written.
+            StoreError: If the path cannot be written, or ends as files of another format do.
         """
         figure = self.plot(classes=classes, tokens=tokens, channel_axis=channel_axis, samples=samples)
         write_png(figure, path)
@@ -141,11 +141,17 @@ def write_png(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes a figure to a PNG file of 200 pixels for each inch.
 
     Raises:
-        StoreError: If the path cannot be written.
+        StoreError: If the path cannot be written, or ends as files of another format do.
     """
-    file = as_path(path, "path", StoreError)
+    file = as_new_file(path, "path", StoreError)
+    ending = file.suffix.removeprefix(".").lower()
+    if ending != "png" and ending in figure.canvas.get_supported_filetypes():
+        raise StoreError(
+            f"to_png writes a PNG file, but {str(file)!r} ends as one of another format. End it with .png, or write "
+            f"the other format with plot().savefig({str(file)!r})."
+        )
     content = as_png(figure, dpi=200)
     try:
         file.write_bytes(content)
     except OSError as error:
-        raise StoreError(f"{str(file)!r} cannot be written: {error}. Give the path of a file in a folder.") from error
+        raise StoreError(f"{str(file)!r} cannot be written: {error}.") from error

@@ -50,11 +50,53 @@ def finite(values: ArrayLike, name: str) -> NDArray[Any]:
     """
     array = as_numpy(values, name, ArrayError)
     with within_memory(name, ArrayError):
-        array = array.astype(np.float32) if array.dtype.kind == "V" else array  # bfloat16 and the like
+        array = array.astype(np.float32) if array.dtype.isbuiltin == 2 else array  # bfloat16 and the like
         is_finite = np.isfinite(array).all()
     if not is_finite:
         raise ArrayError(f"{name} must be finite, but holds NaN or infinity.")
     return array
+
+
+def relevance_of(relevance: Any) -> Any:
+    """The relevance of an explanation, or what is no explanation as it is.
+
+    Raises:
+        ArrayError: If the explanation is of several arrays, or of all classes.
+
+    Example:
+        >>> relevance_of([1.0, 2.0])
+        [1.0, 2.0]
+    """
+    if not hasattr(relevance, "relevance"):
+        return relevance
+    x: Any = getattr(relevance, "x", None)
+    found = relevance.relevance
+    if not hasattr(found, "ndim"):
+        raise ArrayError("The explanation is of several arrays. Pass one of explanation.relevance, or call its plot.")
+    if hasattr(x, "ndim") and found.ndim > x.ndim:
+        raise ArrayError("The explanation is of all classes. Pass explanation.relevance[c, i] of class c and sample i.")
+    return found
+
+
+def relevance_of_one(relevance: Any) -> Any:
+    """The relevance of the only sample of an explanation, or what is no explanation as it is.
+
+    Raises:
+        ArrayError: As `relevance_of`, and if the explanation has another number of samples.
+
+    Example:
+        >>> relevance_of_one([1.0, 2.0])
+        [1.0, 2.0]
+    """
+    found = relevance_of(relevance)
+    if found is relevance:
+        return found
+    if len(found) != 1:
+        raise ArrayError(
+            f"One sample is drawn here, but the explanation has {len(found)}. Pass explanation.relevance[0] for the "
+            "first, or call its plot."
+        )
+    return found[0]
 
 
 def as_axis(channel_axis: Any, dimensions: int) -> int:
@@ -130,14 +172,15 @@ def sum_of_channels(relevance: ArrayLike, name: str, shape: str, channel_axis: i
     array = finite(relevance, name)
     dimensions = shape.count(",") + 1
     if array.ndim not in (dimensions, dimensions + 1):
-        raise ArrayError(f"{name} needs the shape {shape} or {shape[:-1]}, C), but has {array.shape}.")
+        one = " Pass that of one sample, such as relevance[0]." if (dimensions, array.ndim) == (2, 4) else ""
+        raise ArrayError(f"{name} needs the shape {shape} or {shape[:-1]}, C), but has {array.shape}.{one}")
     maps = array if array.ndim == dimensions else channels_last(array, name, channel_axis).sum(axis=-1)
     _check_pixels(maps.shape[-2:], name)
     return maps
 
 
 def as_pictures(images: ArrayLike, name: str, shape: str, channel_axis: int | None) -> NDArray[Any]:
-    """Images without channels or with 1 or 3, which are last.
+    """Images without channels or with 1 or 3, which are last: of bytes, or from 0 to 1.
 
     Args:
         images: The images.
@@ -155,15 +198,18 @@ def as_pictures(images: ArrayLike, name: str, shape: str, channel_axis: int | No
         array = channels_last(array, name, asked if fits is None else fits)
     if not (array.ndim == dimensions or (is_coloured and array.shape[-1] in NUMBERS_OF_CHANNELS)):
         wanted = f"{shape}, or with 1 or 3 channels C {shape[:-1]}, C) or {shape[:-5]}C, H, W)"
-        colours = " Of a picture with transparency, pass the colours: picture[..., :3]."
-        hint = colours if is_coloured and array.shape[-1] == 4 else ""
+        hint = " Pass one of them, such as images[0]." if (dimensions, array.ndim) == (2, 4) else ""
+        if is_coloured and array.shape[-1] == 4:
+            hint = " Of a picture with transparency, pass the colours: picture[..., :3]."
         raise ArrayError(f"{name} needs the shape {wanted}, but has {array.shape}.{hint}")
     _check_pixels(array.shape[dimensions - 2 : dimensions], name)
     low, high = float(array.min(initial=0)), float(array.max(initial=0))
+    if array.dtype.kind in "iu" and low >= 0 and 1 < high <= 255:
+        array = array.astype(np.uint8)
     if array.dtype != np.uint8 and not 0 <= low <= high <= 1:
         warnings.warn(
-            f"{name} reaches from {low:.3g} to {high:.3g}. Floating-point images are shown from 0 to 1, and what is "
-            "outside is cut off: undo a standardisation before you draw them.",
+            f"{name} reaches from {low:.3g} to {high:.3g}, but is shown from 0 to 1, and what is outside is cut off. "
+            "Undo a standardisation before you draw it, and divide by 255 if that is white.",
             LRPWarning,
             stacklevel=3,
         )

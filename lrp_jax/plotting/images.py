@@ -19,6 +19,8 @@ from lrp_jax.plotting.arrays import (
     as_texts,
     colour_limit,
     is_positive,
+    relevance_of,
+    relevance_of_one,
     sum_of_channels,
     white_of,
 )
@@ -90,11 +92,11 @@ def heatmap(
         >>> image.get_clim()
         (-2.0, 2.0)
     """
-    maps = _maps_of(relevance, channel_axis)
+    maps = _maps_of(relevance, channel_axis) if ax is None else _one_map(relevance, channel_axis)
     limit = colour_limit(maps, limit, PERCENTILE if ax is None else 100)
     check_colormap(colormap)
     if ax is not None:
-        return _draw_map(_one(maps), ax, limit, colormap)
+        return _draw_map(maps, ax, limit, colormap)
     height, width = maps.shape[1:]
     sizes = sizes_of(len(maps), height, width)
     figure = new_figure(sizes[0] * len(maps) + 0.9, sizes[1] + 0.1)
@@ -144,8 +146,9 @@ def overlay(
     """Draws a relevance map over its image; the larger the absolute relevance, the more opaque it is.
 
     Args:
-        image: An image of shape (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels, or a picture of Pillow; uint8, or
-            floating point in [0, 1]. Its size may be a multiple of that of the map, which is stretched over it.
+        image: An image of shape (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels, or a picture of Pillow;
+            integers up to 255, or floating point in [0, 1]. Its size may be a multiple of that of the map, which is
+            stretched over it.
         relevance: Relevance of shape (H, W), (H, W, C) or (C, H, W), of which the sum over the channels is drawn, in
             the unit of the explained output. Or an explanation of one image.
         ax: The axes to draw into. If None, a new figure with a colour bar.
@@ -176,7 +179,7 @@ def overlay(
                [0.  , 0.5 ]])
     """
     picture = as_pictures(image, "The image", "(H, W)", channel_axis)
-    values = _one(_maps_of(relevance, channel_axis))
+    values = _one_map(relevance, channel_axis)
     height, width = picture.shape[:2]
     _check_proportions((height, width), values.shape)
     limit = colour_limit(values, limit, PERCENTILE)
@@ -213,8 +216,8 @@ def grid(
     A colour bar at the end of each row shows its scale.
 
     Args:
-        images: N images of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; uint8, or floating
-            point in [0, 1].
+        images: N images of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; integers up to 255,
+            or floating point in [0, 1].
         relevance: N maps of shape (N, H, W), (N, H, W, C) or (N, C, H, W), an explanation of N images, or a mapping
             from the name of each row, for example of a rule, to such maps or explanations.
         labels: N texts, one for each image.
@@ -246,7 +249,9 @@ def grid(
     """
     pictures = as_pictures(images, "The array of images", "(N, H, W)", channel_axis)
     rows = {
-        name: sum_of_channels(_array_of(maps), f"The relevance {name!r}".removesuffix(" ''"), "(N, H, W)", channel_axis)
+        name: sum_of_channels(
+            relevance_of(maps), f"The relevance {name!r}".removesuffix(" ''"), "(N, H, W)", channel_axis
+        )
         for name, maps in (relevance if isinstance(relevance, Mapping) else {"": relevance}).items()
     }
     _check_grid(pictures, rows)
@@ -326,36 +331,19 @@ def _scaled(rows: _Rows, scale: str | float) -> tuple[_Rows, dict[str, float]]:
     raise ArrayError(f"scale is 'row', 'image', 'all' or a number, not {scale!r}.")
 
 
-def _array_of(relevance: Any) -> Any:
-    """The relevance of an explanation, or what is no explanation as it is."""
-    if not hasattr(relevance, "relevance"):
-        return relevance
-    x: Any = getattr(relevance, "x", None)
-    found = relevance.relevance
-    if not hasattr(found, "ndim"):
-        raise ArrayError("The explanation is of several arrays. Pass one of explanation.relevance, or call its plot.")
-    if hasattr(x, "ndim") and found.ndim > x.ndim:
-        raise ArrayError("The explanation is of all classes. Pass explanation.relevance[c, i] of class c and sample i.")
-    return found
+def _one_map(relevance: Any, channel_axis: int | None) -> NDArray[Any]:
+    """The map that is given, or the only one of an explanation, of shape (H, W)."""
+    return sum_of_channels(relevance_of_one(relevance), "The relevance", "(H, W)", channel_axis)
 
 
 def _maps_of(relevance: Any, channel_axis: int | None) -> NDArray[Any]:
     """The map that is given, or the first ones of an explanation, of shape (N, H, W)."""
     if not hasattr(relevance, "relevance"):
-        return sum_of_channels(relevance, "The relevance", "(H, W)", channel_axis)[None]
-    maps = sum_of_channels(_array_of(relevance), "The relevance of the explanation", "(N, H, W)", channel_axis)
+        return _one_map(relevance, channel_axis)[None]
+    maps = sum_of_channels(relevance_of(relevance), "The relevance of the explanation", "(N, H, W)", channel_axis)
     if not len(maps):
         raise ArrayError("The explanation has no samples: there are no maps to draw.")
     return maps[:LARGEST_NUMBER]
-
-
-def _one(maps: NDArray[Any]) -> NDArray[Any]:
-    """The only map."""
-    if len(maps) != 1:
-        raise ArrayError(
-            "Axes take one map, but the explanation has several. Pass explanation.relevance[0] for the first."
-        )
-    return maps[0]
 
 
 def sizes_of(number: int, height: int, width: int) -> tuple[float, float]:

@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lrp_jax.errors import ArrayError
-from lrp_jax.plotting.arrays import COLORMAP, PERCENTILE, as_axis, as_texts, colour_limit, finite
+from lrp_jax.plotting.arrays import (
+    COLORMAP,
+    PERCENTILE,
+    Explained,
+    as_axis,
+    as_texts,
+    colour_limit,
+    finite,
+    relevance_of_one,
+)
 from lrp_jax.plotting.figures import add_bar, check_colormap, new_figure, only_a_frame
 
 if TYPE_CHECKING:
@@ -23,7 +32,7 @@ _WIDTH, _HEIGHT = 7.0, 0.55  # of a strip, in inches
 
 def strips(
     series: ArrayLike,
-    relevance: ArrayLike,
+    relevance: ArrayLike | Explained,
     *,
     names: Sequence[str] | None = None,
     limit: float | None = None,
@@ -34,7 +43,7 @@ def strips(
 
     Args:
         series: One series of shape (T,), (T, C) or (C, T).
-        relevance: Its relevance, in the same shape.
+        relevance: Its relevance, in the same shape, or an explanation of it alone.
         names: A text for each channel.
         limit: The absolute relevance that gets the strongest colour, positive. If None, the value below which 99 % of
             the values are.
@@ -58,7 +67,7 @@ def strips(
         >>> len(figure.axes)  # a strip and a colour bar
         2
     """
-    values, maps = finite(series, "The series"), finite(relevance, "The relevance")
+    values, maps = finite(series, "The series"), finite(relevance_of_one(relevance), "The relevance")
     if values.shape != maps.shape:
         raise ArrayError(f"The series has the shape {values.shape}, but its relevance {maps.shape}.")
     values = channels_first(values, "The series", channel_axis)

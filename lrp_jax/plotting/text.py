@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lrp_jax.errors import ArrayError
-from lrp_jax.plotting.arrays import PERCENTILE, as_texts, colour_limit, finite
+from lrp_jax.plotting.arrays import PERCENTILE, Explained, as_texts, colour_limit, finite, relevance_of_one
 from lrp_jax.plotting.figures import new_figure
 
 if TYPE_CHECKING:
@@ -24,12 +24,13 @@ _LINE = 0.27  # from one line to the next, in inches
 _WIDTH = 7.0
 
 
-def words(tokens: Sequence[str], relevance: ArrayLike, *, limit: float | None = None) -> Figure:
+def words(tokens: Sequence[str], relevance: ArrayLike | Explained, *, limit: float | None = None) -> Figure:
     """Draws a text whose words have the colours of their relevance.
 
     Args:
         tokens: The T words, or parts of words, of one text.
         relevance: Relevance of shape (T,), or (T, D), of which the sum over the dimensions of the embedding is drawn.
+            Or an explanation of this text alone.
         limit: The absolute relevance that gets the strongest colour, positive. If None, that below which are 99 % of
             the words.
 
@@ -53,7 +54,7 @@ def words(tokens: Sequence[str], relevance: ArrayLike, *, limit: float | None = 
     return figure
 
 
-def words_as_html(tokens: Sequence[str], relevance: ArrayLike, *, limit: float | None = None) -> str:
+def words_as_html(tokens: Sequence[str], relevance: ArrayLike | Explained, *, limit: float | None = None) -> str:
     """Writes a text whose words have the colours of their relevance as HTML, which needs no other package.
 
     Args:
@@ -114,8 +115,8 @@ def sum_of_embedding(relevance: ArrayLike) -> NDArray[Any]:
     return values if values.ndim == 1 else values.sum(axis=-1)
 
 
-def _read(tokens: Sequence[str], relevance: ArrayLike) -> tuple[list[str], NDArray[Any]]:
-    values = sum_of_embedding(relevance)
+def _read(tokens: Sequence[str], relevance: ArrayLike | Explained) -> tuple[list[str], NDArray[Any]]:
+    values = sum_of_embedding(relevance_of_one(relevance))
     return [as_shown(text) for text in as_texts(tokens, "tokens", len(values), "words")], values
 
 

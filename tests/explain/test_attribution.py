@@ -887,6 +887,7 @@ def test_a_file_is_read_by_numpy_alone(tmp_path):
         structure = json.loads(archive["structure"].item())
         found = {"version": structure["lrp_jax"], "entries": sorted(set(archive) - {"structure"})}
         found["tokens"] = archive["relevance['tokens']"].tolist()
+        found["half precision"] = archive["relevance['parts'][1]"].tolist()
         found["gamma"] = structure["content"]["Explanation"]["rules"]["composites.Composite"]["rules"]["tuple"][0]
         assert "jax" not in sys.modules and "ml_dtypes" not in sys.modules
         print(json.dumps(found))
@@ -898,7 +899,20 @@ def test_a_file_is_read_by_numpy_alone(tmp_path):
     assert found["version"] == 1
     assert {"output", "growth", "at['looked up']", "x['parts'][0]", "relevance['parts'][1]"} <= set(found["entries"])
     np.testing.assert_array_equal(np.float32(found["tokens"]), explanation.relevance["tokens"])
+    assert explanation.relevance["parts"][1].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.float32(found["half precision"]), explanation.relevance["parts"][1])
     assert "0.1" in str(found["gamma"])
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4"])
+def test_dtypes_that_numpy_lacks_are_kept(name, tmp_path):
+    values = np.array([-3, 0, 1, 7] if name != "uint4" else [0, 1, 7, 15]).astype(jnp.dtype(name))
+    Explanation(values, None).save(tmp_path / "file")
+    with np.load(tmp_path / "file") as archive:
+        np.testing.assert_array_equal(archive["output"], values.astype(np.float32))
+    loaded = Explanation.load(tmp_path / "file").output
+    assert loaded.dtype == name
+    np.testing.assert_array_equal(loaded, values)
 
 
 def test_names_that_no_entry_can_have_are_kept(tmp_path):

@@ -800,7 +800,11 @@ CASES = {
         lambda path: composites.as_composite(OwnRule(None)).save(path),
         r"Composite.rules\[0\]\[1\] cannot be saved: it is OwnRule",
     ),
-    "A path that cannot be written": (lambda path: rules.Zero().save(path / "file"), "cannot be written.*in a folder"),
+    "A path that cannot be written": (
+        lambda path: rules.Zero().save(path / "missing" / "file"),
+        "cannot be written: there is no folder .*Make it first",
+    ),
+    "A picture as PNG under the ending of another format": "test_pictures.test_to_png_writes_what_plot_draws",
     "A file of an explanation, a composite or a rule is damaged, or is not such a file": (
         lambda path: (path.write_bytes(b"123"), rules.Rule.load(path)),
         "no file that save has written, or is damaged",

@@ -4,6 +4,7 @@ import base64
 import io
 import pickle
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lrp_jax import relevance, rules
-from lrp_jax.errors import ArrayError, InputError, MissingExtraError, StoreError, import_extra
+from lrp_jax.errors import ArrayError, InputError, LRPWarning, MissingExtraError, StoreError, import_extra
 from lrp_jax.explain.relevance import Explanation
 from lrp_jax.plotting import grid, heatmap, overlay, strips, words, words_as_html
 
@@ -65,10 +66,42 @@ def test_heatmap_of_an_explanation_draws_its_samples_on_one_scale():
         np.testing.assert_allclose(ax.images[0].get_array(), values.sum(0))
         assert ax.images[0].get_clim()[1] == np.abs(explanation.relevance.sum(1)).max()
     assert bar.get_ylabel() == "relevance"
-    with pytest.raises(ArrayError, match=r"Axes take one map.*explanation\.relevance\[0\]"):
-        heatmap(explanation, Figure().subplots())
     one = jax.tree.map(lambda array: array[:1], explanation)
     np.testing.assert_allclose(heatmap(one, Figure().subplots()).get_array(), explanation.relevance[0].sum(0))
+
+
+@pytest.mark.parametrize(
+    ("shape", "draw"),
+    [
+        ((6, 5, 3), lambda x, maps: heatmap(maps, Figure().subplots())),
+        ((6, 5, 3), overlay),
+        ((200, 2), strips),
+        ((3,), lambda x, maps: words(["so", "it", "is"], maps)),
+        ((3,), lambda x, maps: words_as_html(["so", "it", "is"], maps)),
+    ],
+    ids=["heatmap", "overlay", "strips", "words", "words_as_html"],
+)
+def test_picture_of_one_sample_takes_an_explanation_of_one(shape, draw):
+    two = made(2, *shape)
+    one = jax.tree.map(lambda array: array[1:], two)
+    drawn, expected = draw(two.x[1], one), draw(two.x[1], two.relevance[1])
+    if isinstance(drawn, Figure):
+        np.testing.assert_array_equal(pixels(drawn), pixels(expected))
+    elif not isinstance(drawn, str):
+        np.testing.assert_array_equal(drawn.get_array(), expected.get_array())
+    else:
+        assert drawn == expected
+    with pytest.raises(ArrayError, match=r"but the explanation has 2\. Pass explanation\.relevance\[0\]"):
+        draw(two.x[1], two)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_several_samples_are_refused_where_one_is_drawn(number):
+    images = np.ones((number, 6, 5, 3))
+    with pytest.raises(ArrayError, match=r"has \(\d, 6, 5, 3\)\. Pass that of one sample, such as relevance\[0\]"):
+        heatmap(images)
+    with pytest.raises(ArrayError, match=r"has \(\d, 6, 5, 3\)\. Pass one of them, such as images\[0\]"):
+        overlay(images, images[0])
 
 
 def test_grid_takes_explanations_by_name():
@@ -111,6 +144,20 @@ def test_photograph_in_another_mode_of_pillow_is_drawn_in_its_colours(mode):
     overlay(photograph, np.ones((2, 2)), ax := Figure().subplots(), background="colour")
     expected = colours if mode in {"RGBA", "P", "CMYK"} else np.asarray(photograph.convert("RGB"))
     np.testing.assert_array_equal(ax.images[0].get_array(), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint16, jnp.int32])
+def test_integers_up_to_255_are_drawn_as_bytes(dtype):
+    photograph = RANDOM.integers(0, 256, (4, 5, 3)).astype(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        overlay(photograph, np.ones((4, 5)), ax := Figure().subplots(), background="colour")
+        figure = grid(photograph[None], np.ones((1, 4, 5)), ["a"])
+    np.testing.assert_array_equal(ax.images[0].get_array(), photograph)
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), photograph)
+    for cut in (photograph.astype(np.float32), 300 * np.ones((4, 5), int)):
+        with pytest.warns(LRPWarning, match="divide by 255 if that is white"):
+            overlay(cut, np.ones((4, 5)))
 
 
 def test_array_with_transparency_is_refused_and_what_helps_is_named():
@@ -342,8 +389,25 @@ def test_to_png_writes_what_plot_draws(tmp_path):
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert min(image.size) > 300
-    with pytest.raises(StoreError, match=r"cannot be written: .*in a folder"):
+    made(2, 6, 5, 3).to_png(tmp_path / "map.v2")
+    with Image.open(tmp_path / "map.v2") as image:
+        assert image.format == "PNG"
+    with pytest.raises(StoreError, match=r"cannot be written: there is no folder '.*none'\. Make it first"):
         made(2, 6, 5).to_png(tmp_path / "none" / "map.png")
+    with pytest.raises(StoreError, match=r"cannot be written: it is a folder"):
+        made(2, 6, 5).to_png(tmp_path)
+    for name in ("map.jpg", "map.PDF"):
+        with pytest.raises(StoreError, match=rf"writes a PNG file, but .*plot\(\)\.savefig\('.*{name}'\)"):
+            made(2, 6, 5).to_png(tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
+def test_what_is_traced_is_not_drawn(tmp_path):
+    explanation = made(2, 6, 5)
+    for draw in (Explanation.plot, lambda traced: traced.to_png(tmp_path / "map.png")):
+        traced = lambda output, draw=draw: draw(Explanation(output, explanation.relevance, x=explanation.x))
+        with pytest.raises(ArrayError, match=r"traced.* Draw it outside of jax\.jit"):
+            jax.make_jaxpr(traced)(explanation.output)
 
 
 @pytest.mark.parametrize("classes", [CLASSES, dict(enumerate(CLASSES))], ids=["list", "mapping"])
