@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import nbformat
 from jupyter_cache import get_cache
-from page_markdown import Block, Cell, Heading, Page, Text, attachment, blocks, publications_of
+from page_markdown import ELSEWHERE, Block, Cell, Heading, Page, Text, attachment, blocks, publications_of
 from sphinx.application import Sphinx
 
 BOOK = """\
@@ -95,7 +95,7 @@ def published_notebook(notebook: nbformat.NotebookNode, doctree: Any, page: Page
             add_numbers(cells, block)
         elif isinstance(block, Cell):
             cells += code_cells(notebook.cells[block.number])
-        else:
+        elif not (text and block.text == text[-1].text == ELSEWHERE):  # may be in several parts
             text.append(block)
     if page.cited:
         text += [Heading("## References", page.line), *(Text(f"- {entry}", page.line) for entry in page.cited.values())]
@@ -216,10 +216,15 @@ def code_cells(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
         return []
     cell = cell.copy()
     cell.source = source
-    cell.outputs = [output for output in cell.outputs if "scrapbook" not in output.get("metadata", {})]
+    cell.outputs = [output for output in cell.outputs if is_shown(output)]
     if tags & HIDDEN:
         cell.metadata = nbformat.from_dict({**cell.metadata, "jupyter": {"source_hidden": True}})
     return [cell]
+
+
+def is_shown(output: nbformat.NotebookNode) -> bool:
+    """Whether the page shows an output: neither what is noted for the text, nor warnings and progress bars."""
+    return "scrapbook" not in output.get("metadata", {}) and output.get("name") != "stderr"
 
 
 def only_checks(source: str) -> bool:

@@ -302,7 +302,8 @@ def _ancestors(node: nodes.Node) -> Iterator[nodes.Element]:
 
 
 def _block_image(node: nodes.image, page: Page) -> Iterator[Block]:
-    yield Text(_image(node, page), page.line, {Path(node["uri"]).name: _file(node, page)})
+    if "only-dark" not in node["classes"]:  # the twin of a figure, for dark pages
+        yield Text(_image(node, page), page.line, {Path(node["uri"]).name: _file(node, page)})
 
 
 def _raw(node: nodes.raw, page: Page) -> Iterator[Block]:

@@ -11,7 +11,7 @@ from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from myst_nb.core.read import read_myst_markdown_notebook
 from notebook_download import NUMBERS, executed_notebook, first_cell, published_notebook, text_cell, without_glue
-from page_markdown import Cell, Heading, Page, Text, blocks, publications_of
+from page_markdown import ELSEWHERE, Cell, Heading, Page, Text, blocks, publications_of
 from pybtex.database import Entry, Person
 from sphinx_proof.nodes import proof_node, theorem_node
 from test_book import FRONT_MATTER
@@ -145,6 +145,15 @@ def test_figures_of_a_cell_are_captions_and_others_are_attached(page):
     assert caption.text == "**Fig. 1.2.** What it shows."
 
 
+def test_figure_with_a_version_for_dark_pages_is_shown_once(page):
+    def image(name, shown):
+        return nodes.image(uri=name, alt="A picture", candidates={"*": f"images/{name}"}, classes=[shown])
+
+    figure = nodes.figure("", image("a.svg", "only-light"), image("a.dark.svg", "only-dark"))
+    (picture,) = blocks(nodes.section("", figure), page)
+    assert picture == Text("![A picture](attachment:a.svg)", 0, {"a.svg": page.images / "images" / "a.svg"})
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
@@ -206,7 +215,8 @@ def notebook():
         return nbformat.v4.new_output("display_data", data, metadata={"scrapbook": {"name": name}})
 
     codes = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    codes[1].outputs = [glued("half", "np.float64(0.6666)"), nbformat.v4.new_output("stream", text="seen\n")]
+    warning = nbformat.v4.new_output("stream", name="stderr", text="a font is missing\n")
+    codes[1].outputs = [glued("half", "np.float64(0.6666)"), nbformat.v4.new_output("stream", text="seen\n"), warning]
     codes[2].outputs = [glued("whole", "'two'")]
     return notebook
 
@@ -223,10 +233,15 @@ def published(notebook, page, tmp_path):
     page.source.write_text(FRONT_MATTER + CHAPTER)
     lines = (FRONT_MATTER + CHAPTER).splitlines()
     texts = paragraph("It is 0.67, and again 0.67. Later it is two."), paragraph("Done.")
+    in_browser = [nodes.raw("", text, format="html") for text in ("<form></form>", "<script></script>")]
     codes = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     cell = nodes.container("", nb_element="cell_code", cell_index=codes[1])
     doctree = section(
-        "One", lines.index("# One") + 1, cell, texts[0], section("Two", lines.index("## Two") + 1, texts[1])
+        "One",
+        lines.index("# One") + 1,
+        cell,
+        texts[0],
+        section("Two", lines.index("## Two") + 1, texts[1], *in_browser),
     )
     for node, text in [(texts[0], "It is {glue"), (texts[1], "Done.")]:
         node.line = next(number for number, line in enumerate(lines, 1) if line.startswith(text))
@@ -248,6 +263,10 @@ def test_notebook_has_the_text_of_the_page_and_its_cells_in_order(published):
         "Done.",
         'in_text["whole"] = "two"',
     ]
+
+
+def test_what_is_in_several_parts_on_the_page_is_named_once(published):
+    assert "\n".join(cell.source for cell in published.cells).count(ELSEWHERE) == 1
 
 
 def test_numbers_of_the_text_are_printed_below_their_section_once_they_are_known(published, capsys):
