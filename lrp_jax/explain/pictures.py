@@ -75,7 +75,8 @@ def draw_explanation(
         of_class = of_largest_output(of_leaf, leaf, output)
         signed = finite(of_class[np.asarray(chosen)], f"The relevance {name}".rstrip())
         words = _words(tokens, values.shape, chosen)
-        blocks += _blocks(name, values, signed, words, channel_axis, labels)
+        title = f"input {name}" if name.isdigit() else name
+        blocks += _blocks(title, values, signed, words, channel_axis, labels)
     figure = new_figure(max(block.width for block in blocks), sum(block.height for block in blocks))
     parts: Any = [figure]
     if len(blocks) > 1:

@@ -141,7 +141,8 @@ def draw_strips(
         colormap: As in `strips`.
     """
     channels, steps = maps.shape
-    style = "steps-mid" if steps <= FEW_STEPS else "default"
+    style, ends = ("steps-mid", 1) if steps <= FEW_STEPS else ("default", 0)  # a step is as wide as its colour
+    places = np.clip(np.arange(-ends, steps + ends), -0.5, steps - 0.5)
     are_few = channels <= MOST_CHANNELS
     shown = maps[:, None] if are_few else maps[None]
     axes = figure.subplots(len(shown), 1, squeeze=False, sharex=True)[:, 0]
@@ -151,9 +152,9 @@ def draw_strips(
         only_a_frame(ax)
         if are_few:
             low, high = float(values[i].min()), float(values[i].max())
-            height = (values[i].astype(np.float64) - low) / ((high - low) or 1)
+            height = np.pad((values[i].astype(np.float64) - low) / ((high - low) or 1), ends, mode="edge")
             for colour, width in (("white", 2.2), ("black", 0.8)):  # a line that is seen on dark colours, too
-                ax.plot(np.arange(steps), 0.1 + 0.8 * height, color=colour, linewidth=width, drawstyle=style)
+                ax.plot(places, 0.1 + 0.8 * height, color=colour, linewidth=width, drawstyle=style)
             ax.set_xlim(-0.5, steps - 0.5)
         if names is not None and are_few:
             ax.set_ylabel(names[i], rotation=0, ha="right", va="center", parse_math=False)

@@ -204,6 +204,14 @@ def test_strips_draw_each_channel_with_its_relevance(channels):
     assert height < width / 2
 
 
+def test_few_steps_are_as_wide_as_their_colours():
+    ax = strips(np.array([1.0, 3.0, 2.0]), np.ones(3)).axes[0]
+    x, y = ax.lines[-1].get_path().vertices.T
+    assert (x.min(), x.max()) == ax.get_xlim() == (-0.5, 2.5)
+    for place, height in zip((-0.4, 0.4, 0.6, 1.4, 1.6, 2.4), (0.1, 0.1, 0.9, 0.9, 0.5, 0.5), strict=True):
+        np.testing.assert_allclose(np.interp(place, x, y), height)
+
+
 def test_strips_of_many_channels_are_one_map():
     figure = strips(np.ones((300, 64)), values := RANDOM.normal(size=(300, 64)), channel_axis=-1)
     assert len(figure.axes) == 2
@@ -354,6 +362,9 @@ def test_plot_of_several_inputs_draws_each():
     figure = Explanation(np.ones((2, 3)), jax.tree.map(lambda array: array - 0.5, x), x=x).plot()
     titles = [part.get_suptitle() for part in figure.subfigs]
     assert titles == ["extra, class 0: 1", "extra, class 0: 1", "image"]
+    pair = (x["image"], x["extra"])
+    titles = [part.get_suptitle() for part in Explanation(np.ones((2, 3)), pair, x=pair).plot().subfigs]
+    assert titles == ["input 0", "input 1, class 0: 1", "input 1, class 0: 1"]
 
 
 def test_plot_of_all_classes_shows_that_of_the_largest_output():
