@@ -275,7 +275,7 @@ def _sums(x: Any, relevance: Any, output: Any) -> NDArray[Any]:
     sums = np.zeros(min(len(output), SAMPLES))
     for leaf, of_leaf in zip(jax.tree.leaves(x), jax.tree.leaves(relevance), strict=True):
         values = np.asarray(of_largest_output(of_leaf, leaf, output)[:SAMPLES], np.float64)
-        sums += values.reshape(len(sums), -1).sum(-1)
+        sums += values.sum(tuple(range(1, values.ndim)))
     return sums
 
 

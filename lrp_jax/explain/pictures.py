@@ -172,7 +172,7 @@ def _images(
             values = values.mean(-1)
     pictures = np.stack([_between_0_and_1(one) for one in values])
     width, height = sizes_of(len(pictures), *signed.shape[1:])
-    wrapped = ["\n".join(textwrap.wrap(label, max(int(13 * width), 10))[:3]).replace("$", r"\$") for label in labels]
+    wrapped = [_wrapped(label, max(int(12 * width), 10)) for label in labels]
     lines = max(label.count("\n") + 1 for label in wrapped)
 
     def draw(figure: Any) -> None:
@@ -180,6 +180,14 @@ def _images(
         draw_grid(figure, pictures, {"relevance": signed}, wrapped, limits, colorbar_label="")
 
     return _Block(width * len(pictures) + 1.0, 2 * height + 0.17 * lines + 0.25 + _TITLE * bool(name), name, draw)
+
+
+def _wrapped(label: str, width: int) -> str:
+    """A class and its value in at most three lines, of which the value is in the last."""
+    lines = textwrap.wrap(label, width)
+    if len(lines) > 3:
+        lines[2:] = [f"… {label.rpartition(' ')[2]}"]
+    return "\n".join(lines).replace("$", r"\$")
 
 
 def _between_0_and_1(image: NDArray[Any]) -> NDArray[Any]:

@@ -219,7 +219,19 @@ def as_pictures(images: ArrayLike, name: str, shape: str, channel_axis: int | No
 def _in_colours(picture: Any) -> Any:
     """A picture of Pillow with palette, transparency or printing colours in red, green and blue; else as it is."""
     convert, mode = getattr(picture, "convert", None), getattr(picture, "mode", "")
-    is_other = isinstance(mode, str) and mode in {"1", "P", "PA", "LA", "La", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
+    is_other = isinstance(mode, str) and mode in {
+        "1",
+        "P",
+        "PA",
+        "LA",
+        "La",
+        "RGBA",
+        "RGBa",
+        "RGBX",
+        "CMYK",
+        "YCbCr",
+        "HSV",
+    }
     return convert("RGB") if callable(convert) and is_other else picture
 
 
