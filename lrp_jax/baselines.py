@@ -21,6 +21,7 @@ from lrp_jax.core.trace import check_mode
 from lrp_jax.errors import InputError
 from lrp_jax.explain.models import split_model, trace_model
 from lrp_jax.explain.targets import read_target, seed_of
+from lrp_jax.plotting.arrays import as_axis, guessed_axis
 from lrp_jax.target import Choice
 
 Model = Callable[[Any], jax.Array]
@@ -188,6 +189,7 @@ def occlusion(
     window: int | Sequence[int],
     stride: int | Sequence[int] = 1,
     value: float | jax.Array | np.ndarray = 0.0,
+    channel_axis: int | None = None,
     inference: Inference = "checked",
 ) -> jax.Array:
     """How much the explained output drops if a window of the input is replaced by a value.
@@ -201,11 +203,14 @@ def occlusion(
         model: As for `gradient`.
         x: As for `gradient`.
         target: As for `gradient`. None is the class with the largest output at the whole input.
-        window: Size of the window in the first dimensions of a sample; in the others it covers everything. (4, 4) hides
-            all channels of 4 x 4 pixels. A single number means both dimensions of an image, or the one of a vector.
+        window: Size of the window in the first dimensions of a sample that are not its channels; in the others it
+            covers everything. (4, 4) hides all channels of 4 x 4 pixels. A single number means both dimensions of an
+            image, or the one of a vector.
         stride: How far the window moves at a time, at most by its own size: a number, or one for each of its
             dimensions.
         value: What the window shows: a number, or an array that broadcasts to `x`.
+        channel_axis: Which axis of a sample holds the channels, as NumPy counts: -1 or 0. If None, the first of three,
+            if it alone of the first and the last has 1 or 3 entries; the last ones otherwise.
         inference: As for `gradient`.
 
     Returns:
@@ -213,6 +218,7 @@ def occlusion(
         lowers the output.
 
     Raises:
+        ArrayError: If a sample has no such axis.
         InputError: As for `gradient`, or if window, stride or value do not fit `x`.
         ModelError: As for `gradient`.
 
@@ -231,16 +237,18 @@ def occlusion(
             f"window and stride need one number for each of the same dimensions of a sample, of which there are "
             f"{x.ndim - 1}, but they are {windows} and {strides}."
         )
-    for size, width, step in zip(x.shape[1:], windows, strides, strict=False):
+    dimensions = _windowed(x.shape[1:], len(windows), channel_axis)
+    for dimension, width, step in zip(dimensions, windows, strides, strict=True):
+        size = x.shape[1 + dimension]
         if not 1 <= step <= width <= size:
             raise InputError(
                 f"A window of {windows} with a stride of {strides} does not fit samples of shape {x.shape[1:]}. For "
                 "nothing to be left out, 1 <= stride <= window <= size must hold in each dimension."
             )
     shown = broadcast_to_x(value, x, "The value")
-    return run_compiled(
-        functools.partial(_occlusion, explained), x, shown, tuple(map(_cover, x.shape[1:], windows, strides))
-    )
+    sizes = [x.shape[1 + dimension] for dimension in dimensions]
+    covers = tuple(map(_cover, sizes, windows, strides))
+    return run_compiled(functools.partial(_occlusion, explained, dimensions), x, shown, covers)
 
 
 def mean_replacement(
@@ -437,13 +445,27 @@ def _mean(one: Callable[[jax.Array], jax.Array], xs: jax.Array, like: jax.Array)
     return total / len(xs)
 
 
-def _occlusion(explained: ExplainedOutput, x: jax.Array, value: jax.Array, covers: tuple[jax.Array, ...]) -> jax.Array:
+def _windowed(sample: tuple[int, ...], number: int, channel_axis: int | None) -> tuple[int, ...]:
+    """The dimensions of a sample in which a window of so many has its size."""
+    if number == len(sample):
+        return tuple(range(number))
+    channels = guessed_axis(sample) if channel_axis is None else as_axis(channel_axis, len(sample))
+    return tuple(dimension for dimension in range(len(sample)) if dimension != channels)[:number]
+
+
+def _occlusion(
+    explained: ExplainedOutput,
+    dimensions: tuple[int, ...],
+    x: jax.Array,
+    value: jax.Array,
+    covers: tuple[jax.Array, ...],
+) -> jax.Array:
     positions = tuple(map(len, covers))
     whole = explained(x)
 
     def drop(position: tuple[jax.Array, ...]) -> jax.Array:
         hidden = jnp.ones((), bool)
-        for dimension, (cover, i) in enumerate(zip(covers, position, strict=True)):
+        for dimension, cover, i in zip(dimensions, covers, position, strict=True):
             hidden = hidden & cover[i].reshape(-1, *(1,) * (x.ndim - 2 - dimension))
         return whole - explained(jnp.where(hidden, value, x))
 
@@ -451,8 +473,8 @@ def _occlusion(explained: ExplainedOutput, x: jax.Array, value: jax.Array, cover
     drops = map_in_batches(drop, grid, len(x)).reshape(*positions, len(x))
     for cover in covers:  # each takes the first dimension, of positions, out and puts one of pixels at the end
         drops = jnp.tensordot(drops, cover / cover.sum(0), axes=(0, 0), precision="highest")
-    rest = (1,) * (x.ndim - drops.ndim)
-    return jnp.broadcast_to(drops.reshape(*drops.shape, *rest), x.shape).astype(x.dtype)
+    covered = [1 + dimension for dimension in range(x.ndim - 1) if dimension not in dimensions]
+    return jnp.broadcast_to(jnp.expand_dims(drops, covered), x.shape).astype(x.dtype)
 
 
 def _cover(size: int, window: int, stride: int) -> jax.Array:

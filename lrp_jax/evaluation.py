@@ -62,9 +62,10 @@ def pixel_flipping(
     Args:
         model: A function of one argument that returns the shape (samples, classes), as for `lrp_jax.relevance`.
         x: Its input, floating-point numbers of shape (samples, ...).
-        relevance: The relevance of each pixel, in the shape of `x` or of its first dimensions; the entries of `x` that
-            share a relevance are replaced together. For images of shape (samples, height, width, channels) this is
-            `relevance.sum(-1)`. Pixels with equal relevance follow in the order of their indices.
+        relevance: The relevance of each pixel, in the shape of `x`, of its first dimensions, or of `x` without its
+            channels; the entries of `x` that share a relevance are replaced together. For images of shape (samples,
+            height, width, channels) this is `relevance.sum(-1)`, for (samples, channels, height, width) it is
+            `relevance.sum(1)`. Pixels with equal relevance follow in the order of their indices.
         target: The output to follow, as for `lrp_jax.baselines.gradient`; None for the class with the largest output
             at the whole input.
         steps: The number of steps, at most as many as there are pixels to replace.
@@ -90,11 +91,7 @@ def pixel_flipping(
     """
     x = as_samples(x)
     relevance = _as_maps(relevance)
-    if relevance.shape != x.shape[: relevance.ndim]:
-        raise InputError(
-            f"The relevance of an x of shape {x.shape} has this shape, or leaves out the last dimensions, but it has "
-            f"{relevance.shape}."
-        )
+    relevance = _as_pixels(relevance, x.shape)
     last = round(_as_fraction(fraction, "pixels") * relevance[0].size)
     steps = as_count(steps, "steps", -MOST)
     if not 1 <= steps <= last:
@@ -105,10 +102,23 @@ def pixel_flipping(
     return run_compiled(flip, x, relevance, shown, replaced)
 
 
+def _as_pixels(relevance: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Relevance with one entry in each dimension of the input that it leaves out."""
+    left_out = [axis for axis in range(1, len(shape)) if shape[:axis] + shape[axis + 1 :] == relevance.shape]
+    if relevance.shape == shape[: relevance.ndim]:
+        left_out = list(range(relevance.ndim, len(shape)))
+    elif len(left_out) != 1:
+        raise InputError(
+            f"The relevance of an x of shape {shape} has this shape, or leaves out the last dimensions or the "
+            f"channels, but it has {relevance.shape}."
+        )
+    return jnp.expand_dims(relevance, left_out)
+
+
 def _pixel_flipping(
     explained: ExplainedOutput, x: jax.Array, relevance: jax.Array, replacement: jax.Array, replaced: jax.Array
 ) -> jax.Array:
-    places = _places(relevance).reshape(*relevance.shape, *(1,) * (x.ndim - relevance.ndim))
+    places = _places(relevance).reshape(relevance.shape)
     curves = map_in_batches(lambda number: explained(jnp.where(places < number, replacement, x)), replaced, len(x))
     return curves.T
 

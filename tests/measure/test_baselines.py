@@ -210,6 +210,18 @@ def test_occlusion_is_the_loop_over_windows(network, images, window, stride, val
     assert np.abs(expected).max() > 1e-2
 
 
+@pytest.mark.parametrize("channel_axis", [None, 0, -3])
+def test_a_window_covers_the_channels_wherever_they_are(channel_axis):
+    random = np.random.default_rng(0)
+    x, weights = random.random((2, 3, 5, 6)), random.normal(size=(90, 2))
+    last = lambda x: np.asarray(x).transpose(0, 3, 1, 2).reshape(len(x), -1) @ weights
+    expected = loop_of_occlusion(last, x.transpose(0, 2, 3, 1), 1, (2, 3), (1, 2), 0.0).transpose(0, 3, 1, 2)
+    weights = jnp.asarray(weights, jnp.float32)
+    first = lambda x: x.reshape(len(x), -1) @ weights
+    options = {"window": (2, 3), "stride": (1, 2), "channel_axis": channel_axis}
+    np.testing.assert_allclose(occlusion(first, np.float32(x), 1, **options), expected, atol=1e-5)
+
+
 def test_a_number_is_a_square_window_and_an_equal_stride(network, images):
     found = occlusion(network, images, 0, window=2, stride=2)
     np.testing.assert_array_equal(found, occlusion(network, images, 0, window=(2, 2), stride=(2, 2)))

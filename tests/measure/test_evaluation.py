@@ -94,6 +94,14 @@ def test_a_channel_is_replaced_on_its_own_if_its_relevance_is_given():
     np.testing.assert_array_equal(together, [[1111, 1100, 0]])
 
 
+def test_channels_that_are_first_are_replaced_together():
+    x = jnp.array([[[[1.0, 100.0, 10.0]], [[2.0, 200.0, 20.0]]]])  # two channels of three pixels, 333 in all
+    curve = pixel_flipping(sum_of_samples, x, jnp.array([[[1.0, 3.0, 2.0]]]), 0, steps=3)
+    np.testing.assert_array_equal(curve, [[333, 33, 3, 0]])
+    with pytest.raises(InputError, match=r"or leaves out the last dimensions or the channels, but it has \(1, 2, 3\)"):
+        pixel_flipping(sum_of_samples, jnp.ones((1, 2, 2, 3)), jnp.ones((1, 2, 3)), 0, steps=2)
+
+
 def test_the_order_of_a_linear_models_own_contributions_is_the_best_of_all(float64):
     """Every curve ends at the same output; the true order is the lowest at each step, the reverse the highest."""
     weight, x = random(20, 2), random(4, 20, seed=1)
