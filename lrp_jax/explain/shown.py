@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrp_jax.core.arguments import as_new_file
 from lrp_jax.errors import StoreError
-from lrp_jax.explain.display import described, explanation_as_html, summary_of
+from lrp_jax.explain.display import Classes, described, explanation_as_html, summary_of
 from lrp_jax.explain.growth import account_line
 from lrp_jax.explain.pictures import draw_explanation
 from lrp_jax.plotting.figures import as_png
@@ -30,7 +30,7 @@ class Shown:
     def plot(
         self,
         *,
-        classes: Sequence[str] | None = None,
+        classes: Classes | None = None,
         tokens: Sequence[str] | Sequence[Sequence[str]] | None = None,
         channel_axis: int | None = None,
         samples: Sequence[int] | None = None,
@@ -38,7 +38,8 @@ class Shown:
         """Draws some samples: images above their maps, series as strips, texts in coloured words.
 
         Args:
-            classes: The names of all classes. Each sample shows the one with the largest output.
+            classes: The names of all classes, or a mapping from their numbers to them. Each sample shows the one with
+                the largest output.
             tokens: The words of a text, one for each position; for several texts, a list of words for each sample.
             channel_axis: Which axis of one sample holds the channels of images or series, as NumPy counts: 0 or -1. If
                 None, it is inferred from the shape, if only one fits.
@@ -74,7 +75,7 @@ class Shown:
         self,
         path: str | os.PathLike[str],
         *,
-        classes: Sequence[str] | None = None,
+        classes: Classes | None = None,
         tokens: Sequence[str] | Sequence[Sequence[str]] | None = None,
         channel_axis: int | None = None,
         samples: Sequence[int] | None = None,
@@ -96,13 +97,13 @@ class Shown:
         figure = self.plot(classes=classes, tokens=tokens, channel_axis=channel_axis, samples=samples)
         write_png(figure, path)
 
-    def summary(self, classes: Sequence[str] | None = None) -> str:
+    def summary(self, classes: Classes | None = None) -> str:
         """Says in a few lines what was explained: the samples, their largest outputs, and the sums of their relevance.
 
         The summary also names the rules, and says how much of the explained output arrived at the input.
 
         Args:
-            classes: The names of all classes.
+            classes: As in `plot`.
 
         Returns:
             A text to print.
