@@ -178,8 +178,13 @@ def _reference(node: nodes.reference, page: Page) -> str:
     return f"*{text}*" if is_title else text
 
 
+def _is_twin(node: nodes.image) -> bool:
+    """Whether an image is a second version of the one before it, for dark pages."""
+    return "only-dark" in node["classes"]
+
+
 def _image(node: nodes.image, page: Page) -> str:
-    return f"![{node.get('alt', '')}](attachment:{Path(node['uri']).name})"
+    return "" if _is_twin(node) else f"![{node.get('alt', '')}](attachment:{Path(node['uri']).name})"
 
 
 def _raw_inline(node: nodes.raw, _page: Page) -> str:
@@ -208,7 +213,9 @@ def _nothing(_node: nodes.Node, _page: Page) -> Iterator[Block]:
 def _paragraph(node: nodes.Element, page: Page) -> Iterator[Block]:
     text = _children(node, page).strip()
     if text:
-        files = {Path(image["uri"]).name: _file(image, page) for image in node.findall(nodes.image)}
+        files = {
+            Path(image["uri"]).name: _file(image, page) for image in node.findall(nodes.image) if not _is_twin(image)
+        }
         yield Text(LIST_ITEM.sub(r"\1\2\\\3", text), page.line, files)
 
 
@@ -302,7 +309,7 @@ def _ancestors(node: nodes.Node) -> Iterator[nodes.Element]:
 
 
 def _block_image(node: nodes.image, page: Page) -> Iterator[Block]:
-    if "only-dark" not in node["classes"]:  # the twin of a figure, for dark pages
+    if not _is_twin(node):
         yield Text(_image(node, page), page.line, {Path(node["uri"]).name: _file(node, page)})
 
 

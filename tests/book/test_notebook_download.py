@@ -149,9 +149,10 @@ def test_figure_with_a_version_for_dark_pages_is_shown_once(page):
     def image(name, shown):
         return nodes.image(uri=name, alt="A picture", candidates={"*": f"images/{name}"}, classes=[shown])
 
-    figure = nodes.figure("", image("a.svg", "only-light"), image("a.dark.svg", "only-dark"))
-    (picture,) = blocks(nodes.section("", figure), page)
-    assert picture == Text("![A picture](attachment:a.svg)", 0, {"a.svg": page.images / "images" / "a.svg"})
+    for parent in (nodes.figure(), nodes.paragraph()):
+        parent.extend([image("a.svg", "only-light"), image("a.dark.svg", "only-dark")])
+        (picture,) = blocks(nodes.section("", parent), page)
+        assert picture == Text("![A picture](attachment:a.svg)", 0, {"a.svg": page.images / "images" / "a.svg"})
 
 
 @pytest.mark.parametrize(
