@@ -65,7 +65,7 @@ def class_names(classes: Classes | None, output: Any) -> list[str] | None:
         output: The model's output.
 
     Raises:
-        ArrayError: If there are not as many as the output has classes.
+        ArrayError: If there are not as many as the output has classes, or not for the same numbers.
 
     Example:
         >>> class_names({0: "cat", 1: "dog"}, np.zeros((1, 2)))
@@ -77,7 +77,13 @@ def class_names(classes: Classes | None, output: Any) -> list[str] | None:
     if len(shape) != 2:
         raise ArrayError("classes name the outputs of a model that returns (samples, classes). Leave them out here.")
     if isinstance(classes, Mapping):
-        classes = [classes[number] for number in range(shape[1]) if number in classes]
+        missing = next((number for number in range(shape[1]) if number not in classes), None)
+        if missing is not None:
+            raise ArrayError(
+                f"classes is a mapping from the integers 0 to {shape[1] - 1}, one for each output, to names, but it "
+                f"has no {missing}."
+            )
+        classes = [classes[number] for number in range(shape[1])]
     return as_texts(classes, "classes", shape[1], "outputs")
 
 

@@ -453,11 +453,19 @@ def test_summary_of_several_inputs_sums_over_them():
     assert [line.split()[-1] for line in summary.splitlines()[3:]] == ["7", "7"]
 
 
-@pytest.mark.parametrize("classes", [CLASSES[:2], [*CLASSES, "cow"], {0: "tabby"}])
-def test_another_number_of_classes_is_refused(classes):
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (CLASSES[:2], "There are 3 outputs, but 2 classes"),
+        ([*CLASSES, "cow"], "There are 3 outputs, but 4 classes"),
+        ({0: "tabby"}, "integers 0 to 2, one for each output, to names, but it has no 1"),
+        ({"0": "tabby", "1": "fox", "2": "cow"}, "to names, but it has no 0"),  # as JSON has them
+    ],
+)
+def test_other_classes_than_those_of_the_output_are_refused(classes, message):
     explanation = made(2, 6, 5)
     for ask in (explanation.summary, lambda classes: explanation.plot(classes=classes)):
-        with pytest.raises(ArrayError, match=r"There are 3 outputs, but \d classes"):
+        with pytest.raises(ArrayError, match=message):
             ask(classes)
     with pytest.raises(ArrayError, match="classes name the outputs"):
         made(2, 6, 5, output=[1.0, 2.0]).summary(classes)
