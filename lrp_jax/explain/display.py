@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lrp_jax.errors import ArrayError, MissingExtraError, import_extra
 from lrp_jax.plotting.arrays import COLORMAP, PERCENTILE, as_texts, colour_limit, guessed_axis
-from lrp_jax.plotting.series import FEW, channels_first, guessed_series_axis
+from lrp_jax.plotting.series import MOST_CHANNELS, channels_first, guessed_series_axis
 from lrp_jax.plotting.text import words_as_html
 
 SAMPLES = 4
@@ -312,7 +312,7 @@ def _shown(x: NDArray[Any], relevance: NDArray[Any]) -> tuple[str, str]:
     shown = "", ""
     if picture is Picture.IMAGE and min(x.shape[:2]) > 1:
         shown = _image(x, "the input", signed=False), _image(relevance, "the relevance", signed=True)
-    if picture is Picture.SERIES and max(x.shape) > FEW:
+    if picture is Picture.SERIES and max(x.shape) > MOST_CHANNELS:
         shown = _strip(x, "the input", signed=False), _strip(relevance, "the relevance", signed=True)
     return shown[0] or largest(x), shown[1] or largest(relevance)
 

@@ -24,9 +24,8 @@ from lrp_jax.plotting.figures import add_bar, check_colormap, new_figure, only_a
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_CHANNELS = 12  # that get a strip each
+MOST_CHANNELS = 12  # that get a strip each, and that are told from the shape
 FEW_STEPS = 50  # that are drawn as steps
-FEW = 8  # channels at most where they are told from the shape
 _WIDTH, _HEIGHT = 7.0, 0.55  # of a strip, in inches
 
 
@@ -48,7 +47,7 @@ def strips(
         limit: The absolute relevance that gets the strongest colour, positive. If None, the value below which 99 % of
             the values are.
         colormap: Name of a diverging matplotlib colour map.
-        channel_axis: Which axis holds the channels, as NumPy counts: -1 or 0. If None, the one that has at most 8
+        channel_axis: Which axis holds the channels, as NumPy counts: -1 or 0. If None, the one that has at most 12
             entries, if the other one has more.
 
     Returns:
@@ -89,7 +88,7 @@ def guessed_series_axis(shape: Sequence[int]) -> int | None:
         >>> guessed_series_axis((200, 2)), guessed_series_axis((2, 200)), guessed_series_axis((28, 28))
         (1, 0, None)
     """
-    axes = [axis for axis in (0, 1) if len(shape) == 2 and shape[axis] <= FEW]
+    axes = [axis for axis in (0, 1) if len(shape) == 2 and shape[axis] <= MOST_CHANNELS]
     return axes[0] if len(axes) == 1 else None
 
 

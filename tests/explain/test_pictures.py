@@ -345,6 +345,8 @@ def test_plot_of_series_is_of_bounded_size():
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), explanation.relevance[0, None, :, 0])
     height, width, _ = pixels(figure).shape
     assert (height < 900) & (width < 900)
+    leads = made(1, 12, 500, output=[[1.0, 2.0]]).plot()  # an electrocardiogram
+    assert [ax.get_ylabel() for ax in leads.axes[:-1]] == [str(lead) for lead in range(12)]
 
 
 def test_plot_of_texts_shows_words():
