@@ -157,4 +157,4 @@ def draw_strips(
             ax.set_xlim(-0.5, steps - 0.5)
         if names is not None and are_few:
             ax.set_ylabel(names[i], rotation=0, ha="right", va="center", parse_math=False)
-    add_bar(figure, drawn, list(axes), maps, aspect=8)
+    add_bar(figure, drawn, list(axes), maps, aspect=max(8, 4 * min(channels, 6)))  # as wide, whatever the height
