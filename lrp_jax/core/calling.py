@@ -90,7 +90,8 @@ def call_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def _entry_of(value: Any) -> str:
     """How to return the first array in an object instead of it, as the end of a sentence; empty if it holds none."""
     entries = {f"[{key!r}]": entry for key, entry in value.items()} if isinstance(value, Mapping) else {}
-    entries |= {f".{name}": entry for name, entry in getattr(value, "__dict__", {}).items()}
+    attributes = getattr(value, "__dict__", {})
+    entries |= {f".{name}": entry for name, entry in attributes.items() if not name.startswith("_")}
     found = next((path for path, entry in entries.items() if is_array_like(entry) and jnp.ndim(entry)), "")
     return f", as in lambda x: model(x){found}" if found else ""
 

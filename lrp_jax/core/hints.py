@@ -113,9 +113,18 @@ def _hint(model: Callable[..., Any], x: Any) -> str:
         return f"If the {len(x)} parts of x are arguments of their own, pass lambda x: model(*x)."
     if isinstance(x, dict) and _takes(model, **x):
         return "If the entries of x are arguments of their own, pass lambda x: model(**x)."
-    if derives_from(model, "equinox"):
-        return "An Equinox module takes one sample at a time: pass jax.vmap(model), and the samples first in x."
+    if _takes_one_sample(model, x):
+        return "It takes one sample at a time: pass jax.vmap(model), and the samples first in x."
     return ""
+
+
+def _takes_one_sample(model: Callable[..., Any], x: Any) -> bool:
+    """Whether a model that does not take x can be called with a part of it, as most modules of Equinox can."""
+    try:
+        jax.eval_shape(model, jax.tree.map(lambda array: array[0], x))
+    except Exception:  # of the model
+        return False
+    return True
 
 
 def derives_from(model: Any, package: str) -> bool:

@@ -158,6 +158,10 @@ _SAMPLES = {
     Family.WINDOW: samples.WINDOW,
 }
 _SPLIT = "split in proportion; a constant that is added keeps its share"
+_OF_LOOPS = (
+    "It is a loop of which it is not known how often it runs. Write it with jax.lax.scan, or with jax.lax.fori_loop "
+    "from one Python number to another."
+)
 _OF_SPARSE = (
     "A rule needs the dense matrix: multiply with matrix.todense(). To split relevance in proportion instead, as at an "
     "operation without a parameter, say lrp_jax.composites.with_treatment(rules, 'bcoo_dot_general', "
@@ -371,7 +375,7 @@ ROWS: Sequence[tuple[str, Primitive]] = (
     ("scan", _control(control.scan)),
     ("shard_map", _control(control.shard_map)),
     # Refused where relevance reaches them.
-    ("while", Primitive(family=Family.CONTROL)),
+    ("while", Primitive(family=Family.CONTROL, advice=_OF_LOOPS)),
     ("iota", Primitive(bounds=ranges.counted)),
     ("reduce_window", Primitive(family=Family.WINDOW, samples=samples.WINDOW)),
     ("scatter-mul", Primitive(samples=samples.SCATTER)),

@@ -587,7 +587,7 @@ CASES = {
     ),
     "It has a loop of unknown length": (
         lambda: explain(lambda x: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, network(x))),
-        r"'while' at .*test_bad_input.py:\d+",
+        r"'while' at .*test_bad_input.py:\d+.*not known how often it runs\. Write it with jax\.lax\.scan",
     ),
     "In a `jax.shard_map` several devices compute parts of one sample": (
         lambda: explain(tensor_parallel),
@@ -1474,6 +1474,7 @@ def raising(error):
 
 
 NOTES = {
+    "a function of one sample": (lambda x: WEIGHT.T @ x, r"It takes one sample at a time: pass jax\.vmap\(model\)"),
     "another error": (raising(ValueError("no")), r"If jax\.jit\(model\)\(x\) raises it, too"),
     "torchax, no tuple": (
         run_in("torchax", raising(TypeError("forward() takes 2 positional arguments but 6 were given"))),

@@ -168,7 +168,7 @@ def test_equinox_module_that_lacks_vmap_is_refused_with_a_hint():
     mlp = eqx.nn.MLP(4, 3, 8, 1, key=jax.random.key(1))
     with pytest.raises(TypeError, match="dot_general") as raised:
         relevance(mlp, normal(0, 2, 4))
-    assert any("takes one sample at a time: pass jax.vmap(model)" in note for note in raised.value.__notes__)
+    assert any("It takes one sample at a time: pass jax.vmap(model)" in note for note in raised.value.__notes__)
 
 
 class EquinoxTransformer(eqx.Module):
