@@ -131,8 +131,10 @@ def _variables_restored(model: Callable[..., Any]) -> Iterator[None]:
 
 def _refusal(model: Callable[..., Any], error: Exception) -> ModelError | None:
     """What an error that a model has raised means, and what to do; None if nothing is known of it."""
-    if (isinstance(error, _NEEDS_VALUES) or "Tracer" in str(error)) and _calls_torch(model, error):
-        return ModelError(f"The model calls a PyTorch module{_line_of(error)}, which JAX cannot trace. {PASS_TORCHAX}")
+    if isinstance(error, _NEEDS_VALUES) or "Tracer" in str(error):
+        refusal = _refusal_of_others(model, error)
+        if refusal is not None:
+            return refusal
     if isinstance(error, _NEEDS_VALUES):
         return ModelError(
             f"The model needs the value of an array in Python{_line_of(error)}: in an if, a loop, float(), numpy or "
@@ -164,9 +166,22 @@ def _refusal(model: Callable[..., Any], error: Exception) -> ModelError | None:
     return None
 
 
-def _calls_torch(model: Any, error: Exception) -> bool:
-    """Whether a function holds a PyTorch module, and does not call it by torchax."""
-    return "torchax" not in packages_of(error) and any(derives_from(held, "torch") for held in things_of(model))
+def _refusal_of_others(model: Callable[..., Any], error: Exception) -> ModelError | None:
+    """What an error about traced values means where a function calls a model that does not run on JAX; None if none."""
+    packages = packages_of(error)
+    try:
+        for one in keras_models_of(model):
+            stateless(one)
+    except ModelError as refusal:  # of another backend
+        return refusal
+    if packages[-1] == "keras":  # which hides what it calls
+        return ModelError(
+            f"The model calls something of Keras that JAX cannot trace{_line_of(error)}, such as predict. Pass the "
+            "Keras model itself, or lambda x: model(x, training=False)."
+        )
+    if "torchax" not in packages and any(derives_from(held, "torch") for held in things_of(model)):
+        return ModelError(f"The model calls a PyTorch module{_line_of(error)}, which JAX cannot trace. {PASS_TORCHAX}")
+    return None
 
 
 def _is_unbound(model: Any) -> bool:

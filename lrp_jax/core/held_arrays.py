@@ -147,6 +147,10 @@ def _parts(value: Any) -> _Parts:
         return
     if is_linen_module(value) and value.scope is not None:
         yield from _variables_of_linen(value)
+    if hasattr(type(value), "named_parameters"):  # a module of PyTorch, whose tensors hold arrays if torchax runs them
+        tensors = (*value.named_parameters(), *value.named_buffers())
+        yield from (((name,), getattr(tensor, "_elem", None)) for name, tensor in tensors)
+        return
     if is_keras_model(value):
         yield from (((name,), variable.value) for name, variable in variables_of(value).items())
         return

@@ -92,10 +92,11 @@ def _hint_of_torch(error: Exception) -> str:
     )
 
 
-def packages_of(error: Exception) -> set[str]:
-    """The packages of the functions through which an error went."""
+def packages_of(error: Exception) -> list[str]:
+    """The packages of the functions through which an error went, but for JAX; the one that raised it last."""
     frames = (frame.f_globals for frame, _ in traceback.walk_tb(error.__traceback__))
-    return {str(names.get("__name__")).partition(".")[0] for names in frames}
+    packages = (str(names.get("__name__")).partition(".")[0] for names in frames)
+    return [package for package in packages if package != "jax"]
 
 
 def _hint(model: Callable[..., Any], x: Any) -> str:

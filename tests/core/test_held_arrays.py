@@ -1,6 +1,7 @@
 """Which arrays a function holds: their names, and whether they existed before the trace."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +104,18 @@ def test_search_does_not_lose_itself_in_a_module_of_torch():
         return x @ weights["layer1.0.conv1"]["weight"] if module else x
 
     assert found(function) == [((2, 3), ("layer1.0.conv1.weight", True))]
+
+
+def test_tensors_of_torchax_have_the_names_of_the_module():
+    class Module:
+        __module__ = "torch.nn"
+        named_parameters, named_buffers = lambda self: tensors.items(), lambda self: []
+
+    weight = types.SimpleNamespace(_elem=jnp.ones((2, 3)))
+    module, tensors = Module(), {"layer1.weight": weight, "layer2.weight": object()}
+    assert found(lambda x: x @ dict(module.named_parameters())["layer1.weight"]._elem) == [
+        ((2, 3), ("layer1.weight", True))
+    ]
 
 
 def test_array_that_is_held_twice_is_taken_out_once():

@@ -95,6 +95,20 @@ def test_model_that_gets_its_weights_within_a_function_is_refused(monkeypatch):
         relevance(call, X, 1)
 
 
+def test_function_that_calls_predict_is_refused():
+    scope = {"__name__": "keras.src.trainer", "np": np}
+    exec("def predict(x):\n    return np.asarray(x)", scope)
+    with pytest.raises(ModelError, match=r"such as predict\. Pass the Keras model itself, or lambda x: model"):
+        relevance(lambda x: scope["predict"](x), X, 1)
+
+
+def test_function_that_calls_a_model_of_another_backend_is_refused():
+    model = Dense("dense", FIRST)
+    model.variables[0].stored = np.asarray(FIRST)
+    with pytest.raises(ModelError, match=r"does not run on JAX: its weight kernel .*KERAS_BACKEND to jax"):
+        relevance(lambda x: np.asarray(x) @ model.variables[0].value, X, 1)
+
+
 def test_layers_of_one_name_are_told_apart():
     model = Model("network", Model("block", Dense("dense", FIRST)), Model("block", Dense("dense", SECOND)))
     names = [name for name, _ in arrays_of(model)]
