@@ -79,16 +79,17 @@ PASS_TORCHAX = (
 
 
 def _hint_of_torch(error: Exception) -> str:
-    """What an error means that torchax, or a PyTorch module within it, has raised; empty if it was another one."""
-    if "torchax" not in packages_of(error):
+    """What an error of torchax means; empty if it is none, or if it is about shapes or other values."""
+    if packages_of(error)[-1:] != ["torchax"]:
         return ""
     if isinstance(error, TypeError) and "positional argument" in str(error):
         return _TUPLE_FOR_TORCH
-    if type(error).__name__ not in {"OperatorNotFound", "AssertionError"}:
+    if type(error).__name__ not in {"OperatorNotFound", "AssertionError", "AttributeError"}:
         return ""
     return (
-        "torchax cannot translate this module, with or without lrp_jax. Parametrizations, such as weight_norm, have to "
-        'be removed first: torch.nn.utils.parametrize.remove_parametrizations(layer, "weight").'
+        "torchax cannot translate this module, with or without lrp_jax. A tensor that forward makes needs the device "
+        "of its input, as in torch.ones(2, device=x.device), and a parametrization, such as weight_norm, has to be "
+        'removed before: torch.nn.utils.parametrize.remove_parametrizations(layer, "weight").'
     )
 
 

@@ -1456,32 +1456,25 @@ def test_module_may_write_what_it_computes_from_its_parameters():
         explain(Written(asks=True))
 
 
-def run_in(package, function):
-    """A function whose code counts as that of another package."""
-    scope = {"__name__": f"{package}.tensor", "function": function}
-    exec("def call(x):\n    return function(x)", scope)
+def raising(error, package=__name__):
+    """A function that raises an error, and whose code counts as that of a package."""
+    scope = {"__name__": f"{package}.tensor", "error": error}
+    exec("def call(x):\n    raise error", scope)
     return scope["call"]
 
 
 OperatorNotFound = type("OperatorNotFound", (Exception,), {})
 
 
-def raising(error):
-    def function(x):
-        raise error
-
-    return function
-
-
 NOTES = {
     "a function of one sample": (lambda x: WEIGHT.T @ x, r"It takes one sample at a time: pass jax\.vmap\(model\)"),
     "another error": (raising(ValueError("no")), r"If jax\.jit\(model\)\(x\) raises it, too"),
     "torchax, no tuple": (
-        run_in("torchax", raising(TypeError("forward() takes 2 positional arguments but 6 were given"))),
+        raising(TypeError("forward() takes 2 positional arguments but 6 were given"), "torchax"),
         r"a tuple of the module's arguments: lambda x: function\(weights, \(x,\)\)",
     ),
-    "torchax, another error": (run_in("torchax", raising(ValueError("no"))), r"If jax\.jit\(model\)\(x\) raises it"),
-    "torchax, no such operation": (run_in("torchax", raising(OperatorNotFound("set_"))), "remove_parametrizations"),
+    "torchax, another error": (raising(ValueError("no"), "torchax"), r"If jax\.jit\(model\)\(x\) raises it"),
+    "torchax, no such operation": (raising(OperatorNotFound("set_"), "torchax"), "remove_parametrizations"),
 }
 
 
