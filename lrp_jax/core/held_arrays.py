@@ -158,7 +158,8 @@ def _parts(value: Any) -> _Parts:
         yield from (((key,), held) for key, held in list(value.items()))
         return
     if isinstance(value, list | tuple | set | frozenset):
-        yield from (((i,), held) for i, held in enumerate(value))
+        is_call = isinstance(value, tuple) and len(value) == 2 and callable(value[0]) != callable(value[1])
+        yield from (((i,) * (not is_call), held) for i, held in enumerate(value))  # of a function and its weights
         return
     if isinstance(value, type):
         if not _is_closed(value):

@@ -42,6 +42,7 @@ def found(function):
     return sorted(zip(map(np.shape, arrays), held_arrays.find(function, arrays), strict=True))
 
 
+pair = ({"layer1.0": {"weight": jnp.ones((2, 3))}}, lambda weights, x: x @ weights["layer1.0"]["weight"])
 part, fitted, box = Part(), Fitted(), {"encoder": {"kernel": jnp.ones((2, 3))}}
 decorated = functools.wraps(part)(lambda x: part(x))
 
@@ -68,6 +69,7 @@ CASES = {
         lambda x: fitted.predict(x),
         [((2, 2), ("coefficients", True)), ((2, 3), ("layers.0.kernel", True))],
     ),
+    "in a pair of weights and their function": (lambda x: pair[1](pair[0], x), [((2, 3), ("layer1.0.weight", True))]),
     "behind jit and vmap": (
         jax.jit(jax.vmap(lambda x: x @ box["encoder"]["kernel"])),
         [((2, 3), ("encoder.kernel", True))],
