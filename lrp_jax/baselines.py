@@ -464,15 +464,15 @@ def _occlusion(
     whole = explained(x)
 
     def drop(position: tuple[jax.Array, ...]) -> jax.Array:
-        hidden = jnp.ones((), bool)
+        hidden = jnp.ones((1,) * x.ndim, bool)
         for dimension, cover, i in zip(dimensions, covers, position, strict=True):
-            hidden = hidden & cover[i].reshape(-1, *(1,) * (x.ndim - 2 - dimension))
+            hidden = hidden & cover[i].reshape(*(1,) * (dimension + 1), -1, *(1,) * (x.ndim - 2 - dimension))
         return whole - explained(jnp.where(hidden, value, x))
 
     grid = tuple(index.ravel() for index in np.indices(positions))
     drops = map_in_batches(drop, grid, len(x)).reshape(*positions, len(x))
     for cover in covers:  # each takes the first dimension, of positions, out and puts one of pixels at the end
-        drops = jnp.tensordot(drops, cover / cover.sum(0), axes=(0, 0), precision="highest")
+        drops = jnp.tensordot(drops, cover / cover.sum(0, keepdims=True), axes=(0, 0), precision="highest")
     covered = [1 + dimension for dimension in range(x.ndim - 1) if dimension not in dimensions]
     return jnp.broadcast_to(jnp.expand_dims(drops, covered), x.shape).astype(x.dtype)
 

@@ -201,7 +201,7 @@ def confidence_band(values: jax.Array, *, key: jax.Array, level: float = 0.95, r
 @jax.jit
 def _confidence_band(values: jax.Array, keys: jax.Array, level: float | jax.Array) -> ConfidenceBand:
     mean = values.mean(0)
-    deviations = values - mean  # smaller numbers: less rounding
+    deviations = values - mean[None]  # smaller numbers: less rounding
 
     def one(key: jax.Array) -> jax.Array:
         drawn = jax.random.randint(key, (len(values),), 0, len(values))
@@ -415,7 +415,7 @@ def _sparsity(relevance: jax.Array) -> jax.Array:
     ascending = jnp.sort(jnp.abs(relevance).reshape(len(relevance), -1), axis=1)
     size = ascending.shape[1]
     weights = (size - jnp.arange(1, size + 1) + 0.5) / size
-    return 1 - 2 * (ascending * weights).sum(1) / ascending.sum(1)
+    return 1 - 2 * (ascending * weights[None]).sum(1) / ascending.sum(1)
 
 
 def _as_maps(values: Any) -> jax.Array:

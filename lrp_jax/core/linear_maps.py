@@ -70,8 +70,9 @@ class LinearMap:
         """
         samples = () if self.moves else self.product.sample_axes
         shape = tuple(1 if axis in samples else size for axis, size in enumerate(self.x.shape))
+        value = jnp.asarray(value, self.x.dtype)
         # Made like another array, it varies within `jax.shard_map` along the same axes as it does.
-        return jnp.zeros_like(self.x, shape=shape) + jnp.asarray(value, self.x.dtype)
+        return jnp.zeros_like(self.x, shape=shape) + jnp.expand_dims(value, tuple(range(len(shape) - value.ndim)))
 
     def root_mean_square(self, z: jax.Array) -> jax.Array:
         """That of an output, or of a denominator in its place, over each sample's features; it broadcasts to z."""

@@ -329,14 +329,20 @@ def _settled(index: jax.Array) -> jax.Array:
     """Small integers, two in one number along the last axis."""
     index = jnp.atleast_1d(index)
     index = jnp.pad(index, [(0, 0)] * (index.ndim - 1) + [(0, index.shape[-1] % 2)])
-    pairs = index.reshape(*index.shape[:-1], -1, 2).astype(jnp.uint16) << np.array([0, 8], np.uint16)
-    return lax.optimization_barrier(pairs.sum(-1, dtype=jnp.uint16))  # on GPUs, where sums of two are fused, too
+    pairs = index.reshape(*index.shape[:-1], -1, 2).astype(jnp.uint16)
+    shifted = pairs << _shifts(pairs.ndim)
+    return lax.optimization_barrier(shifted.sum(-1, dtype=jnp.uint16))  # on GPUs, where sums of two are fused, too
 
 
 def _unsettled(pairs: jax.Array, shape: Sequence[int]) -> jax.Array:
-    index = (pairs[..., None] >> np.array([0, 8], np.uint16)) & np.uint16(255)
+    index = (pairs[..., None] >> _shifts(pairs.ndim + 1)) & np.uint16(255)
     last = shape[-1] if shape else 1
     return index.reshape(*pairs.shape[:-1], -1)[..., :last].reshape(shape)
+
+
+def _shifts(rank: int) -> np.ndarray:
+    """By how many bits the two integers in one number are shifted, along the last of some axes."""
+    return np.array([0, 8], np.uint16).reshape((1,) * (rank - 1) + (2,))
 
 
 # How it is done at the primitives of JAX.

@@ -347,6 +347,21 @@ def test_shard_map_within_the_model(devices):
     assert all("several devices compute parts of one sample" in message for message in refused)
 
 
+def test_nothing_is_promoted_where_the_user_forbids_it(images):
+    kernel, head = jax.random.normal(jax.random.key(1), (3, 3, 2, 3)), jax.random.normal(jax.random.key(2), (27, 2))
+    rule = [(composites.first, rules.ZBox([-3.0, -4.0], [3.0, 4.0])), (composites.any_layer, rules.Gamma(0.25))]
+
+    def network(x):
+        x = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = lax.reduce_window(jax.nn.relu(x), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        return x.reshape(2, 27) @ head
+
+    explain = lambda: jax.grad(lambda x: lrp(network, rule)(x)[0, 1])(images)
+    expected = explain()
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        np.testing.assert_allclose(explain(), expected, rtol=1e-6)
+
+
 def test_unsupported_operation_is_named_with_its_line():
     def network(x):
         return jax.lax.linalg.lu(x)[0]  # the line that the message names

@@ -175,6 +175,13 @@ def test_smoothgrad_scales_the_noise_to_each_sample():
 # Against plain loops
 
 
+def test_occlusion_promotes_no_shapes():
+    weight, x = np.float32([[1, 2, 3], [4, 5, 6]]), jnp.float32([[[2, 1, 0], [1, 2, 3]]])
+    with jax.numpy_rank_promotion("raise"):
+        found = occlusion(lambda x: (x * weight[None]).sum((1, 2)), x, window=1)
+    np.testing.assert_allclose(found, x * weight, rtol=1e-6)
+
+
 def loop_of_occlusion(model, x, target, window, stride, value):
     """Hides a window of an image at a time, with two loops over its position."""
     x, value = np.asarray(x), np.broadcast_to(value, x.shape)
