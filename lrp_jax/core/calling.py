@@ -27,6 +27,11 @@ _NEEDS_VALUES = (
     jax.errors.TracerIntegerConversionError,
     jax.errors.NonConcreteBooleanIndexError,
 )
+_WITHOUT_VALUES = "Write it with jnp.where, jax.lax.cond, jax.lax.scan or jnp."
+_WITHOUT_VALUES_IN_TORCH = (
+    "Write it with torch.where. The models of Hugging Face do without values if they are made with "
+    'attn_implementation="eager" and are given an attention mask: function(weights, (x,), {"attention_mask": mask}).'
+)
 # What Flax says of a Linen module that has no variables.
 _ONLY_BOUND = "only accessible from inside 'init' or 'apply'"
 _UNBOUND = {"CallCompactUnboundModuleError", "CallSetupUnboundModuleError"}
@@ -136,10 +141,10 @@ def _refusal(model: Callable[..., Any], error: Exception) -> ModelError | None:
         if refusal is not None:
             return refusal
     if isinstance(error, _NEEDS_VALUES):
+        how = _WITHOUT_VALUES_IN_TORCH if "torchax" in packages_of(error) else _WITHOUT_VALUES
         return ModelError(
             f"The model needs the value of an array in Python{_line_of(error)}: in an if, a loop, float(), numpy or "
-            "a mask as an index. Relevance is propagated through the operations of JAX alone. Write it with jnp.where, "
-            "jax.lax.cond, jax.lax.scan or jnp."
+            f"a mask as an index. Relevance is propagated through the operations of JAX alone. {how}"
         )
     kind = type(error).__name__
     copy = _COPY_OF_NNX if _OTHER_LEVEL in str(error) else ""

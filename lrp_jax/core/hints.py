@@ -79,18 +79,23 @@ PASS_TORCHAX = (
 
 
 def _hint_of_torch(error: Exception) -> str:
-    """What an error of torchax means; empty if it is none, or if it is about shapes or other values."""
-    if packages_of(error)[-1:] != ["torchax"]:
+    """What an error within a function of torchax means; empty if it is another one, or about shapes or values."""
+    packages = packages_of(error)
+    if "torchax" not in packages:
         return ""
     if isinstance(error, TypeError) and "positional argument" in str(error):
         return _TUPLE_FOR_TORCH
-    if type(error).__name__ not in {"OperatorNotFound", "AssertionError", "AttributeError"}:
-        return ""
-    return (
-        "torchax cannot translate this module, with or without lrp_jax. A tensor that forward makes needs the device "
-        "of its input, as in torch.ones(2, device=x.device), and a parametrization, such as weight_norm, has to be "
-        'removed before: torch.nn.utils.parametrize.remove_parametrizations(layer, "weight").'
-    )
+    is_of_torchax = packages[-1] == "torchax" and type(error).__name__ in _UNTRANSLATED
+    return _TRANSLATED if is_of_torchax or "numpy.ndarray" in str(error) else ""
+
+
+_UNTRANSLATED = {"OperatorNotFound", "AssertionError", "AttributeError"}
+_TRANSLATED = (
+    "torchax cannot translate this call, with or without lrp_jax. All arguments have to be arrays of JAX. A tensor "
+    "that forward makes needs the device of its input, as in torch.ones(2, device=x.device). A parametrization, such "
+    "as weight_norm, has to be removed before: "
+    'torch.nn.utils.parametrize.remove_parametrizations(layer, "weight").'
+)
 
 
 def packages_of(error: Exception) -> list[str]:

@@ -272,8 +272,8 @@ def check_tokens(graph: Graph) -> None:
             raise InputError(
                 f"The size of explained integers meets a live value in {operation.name!r} at {operation.location}: "
                 "they are used as numbers, and not to look something up in an embedding, so that they have no "
-                "relevance. Explain numbers, for example with x.astype('float32'), or hold them there with "
-                "jax.lax.stop_gradient."
+                "relevance. Leave a mask out of x, as in lambda x: model(x, mask). Explain numbers, for example with "
+                "x.astype('float32'), or hold them there with jax.lax.stop_gradient."
             )
         lost = [v for v in operation.inputs if v in inner.lost_tokens]
         if lost and (operation.bodies or not set(outputs).isdisjoint(inner.embeddings)):

@@ -1474,6 +1474,10 @@ NOTES = {
         r"a tuple of the module's arguments: lambda x: function\(weights, \(x,\)\)",
     ),
     "torchax, another error": (raising(ValueError("no"), "torchax"), r"If jax\.jit\(model\)\(x\) raises it"),
+    "torchax, an array of numpy": (
+        raising(AttributeError("'numpy.ndarray' object has no attribute 'dim'"), "torchax"),
+        "All arguments have to be arrays of JAX",
+    ),
     "torchax, no such operation": (raising(OperatorNotFound("set_"), "torchax"), "remove_parametrizations"),
 }
 
@@ -1481,9 +1485,16 @@ NOTES = {
 @pytest.mark.parametrize("case", NOTES)
 def test_note_on_what_a_model_has_raised(case):
     model, note = NOTES[case]
-    with pytest.raises((ValueError, TypeError, OperatorNotFound)) as raised:
+    with pytest.raises((ValueError, TypeError, AttributeError, OperatorNotFound)) as raised:
         explain(lambda x: model(x))
     assert re.search(note, "".join(raised.value.__notes__))
+
+
+def test_torch_module_that_needs_values_is_told_how_to_do_without():
+    scope = {"__name__": "torchax.interop"}
+    exec("def call(x):\n    return x if bool(x[0, 0]) else -x", scope)
+    with pytest.raises(ModelError, match=r'torch\.where\. The models of Hugging Face .*attn_implementation="eager"'):
+        explain(scope["call"])
 
 
 class Outputs(dict):
