@@ -235,6 +235,34 @@ def check_callable(function: Any, name: str) -> None:
         raise InputError(f"{name} must be a function, but it is {kind_of(function)}.")
 
 
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """The arguments that a function takes; any, if it is not written in Python.
+
+    `functools.wraps` copies the signature of what is wrapped, but a wrapper may have named arguments of its own.
+
+    Example:
+        >>> import functools
+        >>> def network(weight, x):
+        ...     return x * weight
+        >>> wrapped = functools.wraps(network)(lambda x: network(2.0, x))
+        >>> signature_of(wrapped), inspect.signature(wrapped)
+        (<Signature (x)>, <Signature (weight, x)>)
+    """
+    try:
+        if inspect.ismethod(function):
+            return inspect.signature(function)
+        return inspect.signature(inspect.unwrap(function, stop=_has_arguments_of_its_own), follow_wrapped=False)
+    except (TypeError, ValueError):
+        return inspect.signature(lambda *args, **kwargs: None)
+
+
+def _has_arguments_of_its_own(function: Any) -> bool:
+    if not inspect.isfunction(function):
+        return False
+    own = inspect.signature(function, follow_wrapped=False)
+    return all(parameter.kind is not inspect.Parameter.VAR_POSITIONAL for parameter in own.parameters.values())
+
+
 def check_function(function: Any, name: str, *arguments: str) -> None:
     """Refuses what cannot be called with as many arguments.
 
@@ -248,11 +276,7 @@ def check_function(function: Any, name: str, *arguments: str) -> None:
     """
     check_callable(function, name)
     try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of what is not written in Python
-        return
-    try:
-        signature.bind(*arguments)
+        signature_of(function).bind(*arguments)
     except TypeError as cause:
         given = ", ".join(arguments)
         raise InputError(f"{name} must be a function that can be called with {given} alone: {cause}.") from cause

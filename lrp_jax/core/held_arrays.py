@@ -159,7 +159,8 @@ def _parts(value: Any) -> _Parts:
         return
     if isinstance(value, list | tuple | set | frozenset):
         is_call = isinstance(value, tuple) and len(value) == 2 and callable(value[0]) != callable(value[1])
-        yield from (((i,) * (not is_call), held) for i, held in enumerate(value))  # of a function and its weights
+        steps = getattr(value, "_fields", range(len(value)))  # the names of a named tuple
+        yield from (((step,) * (not is_call), held) for step, held in zip(steps, value, strict=True))
         return
     if isinstance(value, type):
         if not _is_closed(value):

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from lrp_jax.core.arguments import check_function, in_words, kind_of
+from lrp_jax.core.arguments import check_function, in_words, kind_of, signature_of
 from lrp_jax.core.keras_models import KerasModel, is_keras_model
 from lrp_jax.errors import InputError
 
@@ -61,10 +61,12 @@ def add_note(error: Exception, model: Callable[..., Any], x: Any) -> None:
             f"The Keras model has the inputs {', '.join(inputs)}, but it was called with x: {in_words(x)}. Let x be a "
             "list of them, or a dictionary by name."
         ) from error
-    hint = _hint_of_torch(error) or ("" if inputs else _hint(model, x)) or _SEE_WHETHER
+    hint = _hint_of_torch(error) or ("" if inputs else _hint(model, x))
+    hint = hint or (_ONE_SAMPLE if _takes_one_sample(model, x) else _SEE_WHETHER)
     error.add_note(f"The model raised this when it was called with x: {in_words(x)}. {hint}")
 
 
+_ONE_SAMPLE = "It takes one sample at a time: pass jax.vmap(model), and the samples first in x."
 _SEE_WHETHER = (
     "If jax.jit(model)(x) raises it, too, the error is in the model or in x, which has the samples in the first "
     "dimension."
@@ -120,8 +122,6 @@ def _hint(model: Callable[..., Any], x: Any) -> str:
         return f"If the {len(x)} parts of x are arguments of their own, pass lambda x: model(*x)."
     if isinstance(x, dict) and _takes(model, **x):
         return "If the entries of x are arguments of their own, pass lambda x: model(**x)."
-    if _takes_one_sample(model, x):
-        return "It takes one sample at a time: pass jax.vmap(model), and the samples first in x."
     return ""
 
 
@@ -140,10 +140,7 @@ def derives_from(model: Any, package: str) -> bool:
 
 
 def _signature(model: Callable[..., Any]) -> inspect.Signature:
-    try:
-        return inspect.signature(model.model.call if isinstance(model, KerasModel) else model)
-    except (TypeError, ValueError):  # of what is not written in Python
-        return inspect.Signature()
+    return signature_of(model.model.call if isinstance(model, KerasModel) else model)
 
 
 def _takes(model: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:

@@ -1520,6 +1520,12 @@ def test_object_that_a_model_returns_is_taken_apart_in_the_hint(output, end):
         explain(lambda x: output(network(x)))
 
 
+@pytest.mark.parametrize("around", [lambda model: model, jax.jit, functools.partial], ids=["plain", "jit", "partial"])
+def test_wrapper_takes_the_arguments_of_its_own(around):
+    wrapper = functools.wraps(with_parameters)(lambda x: network(x))
+    np.testing.assert_allclose(explain(around(wrapper)).output, network(X), rtol=1e-6)
+
+
 # The bounds of z-box.
 
 
