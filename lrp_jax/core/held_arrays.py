@@ -117,7 +117,7 @@ def _search(holder: Any, wanted: Sequence[Any], is_same: Callable[[Any, Any], bo
 def name_of_parameter(name: str) -> str:
     """The path of a parameter as a name: without the attribute that holds the array, and Linen's collection."""
     name = re.sub(r"\.(_?value|_?raw_value)$", "", name)
-    return re.sub(r"^(\d+\.)*_?params\.", "", name)
+    return re.sub(r"^((\d+\.)*_?params\.)+", "", name)
 
 
 def name_of_path(path: Sequence[Any]) -> str:

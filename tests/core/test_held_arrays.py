@@ -45,6 +45,7 @@ def found(function):
 
 pair = ({"layer1.0": {"weight": jnp.ones((2, 3))}}, lambda weights, x: x @ weights["layer1.0"]["weight"])
 Weights = collections.namedtuple("Weights", ["low", "high"])
+linen = types.SimpleNamespace(_params={"params": {"dense": {"kernel": jnp.ones((2, 3))}}})
 named = Weights({"kernel": jnp.ones((2, 3))}, np.full((3, 1), 0.5))
 part, fitted, box = Part(), Fitted(), {"encoder": {"kernel": jnp.ones((2, 3))}}
 decorated = functools.wraps(part)(lambda x: part(x))
@@ -73,6 +74,10 @@ CASES = {
         [((2, 2), ("coefficients", True)), ((2, 3), ("layers.0.kernel", True))],
     ),
     "in a pair of weights and their function": (lambda x: pair[1](pair[0], x), [((2, 3), ("layer1.0.weight", True))]),
+    "in the collections of Linen, in an attribute": (
+        lambda x: x @ linen._params["params"]["dense"]["kernel"],
+        [((2, 3), ("dense.kernel", True))],
+    ),
     "in a named tuple": (
         lambda x: x @ named.low["kernel"] @ named.high,
         [((2, 3), ("low.kernel", True)), ((3, 1), ("high", True))],
