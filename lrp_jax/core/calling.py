@@ -42,8 +42,9 @@ _CHANGES_STATE = {"TraceContextError", "ModifyScopeVariableError", "InvalidRngEr
 # What Flax NNX says, in errors of several kinds, of a module that a transformation of its own would write to.
 _OTHER_LEVEL = "different trace level"
 _COPY_OF_NNX = (
-    " If it is in inference mode, it is a module of Flax NNX that runs nnx.scan, nnx.vmap or nnx.jit, as nnx.RNN does, "
-    "and is read from a variable of the function. Pass the module itself, or a copy: lambda x: nnx.clone(model)(x)."
+    " If it is in inference mode, it is a module of Flax NNX that runs nnx.scan, nnx.remat or nnx.jit, as nnx.RNN "
+    "does, and is read from a variable of the function. Pass the module itself, or a copy: "
+    "lambda x: nnx.clone(model)(x)."
 )
 # What Equinox says where dropout asks for a key.
 _LACKS_KEY = "requires a key when running in non-deterministic mode"
