@@ -148,7 +148,8 @@ def _parts(value: Any) -> _Parts:
     if is_linen_module(value) and value.scope is not None:
         yield from _variables_of_linen(value)
     if hasattr(type(value), "named_parameters"):  # a module of PyTorch, whose tensors hold arrays if torchax runs them
-        tensors = (*value.named_parameters(), *value.named_buffers())
+        module = value._model if _package(type(value).__module__) == "torchax" else value  # which wraps it in its own
+        tensors = (*module.named_parameters(), *module.named_buffers())
         yield from (((name,), getattr(tensor, "_elem", None)) for name, tensor in tensors)
         return
     if is_keras_model(value):

@@ -127,6 +127,8 @@ def test_tensors_of_torchax_have_the_names_of_the_module():
 
     weight = types.SimpleNamespace(_elem=jnp.ones((2, 3)))
     module, tensors = Module(), {"layer1.weight": weight, "layer2.weight": object()}
+    wrapper = type("JittableModule", (Module,), {"__module__": "torchax.interop", "_model": module})()
+    assert [name for name, _ in held_arrays.arrays_of(lambda: wrapper)] == ["layer1.weight"]
     assert found(lambda x: x @ dict(module.named_parameters())["layer1.weight"]._elem) == [
         ((2, 3), ("layer1.weight", True))
     ]
