@@ -64,13 +64,9 @@ class Builder:
 
     def number(self, number: np.ndarray) -> int:
         """The value that a number is that stands in the program."""
-
-        def make() -> list[int]:
-            value = self.graph.new_constant(number, Held(number, is_parameter=False))
-            self.graph.note_number(value, number)
-            return [value]
-
-        return self._once(("number", number.dtype, number.shape, number.tobytes()), make)[0]
+        held = Held(number, is_parameter=False, number=number)
+        key = ("number", number.dtype, number.shape, number.tobytes())
+        return self._once(key, lambda: [self.graph.new_constant(number, held)])[0]
 
     def add(self, equation: Any, inputs: tuple[int, ...], place: Place, treatment: Any = None) -> list[int]:
         """Adds an operation in canonical form, unless the same is there already; returns its outputs."""

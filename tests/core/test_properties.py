@@ -48,9 +48,9 @@ class Network(nnx.Module):
         self.conv1 = nnx.Conv(2, 4, (3, 3), **options)
         self.norm = nnx.BatchNorm(4, use_running_average=True, rngs=rngs, param_dtype=dtype, dtype=dtype)
         # As trained: statistics far from 0 and 1, scales of either sign, shifts. Without biases there are no shifts.
-        trained = {self.norm.var: VARIANCE, self.norm.scale: SCALE}
-        trained |= {self.norm.mean: MEAN, self.norm.bias: SHIFT} if use_bias else {}
-        for variable, numbers in trained.items():
+        trained = [(self.norm.var, VARIANCE), (self.norm.scale, SCALE)]
+        trained += [(self.norm.mean, MEAN), (self.norm.bias, SHIFT)] if use_bias else []
+        for variable, numbers in trained:
             variable[...] = jnp.asarray(numbers, variable.dtype)  # flax holds statistics in single precision
         self.conv2 = nnx.Conv(4, 4, (3, 3), **options)
         self.query, self.key, self.value = (nnx.Linear(4, 4, **options) for _ in range(3))
