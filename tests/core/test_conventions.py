@@ -284,6 +284,27 @@ def test_addend_below_a_root_or_a_power_keeps_its_share(k):
     assert_close(received(lambda x: (x + (9.0 + k)) ** 1.7, U), U * (U + 9) ** 0.7)
 
 
+# Functions of a value and a constant array: f(u) - f(0) is passed on, and u f'(u) where f(0) is not finite.
+E = np.array([2.0, 3.0, 0.5])
+BESIDE_ARRAYS = {
+    "power": (lambda x: jnp.abs(x) ** E, np.abs(U) ** E),
+    "exponent": (lambda x: E**x, E**U - 1),
+    "negative power": (lambda x: jnp.abs(x) ** -E, -E * np.abs(U) ** -E),
+    "angle": (lambda x: jnp.arctan2(E, x), np.arctan2(E, U) - np.pi / 2),
+}
+
+
+@cases(BESIDE_ARRAYS)
+def test_function_of_a_value_and_an_array_passes_on_what_it_adds_to_its_value_at_zero(case):
+    fun, share = case
+    assert_close(received(fun, U), share)
+
+
+def test_function_of_a_value_and_an_array_at_zero_passes_on_its_slope():
+    # 2**(x0 + x1) is 1 where the sum is 0, with slope log(2).
+    assert_close(received(lambda x: np.array([2.0]) ** (x[:1] + x[1:]), [1.0, -1.0]), np.log(2) * np.array([1.0, -1.0]))
+
+
 ADDENDS = {
     "x + b": (lambda x, b: x + b, 1.0),
     "b + x": (lambda x, b: b + x, 1.0),
@@ -1180,6 +1201,14 @@ def test_relevance_form_passes_addends_and_functions_one_to_one(fun, way):
     squares = weight[:, 0] ** 2
     expected = value * squares / squares.sum()
     assert_close(received(lambda x: fun(x) @ weight, x, rules.WSquare(stabilizer=0.0), way), expected, 1e-7)
+
+
+def test_relevance_form_keeps_half_precision_where_a_mask_is_multiplied():
+    weight, mask, x = jnp.ones((3, 2), jnp.bfloat16), jnp.array([1.0, 0.0, 2.0], jnp.bfloat16), jnp.arange(1.0, 4.0)
+    explain = jax.grad(lambda x: lrp(lambda x: ((x * mask) @ weight)[0], rules.Flat(stabilizer=0.0))(x))
+    found = explain(x.astype(jnp.bfloat16))
+    assert found.dtype == jnp.bfloat16
+    assert_close(found.astype(jnp.float64), np.array([7.0, 0.0, 7.0]) / 3, 1e-2)
 
 
 def test_standardising_inside_of_a_model_does_not_disturb_the_box():
