@@ -2,8 +2,9 @@
 
 Equal operations on equal values are one. Operands that JAX broadcasts inside of an elementwise operation are broadcast
 by an operation of their own. A move of all operands of an elementwise operation comes after that operation. A selection
-by a number that stands in the program is what it selects. A slice of values that were put side by side is one of those
-that it lies in. The maximum over a value and a constant that were put side by side is that of the two.
+by a number that stands in the program is what it selects. A slice is one operation in every spelling, and of values
+that were put side by side it is one of those that it lies in. What is added or multiplied at some places is added or
+multiplied as a whole array. The maximum over a value and a constant that were put side by side is that of the two.
 """
 
 import functools

@@ -47,6 +47,8 @@ TAKEN_APART = {
     "every second": (beside, lambda s: (s[:, :4][:, ::2], s[:, 4::2])),
     "in another order": (beside, lambda s: (s.T[:4].T, s.T[4:].T)),
     "with a further axis": (beside, lambda s: (s[:, None, :4], s[:, None, 4:])),
+    "with padding around": (beside, lambda s: jnp.split(jnp.pad(s, ((1, 0), (2, 1)))[1:, 2:-1], 2, 1)),
+    "rolled and rolled back": (beside, lambda s: jnp.split(jnp.roll(jnp.roll(s, 3, 1), -3, 1), 2, 1)),
     "after elementwise operations": (
         beside,
         lambda s: jnp.split(-(2 * s) * np.arange(1.0, 9), 2, 1),
@@ -72,6 +74,12 @@ def test_a_gate_that_was_beside_its_signal_is_held(name):
 
     found = jax.grad(lrp(lambda x: network(x, lambda gate: gate), rules.Zero()))(X)
     assert_close(found, X * jax.grad(lambda x: network(x, lax.stop_gradient))(X))
+
+
+def test_padding_that_is_cut_off_leaves_the_value_alone():
+    bias, causal = RNG.normal(size=4), lambda z: jnp.pad(z, ((0, 0), (2, 1)))[:, 2:-1]
+    explain = lambda pad: jax.grad(lrp(lambda x: nn.relu(pad(x @ W) + bias).ravel() @ SEED, rules.ZPlus()))(X)
+    assert_close(explain(causal), explain(lambda z: z))
 
 
 def random_moves(rng, value):
