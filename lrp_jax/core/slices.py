@@ -78,7 +78,8 @@ class Slicer:
         """The slice of a value; itself if everything is kept."""
         if box == _whole(self.graph.shapes[value].shape):
             return value
-        bounds = ([r.start for r in box], [r[-1] + 1 for r in box], [r.step for r in box])
+        ends = [r[-1] + 1 if r else r.start for r in box]
+        bounds = ([r.start for r in box], ends, [r.step for r in box])
         return self.add(lambda x: lax.slice(x, *bounds), (value,))
 
     def reshaped(self, value: int, shape: Shape) -> int:

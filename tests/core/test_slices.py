@@ -82,6 +82,15 @@ def test_padding_that_is_cut_off_leaves_the_value_alone():
     assert_close(explain(causal), explain(lambda z: z))
 
 
+def test_parts_without_elements():
+    for take_apart in (
+        lambda z: jnp.split(z, [0, 3], 1),
+        lambda z: [z[:, 4:], z[:, :3], lax.dynamic_slice(z, (0, 3), (3, 1))],
+    ):
+        fun = lambda x, take_apart=take_apart: jnp.concatenate(take_apart(nn.relu(x @ W)), 1).ravel() @ SEED
+        assert_close(jax.grad(lrp(fun, rules.Zero()))(X), X * jax.grad(fun)(X))
+
+
 def random_moves(rng, value):
     """A value after random moves and slices."""
     for _ in range(4):
