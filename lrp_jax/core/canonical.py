@@ -2,8 +2,9 @@
 
 Equal operations on equal values are one. Operands that JAX broadcasts inside of an elementwise operation are broadcast
 by an operation of their own. A move of all operands of an elementwise operation comes after that operation. A selection
-by a number that stands in the program is what it selects. A slice of values that were put side by side is one of those
-that it lies in. The maximum over a value and a constant that were put side by side is that of the two.
+by a number that stands in the program is what it selects. A slice is one operation in every spelling, and of values
+that were put side by side it is one of those that it lies in. What is added or multiplied at some places is added or
+multiplied as a whole array. The maximum over a value and a constant that were put side by side is that of the two.
 """
 
 import functools
@@ -24,7 +25,11 @@ from lrp_jax.core.ranges import Range, range_of_dtype, ranges_of_outputs
 from lrp_jax.core.slices import Slicer, boxes_of_outputs, keeps_order
 from lrp_jax.core.statuses import Bodies, if_continuous, status_after
 
-_SCATTERS: Mapping[str, Callable[..., Any]] = {"scatter-mul": lax.scatter_mul, "scatter-sub": lax.scatter_add}
+_SCATTERS: Mapping[str, Callable[..., Any]] = {
+    "scatter-add": lax.scatter_add,
+    "scatter-mul": lax.scatter_mul,
+    "scatter-sub": lax.scatter_add,
+}
 _OF_TWO: Mapping[str, Callable[..., Any]] = {"reduce_max": lax.max, "reduce_min": lax.min}
 
 
@@ -64,13 +69,9 @@ class Builder:
 
     def number(self, number: np.ndarray) -> int:
         """The value that a number is that stands in the program."""
-
-        def make() -> list[int]:
-            value = self.graph.new_constant(number, Held(number, is_parameter=False))
-            self.graph.note_number(value, number)
-            return [value]
-
-        return self._once(("number", number.dtype, number.shape, number.tobytes()), make)[0]
+        held = Held(number, is_parameter=False, number=number)
+        key = ("number", number.dtype, number.shape, number.tobytes())
+        return self._once(key, lambda: [self.graph.new_constant(number, held)])[0]
 
     def add(self, equation: Any, inputs: tuple[int, ...], place: Place, treatment: Any = None) -> list[int]:
         """Adds an operation in canonical form, unless the same is there already; returns its outputs."""
@@ -78,7 +79,9 @@ class Builder:
             chosen = self.graph.chosen(inputs[0], len(inputs) - 1)
             if chosen is not None:
                 return [inputs[1 + chosen]]
-        for known in (self._undone, self._slices_of_parts, self._scattered, self._product_of_counts):
+        if _changes_nothing(equation):
+            return [inputs[0]]
+        for known in (self._undone, self._slices, self._scattered, self._first_true, self._product_of_counts):
             if (outputs := known(equation, inputs, place)) is not None:
                 return outputs
         if (parts := self._with_and_without_constants(equation, inputs, place)) is not None:
@@ -207,26 +210,24 @@ class Builder:
         is_same = graph.shapes[before.inputs[0]].shape == equation.outvars[0].aval.shape
         return [before.inputs[0]] if is_same else None
 
-    def _slices_of_parts(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
-        """What an equation returns that takes values apart again which were put side by side; None for another one."""
+    def _slices(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
+        """What an equation returns that takes slices: of the parts in which they lie; None for another equation."""
         graph = self.graph
         if not inputs or not graph.is_live(inputs[0]):
             return None
         slicer = Slicer(graph, functools.partial(self.add_function, place=place))
         boxes = boxes_of_outputs(graph, equation, inputs)
         found = [slicer.within(inputs[0], box) for box in boxes]
-        if all(value is None for value in found):
+        if not boxes or (equation.primitive.name == "slice" and found == [None]):
             return None
         pairs = zip(found, boxes, strict=True)
         slices = [slicer.sliced(inputs[0], box) if value is None else value for value, box in pairs]
         return [slicer.reshaped(value, out.aval.shape) for value, out in zip(slices, equation.outvars, strict=True)]
 
     def _scattered(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
-        """What is subtracted at some places is added there, and a factor at some places is one for all of them."""
+        """A sum or product at some places as one at all places, with a constant; a difference there as a sum there."""
         name, graph = equation.primitive.name, self.graph
         if name not in _SCATTERS or not graph.is_live(inputs[0]):
-            return None
-        if name == "scatter-mul" and graph.is_live(inputs[2]):
             return None
         add = functools.partial(self.add_function, place=place)
         names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
@@ -234,9 +235,31 @@ class Builder:
         x, indices, updates = inputs
         if name == "scatter-sub":
             return [add(function, (x, indices, add(lax.neg, (updates,))))]
-        shape, one = graph.shapes[x].shape, self.number(np.ones((), graph.shapes[x].dtype))
-        ones = add(lambda x: lax.broadcast_in_dim(x, shape, ()), (one,))
-        return [add(lax.mul, (x, add(function, (ones, indices, updates))))]
+        if not all(map(graph.is_constant, inputs[1:])) and (name == "scatter-add" or graph.is_live(updates)):
+            return None
+        is_sum = name == "scatter-add"
+        filled = self._filled(0 if is_sum else 1, graph.shapes[x], place)
+        return [add(lax.add if is_sum else lax.mul, (x, add(function, (filled, indices, updates))))]
+
+    def _filled(self, number: float, like: Any, place: Place) -> int:
+        """An array that is filled with a number."""
+        value = self.number(np.asarray(number, like.dtype))
+        if not like.shape:
+            return value
+        return self.add_function(lambda x: lax.broadcast_in_dim(x, like.shape, ()), (value,), place)
+
+    def _first_true(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
+        """Which of stacked conditions is the first that holds, as in `jnp.select`, element by element."""
+        stack = self.graph.producer.get(inputs[0]) if equation.primitive.name == "argmax" else None
+        if stack is None or stack.name != "stack" or equation.params["axes"] != (stack.equation.params["axis"],):
+            return None
+        if self.graph.shapes[inputs[0]].dtype != jnp.bool_:
+            return None
+        cases = [self._filled(i, equation.outvars[0].aval, place) for i in range(len(stack.inputs))]
+        first = cases[0]
+        for condition, case in zip(stack.inputs[::-1], cases[::-1], strict=True):
+            first = self.add_function(lax.select_n, (condition, first, case), place)
+        return [first]
 
     def _product_of_counts(self, equation: Any, inputs: Sequence[int], place: Place) -> list[int] | None:
         """A product of a table and of integers that are made of explained ones: with these as numbers of its kind."""
@@ -330,11 +353,13 @@ def equation_of(fun: Callable[..., Any], *operands: jax.ShapeDtypeStruct) -> Any
 
 
 def _is_cast(equation: Any) -> bool:
-    """Whether an equation is a conversion to another dtype; one of a Python number to its own JAX leaves out."""
-    if equation.primitive.name != "convert_element_type":
-        return False
-    is_other = equation.invars[0].aval.dtype != equation.params["new_dtype"]
-    return is_other and equation.params["sharding"] is None
+    """Whether an equation is a conversion to another dtype."""
+    return equation.primitive.name == "convert_element_type" and equation.params["sharding"] is None
+
+
+def _changes_nothing(equation: Any) -> bool:
+    """Whether an equation is a conversion to the same dtype, which only settles the type of a Python number."""
+    return _is_cast(equation) and equation.invars[0].aval.dtype == equation.params["new_dtype"]
 
 
 def shared_marks(marks: Sequence[Mapping[Mark, str]]) -> dict[Mark, str]:

@@ -3,12 +3,13 @@
 What a factor is is decided by its values, as a function of one value, and by the range of that value:
 
 - A *normaliser* is positive and falls as a function of a value that is not negative, by its range or by its domain:
-  rsqrt(v + e), 1 / sqrt(v), v**-0.5, exp(-log(v) / 2), 1 / (1 + sum).
+  rsqrt(v + e), 1 / sqrt(v), v**-0.5, exp(-log(v) / 2), 1 / (1 + sum), exp(-rate * softplus(u)).
 - A *gate* is bounded, nowhere negative and not zero at zero: sigmoid, 1 + tanh, 1 + erf, hard sigmoid.
 - Everything else is a signal; relu6 is one, as it is zero at zero.
 
 It makes no difference which factors are multiplied first. So a product is what the lowest of its factors is, as is a
-sum, mean or maximum that has one sign; which sign does not matter.
+sum, mean or maximum that has one sign; which sign does not matter. And so is a function of such a value that is
+bounded and nowhere negative between its bounds, as 1 - g h.
 
 A mark overrules that: `mark.gate` and `mark.signal` say what a value is as a factor, and what it is with constants
 added to it or multiplied with it.
@@ -20,7 +21,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-from lrp_jax.core.curves import falls, is_constant, is_even, is_gate, needs_positive, with_positive_sign
+from lrp_jax.core.curves import (
+    falls,
+    is_constant,
+    is_even,
+    is_gate,
+    is_gate_within,
+    needs_positive,
+    with_positive_sign,
+)
 from lrp_jax.core.equations import Mark
 from lrp_jax.core.formulas import POSITIVE
 from lrp_jax.core.functions import Function, Functions
@@ -179,14 +188,23 @@ class Factors:
                 return Rank.NORMALISER
             if is_gate(values):
                 return Rank.GATE
-        for operation in function.operations:
-            (inner,) = operation.outputs
-            behind = self.functions.behind(function, inner) if self._is_nonnegative(inner) else None
-            if behind is not None and falls(with_positive_sign(behind.formula, divides)):
+        inner = [operation.outputs[0] for operation in function.operations]
+        for value in (function.root, *filter(self._has_one_sign, inner)):
+            behind = function if value == function.root else self.functions.behind(function, value)
+            if behind is not None and self._falls_from_zero(behind, divides):
                 return Rank.NORMALISER
         values = with_positive_sign(function.formula, divides)
         is_multiple, is_quotient = (is_constant(values(POSITIVE) * powers) for powers in (1 / POSITIVE, POSITIVE))
-        return _Depends([(self, function.root, divides != is_quotient)]) if is_multiple or is_quotient else Rank.SIGNAL
+        if is_multiple or is_quotient:
+            return _Depends([(self, function.root, divides != is_quotient)])
+        bounds = self._ranges[function.root]
+        return _Depends([(self, function.root, False)]) if is_gate_within(values, bounds) else Rank.SIGNAL
+
+    def _falls_from_zero(self, function: Function, divides: bool) -> bool:
+        """Whether a function falls while its root, which has one sign, goes away from zero."""
+        values = with_positive_sign(function.formula, divides)
+        low, high = self._ranges[function.root]
+        return (low >= 0 and falls(values)) or (high <= 0 and falls(lambda u: values(-u)))
 
     def _longer(self, function: Function) -> Iterator[tuple["Factors", Function]]:
         """A function, and as what it is one that its root is moved from, as 1 - sigmoid(u)[:3] is a function of u.
@@ -268,7 +286,8 @@ def _scales(operation: Operation) -> bool:
 
 def _moves(operation: Operation) -> bool:
     """Whether an operation returns what it is given, at the same or at other places."""
-    return bool(operation.family & (Family.UNCHANGED | Family.ORDER))
+    is_written = Family.WRITE in operation.family and Family.SUM not in operation.family
+    return is_written or bool(operation.family & (Family.UNCHANGED | Family.ORDER))
 
 
 def _divides(operation: Operation, position: int) -> bool:

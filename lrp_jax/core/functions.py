@@ -51,12 +51,14 @@ class Functions:
         graph: The graph.
         apart: The ids of operations that are treated by themselves.
         ends: Values at which a function ends: what reads them is a function of them.
+        statuses: Of which values there are functions.
         roots: For each value that is a function of another one, the first such value.
     """
 
     graph: Graph
     apart: frozenset[int] = frozenset()
     ends: frozenset[int] = frozenset()
+    statuses: frozenset[Status] = frozenset({Status.LIVE, Status.HELD})
     roots: dict[int, int] = field(default_factory=dict)
     _formulas: dict[Any, Formula] = field(default_factory=dict)
 
@@ -78,7 +80,7 @@ class Functions:
         shape = graph.shapes[operation.outputs[0]].shape
         is_alike = all(graph.shapes[value].shape == shape for value in varying)
         is_complex = any(jnp.iscomplexobj(graph.shapes[value]) for value in (*varying, *operation.outputs))
-        return varying if is_alike and not is_complex and statuses <= {Status.LIVE, Status.HELD} else []
+        return varying if is_alike and not is_complex and statuses <= self.statuses else []
 
     def varying(self, operation: Operation) -> list[int]:
         """The operands of an operation that are no numbers."""

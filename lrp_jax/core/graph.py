@@ -46,11 +46,13 @@ class Held:
         array: The array, or what stands for it while the function is compiled.
         path: Its path in the model, as a name; empty if it has none.
         is_parameter: Whether it was there before the function was called, and not made by the function itself.
+        number: The number with which it is filled, if the function itself says so.
     """
 
     array: Any
     path: str = ""
     is_parameter: bool = True
+    number: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +188,8 @@ class Graph:
             self.paths[value] = held.path
         if held.is_parameter:
             self.parameters.add(value)
+        if held.number is not None:
+            self.note_number(value, held.number)
         return value
 
     def mark(self, value: int, marks: Mapping[Mark, str]) -> None:

@@ -200,8 +200,8 @@ def _linear_map(kind: type[Kind]) -> Primitive:
     return Primitive(_of_linear_map, summary, family, ranges.total, samples=kind.samples)
 
 
-def _sum(family: Family) -> Primitive:
-    return Primitive(proportional, _SPLIT, Family.SUM | family, ranges.total, samples=_SAMPLES[family])
+def _sum(family: Family, bounds: Bounds = ranges.total) -> Primitive:
+    return Primitive(proportional, _SPLIT, Family.SUM | family, bounds, samples=_SAMPLES[family])
 
 
 def _product_of_elements(family: Family) -> Primitive:
@@ -292,7 +292,7 @@ ROWS: Sequence[tuple[str, Primitive]] = (
     ("div", _product(_of_quotient, np.true_divide, ranges.of(ranges.divide))),
     # Sums and products of many elements.
     *((name, _linear_map(kind)) for name, kind in KINDS.items()),
-    ("reduce_sum", _sum(Family.REDUCTION)),
+    ("reduce_sum", _sum(Family.REDUCTION, ranges.summed)),
     ("cumsum", _sum(Family.CUMULATIVE)),
     ("reduce_window_sum", _sum(Family.WINDOW)),
     ("psum", Primitive(proportional, _SPLIT, bounds=ranges.total, samples=samples.REDUCTION)),

@@ -130,6 +130,12 @@ def total(equation: Any, operands: Sequence[Range], is_square: bool) -> Range:
     return (-math.inf, 0.0) if len(operands) == 1 and operands[0][1] <= 0 else FREE
 
 
+def summed(equation: Any, operands: Sequence[Range], is_square: bool) -> Range:
+    """Sums of as many elements each."""
+    number = equation.invars[0].aval.size / max(equation.outvars[0].aval.size, 1)
+    return multiply(operands[0], (number, number))
+
+
 def added(equation: Any, operands: Sequence[Range], is_square: bool) -> Range:
     """What was there and what is added to it, in some places."""
     (before, _, more) = operands

@@ -11,7 +11,7 @@ import numpy as np
 from lrp_jax.core import primitives
 from lrp_jax.core.formulas import GRID
 from lrp_jax.core.functions import Functions
-from lrp_jax.core.graph import Operation
+from lrp_jax.core.graph import Operation, Status
 from lrp_jax.core.ranges import Range, ranges_of_outputs
 
 _OVERFLOW = 1e2  # a number from which exp, or what is made of it, may be infinite
@@ -30,13 +30,14 @@ def ranges_by_values(functions: Functions, of_inputs: Mapping[int, Range]) -> Se
     """
     graph = functions.graph
     found = [of_inputs.get(value, bounds) for value, bounds in enumerate(graph.ranges)]
-    looks = functions.looks(GRID)
+    of_constants = Functions(graph, statuses=frozenset({Status.CONSTANT}))
+    looks, roots = functions.looks(GRID) | of_constants.looks(GRID), functions.roots | of_constants.roots
     for operation in graph.operations:
         if not operation.bodies:
             _follow(operation, found)
         for value in operation.outputs:
             low, high = found[value]
-            if value in looks and low < 0 and _is_nonnegative(looks[value], found[functions.root(value)]):
+            if value in looks and low < 0 and _is_nonnegative(looks[value], found[roots[value]]):
                 found[value] = 0.0, high
     return found
 

@@ -1,7 +1,7 @@
 """Slices of values that were put side by side: each is a slice of the values that it lies in.
 
 What a slice keeps of a value is a box. It is followed back, through moves and elementwise operations, to where values
-were put side by side. If it lies in some of them, the slice is made of these alone.
+were put side by side, or padding around one. If it lies in some of them, the slice is made of these alone.
 """
 
 import functools
@@ -78,7 +78,8 @@ class Slicer:
         """The slice of a value; itself if everything is kept."""
         if box == _whole(self.graph.shapes[value].shape):
             return value
-        bounds = ([r.start for r in box], [r[-1] + 1 for r in box], [r.step for r in box])
+        ends = [r[-1] + 1 if r else r.start for r in box]
+        bounds = ([r.start for r in box], ends, [r.step for r in box])
         return self.add(lambda x: lax.slice(x, *bounds), (value,))
 
     def reshaped(self, value: int, shape: Shape) -> int:
@@ -91,8 +92,8 @@ class Slicer:
         afterwards: list[Callable[[int], int]] = []
         while self.graph.is_live(value) and value in self.graph.producer and value not in self.graph.marks and all(box):
             operation = self.graph.producer[value]
-            if operation.name in {"concatenate", "stack"}:
-                found = self._of_parts(operation, box)
+            if operation.name in {"concatenate", "stack", "pad"}:
+                found = self._unpadded(operation, box) if operation.name == "pad" else self._of_parts(operation, box)
                 return None if found is None else functools.reduce(lambda i, again: again(i), afterwards[::-1], found)
             before = self._before(operation, box)
             if before is None:
@@ -124,6 +125,15 @@ class Slicer:
                 return first, inner, lambda found: found
         is_elementwise = Family.ELEMENTWISE in operation.family or operation.name in {"convert_element_type", "copy"}
         return self._before_elementwise(operation, box) if is_elementwise else None
+
+    def _unpadded(self, operation: Operation, box: Box) -> int | None:
+        """What a box keeps of a value with padding around it; None if it keeps padding, too."""
+        value = operation.inputs[0]
+        inner = _before_pad(box, operation.equation.params["padding_config"], self.graph.shapes[value].shape)
+        if inner is None:
+            return None
+        found = self.within(value, inner)
+        return self.sliced(value, inner) if found is None else found
 
     def _of_parts(self, operation: Operation, box: Box) -> int | None:
         """What a box keeps of values that were put side by side; None if it is something of each."""
@@ -177,6 +187,15 @@ def _with(box: Sequence[range], axis: int, kept: range) -> Box:
 def _inner(outer: range, kept: range) -> range:
     """What is kept of what was kept before, in places of the whole."""
     return outer[kept.start : kept[-1] + 1 : kept.step]
+
+
+def _before_pad(box: Box, padding: Sequence[tuple[int, int, int]], before: Shape) -> Box | None:
+    """What is kept of a value by what is kept of it with padding around; None if there is padding in it, or between."""
+    inner = tuple(
+        range(kept.start - low, kept.stop - low, kept.step) for kept, (low, *_) in zip(box, padding, strict=True)
+    )
+    is_inside = all(kept.start >= 0 and kept[-1] < size for kept, size in zip(inner, before, strict=True))
+    return inner if is_inside and not any(between for *_, between in padding) else None
 
 
 def _before_reshape(box: Box, after: Shape, before: Shape) -> Box | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrp_jax.core import held_arrays
 from lrp_jax.core.arguments import check_function, check_tree, in_words, is_array_like, kind_of
@@ -57,6 +58,7 @@ class CallText:
         statuses: For each input, whether it is explained.
         paths: For each input, the path of the parameter that it is; empty for none.
         held: For each array that the function holds, its path, and whether it existed before the trace.
+        indices: For each of these, the integer that it consists of, if it is one that is written in the function.
         arguments: The structure of the arguments, whose leaves are the inputs if all of them are arrays.
         structure: The structure of the function's value.
         samples_first: Whether the first dimension of what is explained is known to be that of the samples.
@@ -69,6 +71,7 @@ class CallText:
     statuses: tuple[Status, ...]
     paths: tuple[str, ...]
     held: tuple[tuple[str, bool], ...]
+    indices: tuple[int | None, ...]
     arguments: Any
     structure: Any
     samples_first: bool
@@ -128,8 +131,8 @@ class TracedCall:
         text = self.text
         known = {id(array): Held(array, "", is_parameter=False) for array in self.held_by_target}
         known |= {
-            id(array): Held(array, path, is_parameter)
-            for array, (path, is_parameter) in zip(self.held, text.held, strict=True)
+            id(array): Held(array, path, is_parameter, None if index is None else np.asarray(index, array.dtype))
+            for array, (path, is_parameter), index in zip(self.held, text.held, text.indices, strict=True)
         }
         graph = read(
             text.program.closed(self.held),
@@ -231,17 +234,25 @@ def trace_call(
     arrays = [leaf for leaf, _, _ in inputs]
     closed_jaxpr, output = jax.make_jaxpr(call, return_shape=True)(arrays)
     program, held = take_apart(closed_jaxpr)
+    found = held_arrays.find(fun if holder is None else holder, held)
     text = CallText(
         program,
         tuple(status for _, status, _ in inputs),
         tuple(path for _, _, path in inputs),
-        tuple(held_arrays.find(fun if holder is None else holder, held)),
+        tuple(found),
+        tuple(None if existed else _index(array) for array, (_, existed) in zip(held, found, strict=True)),
         tree,
         jax.tree.structure(output),
         tokens,
         inference,
     )
     return TracedCall(arrays, held, [], text), output
+
+
+def _index(array: Any) -> int | None:
+    """The integer that an array consists of, as one does with which a slice is picked; None for any other."""
+    is_whole = not jnp.issubdtype(array.dtype, jnp.inexact) and not jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return int(np.asarray(array).reshape(())) if is_whole and array.size == 1 else None
 
 
 def _leaves(

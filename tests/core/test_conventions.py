@@ -284,6 +284,27 @@ def test_addend_below_a_root_or_a_power_keeps_its_share(k):
     assert_close(received(lambda x: (x + (9.0 + k)) ** 1.7, U), U * (U + 9) ** 0.7)
 
 
+# Functions of a value and a constant array: f(u) - f(0) is passed on, and u f'(u) where f(0) is not finite.
+E = np.array([2.0, 3.0, 0.5])
+BESIDE_ARRAYS = {
+    "power": (lambda x: jnp.abs(x) ** E, np.abs(U) ** E),
+    "exponent": (lambda x: E**x, E**U - 1),
+    "negative power": (lambda x: jnp.abs(x) ** -E, -E * np.abs(U) ** -E),
+    "angle": (lambda x: jnp.arctan2(E, x), np.arctan2(E, U) - np.pi / 2),
+}
+
+
+@cases(BESIDE_ARRAYS)
+def test_function_of_a_value_and_an_array_passes_on_what_it_adds_to_its_value_at_zero(case):
+    fun, share = case
+    assert_close(received(fun, U), share)
+
+
+def test_function_of_a_value_and_an_array_at_zero_passes_on_its_slope():
+    # 2**(x0 + x1) is 1 where the sum is 0, with slope log(2).
+    assert_close(received(lambda x: np.array([2.0]) ** (x[:1] + x[1:]), [1.0, -1.0]), np.log(2) * np.array([1.0, -1.0]))
+
+
 ADDENDS = {
     "x + b": (lambda x, b: x + b, 1.0),
     "b + x": (lambda x, b: b + x, 1.0),
@@ -327,6 +348,8 @@ GATES = {
     "hard sigmoid by clip": lambda u: jnp.clip(u / 6 + 0.5, 0, 1),
     "hard sigmoid by maximum and minimum": lambda u: jnp.maximum(0, jnp.minimum(1, u / 6 + 0.5)),
     "hard sigmoid": nn.hard_sigmoid,
+    "hard sigmoid by select": lambda u: jnp.select([u < -3, u > 3], [jnp.zeros_like(u), jnp.ones_like(u)], u / 6 + 0.5),
+    "hard sigmoid by numbers": lambda u: jnp.where(abs(u) < 3, u / 6 + 0.5, jnp.where(u > 0, 1.0, 0.0)),
     "exp(log_sigmoid)": lambda u: jnp.exp(nn.log_sigmoid(u)),
     "expit under jit": jax.jit(jax.scipy.special.expit),
     "1 - sigmoid(-u)": lambda u: 1 - nn.sigmoid(-u),
@@ -738,6 +761,12 @@ BIASES = {
     "optimisation barrier": lambda x: lax.optimization_barrier(x @ BW) + BB,
     "cast": lambda x: (x.astype(jnp.bfloat16) @ BW.astype(jnp.bfloat16)).astype(jnp.float64) + BB,
     "slice": lambda x: (x @ jnp.concatenate([BW, BW], 1))[:, :1] + BB,
+    "split": lambda x: jnp.split(x @ jnp.concatenate([BW, BW], 1), 2, 1)[1] + BB,
+    "unstacked": lambda x: jnp.unstack((x @ jnp.concatenate([BW, BW], 1))[..., None], axis=1)[0] + BB,
+    "picked": lambda x: jnp.take(x @ jnp.concatenate([BW, BW], 1), 1, 1)[:, None] + BB,
+    "dynamic slice": lambda x: lax.dynamic_slice_in_dim(x @ jnp.concatenate([BW, BW], 1), 1, 1, 1) + BB,
+    "in place": lambda x: (x @ BW).at[:].add(BB),
+    "subtracted in place": lambda x: (x @ BW).at[:, jnp.array([0])].subtract(-BB),
     "behind a new axis": lambda x: ((x @ BW)[..., None] + BB[:, None])[..., 0],
     "behind a transposition": lambda x: ((x @ BW).T + BB[:, None]).T,
     "behind a flip": lambda x: (x @ jnp.concatenate([BW, 0 * BW], 1))[:, ::-1][:, 1:] + BB,
@@ -1172,6 +1201,14 @@ def test_relevance_form_passes_addends_and_functions_one_to_one(fun, way):
     squares = weight[:, 0] ** 2
     expected = value * squares / squares.sum()
     assert_close(received(lambda x: fun(x) @ weight, x, rules.WSquare(stabilizer=0.0), way), expected, 1e-7)
+
+
+def test_relevance_form_keeps_half_precision_where_a_mask_is_multiplied():
+    weight, mask, x = jnp.ones((3, 2), jnp.bfloat16), jnp.array([1.0, 0.0, 2.0], jnp.bfloat16), jnp.arange(1.0, 4.0)
+    explain = jax.grad(lambda x: lrp(lambda x: ((x * mask) @ weight)[0], rules.Flat(stabilizer=0.0))(x))
+    found = explain(x.astype(jnp.bfloat16))
+    assert found.dtype == jnp.bfloat16
+    assert_close(found.astype(jnp.float64), np.array([7.0, 0.0, 7.0]) / 3, 1e-2)
 
 
 def test_standardising_inside_of_a_model_does_not_disturb_the_box():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lrp_jax.core.curves import falls, is_even, is_gate, needs_positive, with_positive_sign
+from lrp_jax.core.curves import falls, is_even, is_gate, is_gate_within, needs_positive, with_positive_sign
 
 
 @np.errstate(all="ignore")
@@ -34,7 +34,7 @@ FUNCTIONS = {
     "2 + u / (1 + u^2)^0.495": (lambda u: 2 + u / (1 + u * u) ** 0.495, False, False, False, False),
     "exp(-u^2)": (lambda u: np.exp(-u * u), True, False, True, True),
     "1 / (1 + u^2)": (lambda u: 1 / (1 + u * u), True, False, True, True),
-    "1 where positive": (lambda u: np.where(u > 0, 1.0, 0.0), False, True, False, False),
+    "1 where positive": (lambda u: np.where(u > 0, 1.0, 0.0), False, True, False, True),
     "relu6": (lambda u: np.clip(u, 0, 6), False, True, False, False),
     "tanh": (np.tanh, False, False, False, False),
     "u": (lambda u: u, False, False, False, False),
@@ -75,6 +75,26 @@ def test_sign_in_front_does_not_matter(name):
     if (quietly(function)(positive) > 0).all():
         np.testing.assert_array_equal(values(positive), quietly(function)(positive))
         assert [shape(values) for shape in (falls, needs_positive, is_even, is_gate)] == expected
+
+
+WITHIN = {
+    "1 - u of a product of gates": (lambda u: 1 - u, (0.0, 1.0), True),
+    "1 - u further out": (lambda u: 1 - u, (0.0, 1.5), False),
+    "1 - u of anything positive": (lambda u: 1 - u, (0.0, np.inf), False),
+    "a root": (np.sqrt, (0.0, 1.0), True),
+    "a root of anything positive": (np.sqrt, (0.0, np.inf), False),
+    "what a decay leaves": (lambda u: 1 - np.exp(u), (-np.inf, 0.0), True),
+    "a reciprocal": (lambda u: 1 / u, (0.0, 1.0), False),
+    "zero at first": (lambda u: np.maximum(u - 0.75, 0), (0.0, 1.0), False),
+    "at one number": (lambda u: u, (2.0, 2.0), True),
+    "between numbers that are no samples": (lambda u: u, (-np.inf, -1e13), False),
+}
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_gate_within_bounds(name):
+    function, bounds, expected = WITHIN[name]
+    assert is_gate_within(quietly(function), bounds) is expected
 
 
 def test_what_divides_is_its_reciprocal():

@@ -48,9 +48,10 @@ class Network(nnx.Module):
         self.conv1 = nnx.Conv(2, 4, (3, 3), **options)
         self.norm = nnx.BatchNorm(4, use_running_average=True, rngs=rngs, param_dtype=dtype, dtype=dtype)
         # As trained: statistics far from 0 and 1, scales of either sign, shifts. Without biases there are no shifts.
-        self.norm.var[...], self.norm.scale[...] = (jnp.asarray(a, dtype) for a in (VARIANCE, SCALE))
-        if use_bias:
-            self.norm.mean[...], self.norm.bias[...] = (jnp.asarray(a, dtype) for a in (MEAN, SHIFT))
+        trained = [(self.norm.var, VARIANCE), (self.norm.scale, SCALE)]
+        trained += [(self.norm.mean, MEAN), (self.norm.bias, SHIFT)] if use_bias else []
+        for variable, numbers in trained:
+            variable[...] = jnp.asarray(numbers, variable.dtype)  # flax holds statistics in single precision
         self.conv2 = nnx.Conv(4, 4, (3, 3), **options)
         self.query, self.key, self.value = (nnx.Linear(4, 4, **options) for _ in range(3))
         self.head = nnx.Linear(4, 3, **options)

@@ -174,9 +174,17 @@ def test_products_of_an_array_with_itself(subscripts, is_of_squares):
     ("operand", "expected"),
     [((0.0, 2.0), NONNEGATIVE), ((1.0, 2.0), NONNEGATIVE), ((-2.0, 0.0), NONPOSITIVE), ((-2.0, 0.1), FREE)],
 )
-def test_sums_keep_a_sign(operand, expected):
-    for name, operation in (("reduce_sum", jnp.sum), ("cumsum", lax.cumsum)):
-        assert derived(equation_of(operation, np.ones(3), name=name), [operand]) == [expected]
+def test_sums_so_far_keep_a_sign(operand, expected):
+    assert derived(equation_of(lax.cumsum, np.ones(3), name="cumsum"), [operand]) == [expected]
+
+
+@pytest.mark.parametrize("operand", [(0.0, 2.0), (1.0, 2.0), (-2.0, 0.0), (-2.0, 0.5), NONNEGATIVE, FREE])
+def test_sums_lie_between_as_many_bounds_as_they_have_elements(operand):
+    for shape, axes in (((3,), 0), ((2, 3), 1), ((4, 3), 1)):
+        equation = equation_of(lambda x, axes=axes: jnp.sum(x, axes), np.ones(shape), name="reduce_sum")
+        assert derived(equation, [operand]) == [(3 * operand[0], 3 * operand[1])]
+    empty = equation_of(lambda x: jnp.sum(x, 0), np.ones((0, 3)), name="reduce_sum")
+    assert derived(empty, [operand]) == [(0.0, 0.0)]
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,9 @@ TAKEN_APART = {
         stacked(0),
         lambda s: [lax.dynamic_index_in_dim(s, i, 0, keepdims=False) for i in (0, 1)],
     ),
+    "by an array of one index": (stacked(0), lambda s: (s[np.array([0])][0], s[jnp.array([-1])][0])),
+    "by a list of one index": (stacked(1), lambda s: (s[:, [0]], s[:, [1]])),
+    "by a mask": (stacked(0), lambda s: (s[np.array([True, False])], s[np.array([False, True])])),
     "by split": (beside, lambda s: jnp.split(s, 2, 1)),
     "by slices": (beside, lambda s: (s[:, :-4], s[:, -4:])),
     "by slices of slices": (beside, lambda s: (s[1:, :5][:, :4], s[:, 3:][1:, 1:])),
@@ -44,6 +47,8 @@ TAKEN_APART = {
     "every second": (beside, lambda s: (s[:, :4][:, ::2], s[:, 4::2])),
     "in another order": (beside, lambda s: (s.T[:4].T, s.T[4:].T)),
     "with a further axis": (beside, lambda s: (s[:, None, :4], s[:, None, 4:])),
+    "with padding around": (beside, lambda s: jnp.split(jnp.pad(s, ((1, 0), (2, 1)))[1:, 2:-1], 2, 1)),
+    "rolled and rolled back": (beside, lambda s: jnp.split(jnp.roll(jnp.roll(s, 3, 1), -3, 1), 2, 1)),
     "after elementwise operations": (
         beside,
         lambda s: jnp.split(-(2 * s) * np.arange(1.0, 9), 2, 1),
@@ -69,6 +74,21 @@ def test_a_gate_that_was_beside_its_signal_is_held(name):
 
     found = jax.grad(lrp(lambda x: network(x, lambda gate: gate), rules.Zero()))(X)
     assert_close(found, X * jax.grad(lambda x: network(x, lax.stop_gradient))(X))
+
+
+def test_padding_that_is_cut_off_leaves_the_value_alone():
+    bias, causal = RNG.normal(size=4), lambda z: jnp.pad(z, ((0, 0), (2, 1)))[:, 2:-1]
+    explain = lambda pad: jax.grad(lrp(lambda x: nn.relu(pad(x @ W) + bias).ravel() @ SEED, rules.ZPlus()))(X)
+    assert_close(explain(causal), explain(lambda z: z))
+
+
+def test_parts_without_elements():
+    for take_apart in (
+        lambda z: jnp.split(z, [0, 3], 1),
+        lambda z: [z[:, 4:], z[:, :3], lax.dynamic_slice(z, (0, 3), (3, 1))],
+    ):
+        fun = lambda x, take_apart=take_apart: jnp.concatenate(take_apart(nn.relu(x @ W)), 1).ravel() @ SEED
+        assert_close(jax.grad(lrp(fun, rules.Zero()))(X), X * jax.grad(fun)(X))
 
 
 def random_moves(rng, value):

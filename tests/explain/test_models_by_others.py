@@ -312,7 +312,8 @@ def test_token_behind_the_causal_mask_gets_no_relevance(float64):
 
 class NNXTransformer(nnx.Module):
     def __init__(self, rngs):
-        self.norms = nnx.List([nnx.LayerNorm(4, rngs=rngs), nnx.RMSNorm(4, rngs=rngs)])
+        options = {"param_dtype": jnp.float64, "rngs": rngs}
+        self.norms = nnx.List([nnx.LayerNorm(4, **options), nnx.RMSNorm(4, **options)])
         self.norms[0].scale[...], self.norms[0].bias[...] = normal(11, 4), normal(12, 4)
         self.norms[1].scale[...] = normal(13, 4)
         self.attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs)
@@ -340,7 +341,8 @@ class NNXConvolutional(nnx.Module):
 
     def __init__(self, rngs):
         self.norm = nnx.BatchNorm(2, use_running_average=True, param_dtype=jnp.float64, rngs=rngs)
-        self.norm.mean[...], self.norm.var[...] = jnp.array([0.3, -1.2]), jnp.array([2.0, 0.5])
+        # flax holds statistics in single precision
+        self.norm.mean[...], self.norm.var[...] = jnp.array([[0.3, -1.2], [2.0, 0.5]], jnp.float32)
         self.norm.scale[...], self.norm.bias[...] = jnp.array([-0.7, 1.6]), jnp.array([0.9, -0.4])
         self.convolution = nnx.Conv(2, 4, (3, 3), strides=2, rngs=rngs)
         self.depthwise = nnx.Conv(4, 4, (3, 3), feature_group_count=4, rngs=rngs)
