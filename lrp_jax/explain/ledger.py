@@ -107,10 +107,10 @@ def plan(
 
     Returns:
         A table with a row for every layer and every operation that relevance reaches, in the order in which they run:
-        path (of the layer's parameters, or the line of an operation), kind, shape of the output, rule or treatment,
-        form in which the cotangent of the output is taken, and sign of the input, where it is known. The table shows
-        the layers, and the products of which each factor gets half, as in attention. Its method `operations` shows all
-        rows, and its field `rows` holds them.
+        path (of the parameters of a layer or an embedding; else the line), kind, shape of the output, rule or
+        treatment, form in which the cotangent of the output is taken, and sign of the input, where it is known. The
+        table shows layers, embeddings, and the products of which each factor gets half, as in attention. Its method
+        `operations` shows all rows, and its field `rows` holds them.
 
     Raises:
         InputError: If `x` has a dtype without relevance, or `inference` is neither of the two.
