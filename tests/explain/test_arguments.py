@@ -299,8 +299,8 @@ DOORS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "strips": (
         plotting.strips,
         {
-            "series": np.ones((9, 2)),
-            "relevance": np.ones((9, 2)),
+            "series": np.ones((20, 2)),
+            "relevance": np.ones((20, 2)),
             "names": ["a", "b"],
             "limit": 1.0,
             "colormap": "RdBu_r",
