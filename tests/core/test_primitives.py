@@ -5,6 +5,7 @@ import collections
 from pathlib import Path
 
 import jax
+import jax.experimental.sparse  # brings primitives of its own
 import pytest
 from jax import lax
 from jax import numpy as jnp
