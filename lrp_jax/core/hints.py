@@ -11,6 +11,30 @@ from lrp_jax.core.arguments import check_function, in_words, kind_of, signature_
 from lrp_jax.core.keras_models import KerasModel, is_keras_model
 from lrp_jax.errors import InputError
 
+_PASS_PARAMETERS = (
+    "Pass its apply together with its parameters: functools.partial(network.apply, params), with None after params "
+    "where a key comes next, as in Haiku"
+)
+_ONE_SAMPLE = "It takes one sample at a time: pass jax.vmap(model), and the samples first in x."
+_SEE_WHETHER = (
+    "If jax.jit(model)(x) raises it, too, the error is in the model or in x, which has the samples in the first "
+    "dimension."
+)
+_TUPLE_FOR_TORCH = (
+    "A function of torchax takes the weights, and a tuple of the module's arguments: lambda x: function(weights, (x,))."
+)
+PASS_TORCHAX = (
+    "Turn it into a function with torchax: weights, function = torchax.extract_jax(module.eval()), and pass "
+    "lambda x: function(weights, (x,))."
+)
+_UNTRANSLATED = {"OperatorNotFound", "AssertionError", "AttributeError"}
+_TRANSLATED = (
+    "torchax cannot translate this call, with or without lrp_jax. All arguments have to be arrays of JAX. A tensor "
+    "that forward makes needs the device of its input, as in torch.ones(2, device=x.device). A parametrization, such "
+    "as weight_norm, has to be removed before: "
+    'torch.nn.utils.parametrize.remove_parametrizations(layer, "weight").'
+)
+
 
 def check_model(model: Any) -> None:
     """Refuses what is taken for a model, but is none that JAX can call.
@@ -28,12 +52,6 @@ def check_model(model: Any) -> None:
         )
     if not callable(model) and callable(getattr(model, "init", None)) and callable(getattr(model, "apply", None)):
         raise InputError(f"The model is {kind_of(model)}, with the functions init and apply. {_PASS_PARAMETERS}.")
-
-
-_PASS_PARAMETERS = (
-    "Pass its apply together with its parameters: functools.partial(network.apply, params), with None after params "
-    "where a key comes next, as in Haiku"
-)
 
 
 def check_takes(model: Callable[..., Any], x: Any) -> None:
@@ -66,20 +84,6 @@ def add_note(error: Exception, model: Callable[..., Any], x: Any) -> None:
     error.add_note(f"The model raised this when it was called with x: {in_words(x)}. {hint}")
 
 
-_ONE_SAMPLE = "It takes one sample at a time: pass jax.vmap(model), and the samples first in x."
-_SEE_WHETHER = (
-    "If jax.jit(model)(x) raises it, too, the error is in the model or in x, which has the samples in the first "
-    "dimension."
-)
-_TUPLE_FOR_TORCH = (
-    "A function of torchax takes the weights, and a tuple of the module's arguments: lambda x: function(weights, (x,))."
-)
-PASS_TORCHAX = (
-    "Turn it into a function with torchax: weights, function = torchax.extract_jax(module.eval()), and pass "
-    "lambda x: function(weights, (x,))."
-)
-
-
 def _hint_of_torch(error: Exception) -> str:
     """What an error within a function of torchax means; empty if it is another one, or about shapes or values."""
     packages = packages_of(error)
@@ -89,15 +93,6 @@ def _hint_of_torch(error: Exception) -> str:
         return _TUPLE_FOR_TORCH
     is_of_torchax = packages[-1] == "torchax" and type(error).__name__ in _UNTRANSLATED
     return _TRANSLATED if is_of_torchax or "numpy.ndarray" in str(error) else ""
-
-
-_UNTRANSLATED = {"OperatorNotFound", "AssertionError", "AttributeError"}
-_TRANSLATED = (
-    "torchax cannot translate this call, with or without lrp_jax. All arguments have to be arrays of JAX. A tensor "
-    "that forward makes needs the device of its input, as in torch.ones(2, device=x.device). A parametrization, such "
-    "as weight_norm, has to be removed before: "
-    'torch.nn.utils.parametrize.remove_parametrizations(layer, "weight").'
-)
 
 
 def packages_of(error: Exception) -> list[str]:
